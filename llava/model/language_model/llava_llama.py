@@ -1,0 +1,340 @@
+"""The patched decoder: a short loop of our own over stock transformers Llama layers.
+
+With nothing to prune it computes what transformers' `LlamaModel` computes, bit for bit; with
+pruning, what a full-length run computes in which dropped tokens are masked. All state of a call
+lives in its `PrunedCache`, so the model can serve several calls at once.
+
+Layers get rotary tables and never `position_ids`: gaps in positions would be read as borders of
+packed sequences by some attention backends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+)
+
+from ...pruning.base import Dense, Observation, Pruner
+from ...pruning.cache import PrunedCache
+from ...pruning.cost import DecoderShape
+from ...pruning.layout import TokenLayout, apply
+from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from .attention import attention_rows, causal_mask, check_backend
+
+
+class LlavaConfig(LlamaConfig):
+    """A Llama config with LLaVA's `mm_*` keys, and the vision tower's config as `mm_vision_config`.
+
+    The class attributes are the values of keys that LLaVA-1.5's config.json leaves out.
+    """
+
+    model_type = "llava_llama"
+    mm_vision_config = None
+    mm_vision_select_layer = -2
+    mm_vision_select_feature = "patch"
+    mm_projector_type = "linear"
+    mm_patch_merge_type = "flat"
+    mm_use_im_start_end = False
+    mm_use_im_patch_token = False
+    image_aspect_ratio = "square"
+
+
+class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
+    """LLaVA without the output head."""
+
+    config_class = LlavaConfig
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)
+        self.build_vision(config)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: PrunedCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder; the first call on a cache prefills and prunes, later ones decode.
+
+        input_ids (batch, n) or inputs_embeds (batch, n, d); attention_mask (batch, n), left
+        padding, is read only in a prefill for which the cache holds no layout. `position_ids`
+        are accepted and ignored: positions follow from the layout. Returns the hidden states of
+        the tokens that are left after the last layer.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if kwargs.get("output_attentions") or kwargs.get("output_hidden_states"):
+            raise ValueError(
+                "per-layer outputs are not collected, since layers hold different tokens; "
+                "what was kept is in past_key_values.trace"
+            )
+        check_backend(self.config._attn_implementation)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = PrunedCache()
+        if cache is not None and not isinstance(cache, PrunedCache):
+            raise ValueError(
+                f"past_key_values must be a PrunedCache, got {type(cache).__name__}; "
+                "pass none, or make one with PrunedCache(pruner)"
+            )
+        if cache is not None and not cache.is_empty:
+            hidden = self._decode(inputs_embeds, cache, kwargs)
+        else:
+            hidden = self._prefill(inputs_embeds, attention_mask, cache, kwargs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden), past_key_values=cache if use_cache else None
+        )
+
+    def _layout(
+        self, embeds: Tensor, attention_mask: Tensor | None, cache: PrunedCache | None
+    ) -> TokenLayout:
+        layout = cache.layout if cache is not None else None
+        if layout is None:
+            if attention_mask is None:
+                attention_mask = torch.ones(embeds.shape[:2], device=embeds.device)
+            return TokenLayout.text_only(attention_mask)
+        # Beam search and several returned sequences repeat every sample before the prefill.
+        layout = layout.repeat(embeds.shape[0] // layout.batch)
+        if (layout.batch, layout.n) != embeds.shape[:2]:
+            raise ValueError(
+                f"the cache's layout is {(layout.batch, layout.n)}, the input "
+                f"{tuple(embeds.shape[:2])}: make a new PrunedCache for new input"
+            )
+        return layout
+
+    def _prefill(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        cache: PrunedCache | None,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        layout = self._layout(hidden, attention_mask, cache)
+        pruner = (cache.pruner if cache is not None else None) or Dense()
+        shape = DecoderShape.from_config(self.config)
+        run = pruner.start(layout, shape)
+        if cache is not None:
+            cache.begin(layout, run.positions)
+            cache.trace.first = layout
+        selection = run.at_entry(layout)
+        if selection is not None:
+            hidden, layout = apply(selection, hidden), layout.select(selection)
+
+        backend = self.config._attn_implementation
+        rope = mask = None
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            if rope is None:
+                rope = self.rotary_emb(hidden, rotary_positions(layout, run.positions))
+                valid = layout.valid if layout.padded else None
+                mask = causal_mask(backend, valid, layout.n, layout.n, hidden)
+            entering = hidden
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=rope,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **kwargs,
+            )
+            if cache is None:
+                continue
+            cache.entered(layout)
+            before, selection = layout, None
+            count = run.rows(index, layout)
+            observation = Observation(index, layout.to(hidden.device), hidden)
+            if count:
+                observation = Observation(
+                    index,
+                    observation.layout,
+                    hidden,
+                    rows=attention_rows(
+                        layer, entering, rope, cache.layers[index].keys, count, valid
+                    ),
+                    row_mask=_tail_mask(layout, count, hidden.device),
+                )
+            selection = run.after_layer(observation)
+            if selection is not None:
+                hidden = apply(selection, hidden)
+                layout = observation.layout.select(selection)
+                rope = None
+            cache.trace.record(before, count, selection, layout)
+        if cache is not None:
+            cache.trace.complexity = run.complexity()
+        return hidden
+
+    def _decode(self, hidden: Tensor, cache: PrunedCache, kwargs: dict[str, Any]) -> Tensor:
+        tokens = hidden.shape[1]
+        positions = cache.next_positions(tokens)
+        cos, sin = self.rotary_emb(hidden, positions.flatten(0, 1))
+        tables = list(
+            zip(cos.unflatten(0, positions.shape[:2]), sin.unflatten(0, positions.shape[:2]))
+        )
+        backend = self.config._attn_implementation
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            valid = cache.valid_keys(index, tokens)
+            keys = cache.layers[index].keys.shape[-2] + tokens
+            hidden = layer(
+                hidden,
+                attention_mask=causal_mask(backend, valid, tokens, keys, hidden),
+                position_embeddings=tables[index if len(tables) > 1 else 0],
+                past_key_values=cache,
+                use_cache=True,
+                **kwargs,
+            )
+        cache.append(tokens)
+        return hidden
+
+
+def rotary_positions(layout: TokenLayout, policy: str) -> Tensor:
+    """Rotary positions (batch, n) of the tokens in `layout`.
+
+    "original": those of the unpruned sequence; "compact": 0, 1, 2, ... over what is there.
+    """
+    if policy == "original":
+        return layout.position
+    return (layout.valid.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _tail_mask(layout: TokenLayout, count: int, device: torch.device) -> Tensor:
+    """(batch, count): True on those of the last `count` tokens that follow the last image."""
+    tail = torch.tensor(layout.tail, device=device)[:, None]
+    return torch.arange(count, 0, -1, device=device)[None] <= tail
+
+
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+    """LLaVA with its output head and generation."""
+
+    config_class = LlavaConfig
+
+    def __init__(self, config: LlavaConfig) -> None:
+        # LlamaForCausalLM would build a plain LlamaModel first; its parent builds none.
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = LlavaLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_model(self) -> LlavaLlamaModel:
+        return self.model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: PrunedCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        images: Tensor | list[Tensor] | None = None,
+        image_sizes: list[tuple[int, int]] | None = None,
+        pruner: Pruner | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """One forward pass; with `images`, `input_ids` holds IMAGE_TOKEN_INDEX where they go.
+
+        Logits are those of the tokens left after the last layer. `labels` (batch, n) align with
+        `input_ids`; they need an unpruned pass.
+
+        Raises ValueError for labels together with a pruner.
+        """
+        if pruner is not None and labels is not None:
+            raise ValueError("labels need every token: train without a pruner")
+        if images is not None or pruner is not None:
+            prompt = self.embed_prompt(
+                input_ids, attention_mask, images, image_sizes, pruner=pruner, labels=labels
+            )
+            input_ids, inputs_embeds = None, prompt.embeds
+            attention_mask, labels = prompt.layout.valid, prompt.labels
+            if use_cache is None:
+                use_cache = self.config.use_cache and labels is None
+            if use_cache or pruner is not None:
+                past_key_values = PrunedCache(pruner, prompt.layout)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        images: Tensor | list[Tensor] | None = None,
+        image_sizes: list[tuple[int, int]] | None = None,
+        pruner: Pruner | None = None,
+        visual_token_num: int | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: PrunedCache | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate after a prompt with images; every option of transformers' `generate` works.
+
+        inputs (or `input_ids`): (batch, n), IMAGE_TOKEN_INDEX (-200) once per image, left-padded
+            with an `attention_mask`.
+        images: (images of the whole batch, 3, h, w), preprocessed, in order; None without images.
+        image_sizes: (width, height) of each original picture; tells padding from picture.
+        pruner: settings from `llava.pruning.build`; None runs the unpruned model.
+        visual_token_num: most tokens the vision tower may hand over per image.
+        past_key_values: a PrunedCache of an earlier call, to go on with the same conversation;
+            `inputs` is then the whole conversation.
+
+        Returns the new tokens only (batch, new), or with `return_dict_in_generate=True` an output
+        whose `past_key_values.trace` tells what was pruned.
+        """
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if input_ids is None:
+            raise ValueError("generate needs input_ids")
+        prompt = self.embed_prompt(
+            input_ids,
+            attention_mask,
+            images,
+            image_sizes,
+            pruner=pruner,
+            visual_token_num=visual_token_num,
+        )
+        cache = past_key_values
+        if cache is None:
+            cache = PrunedCache(pruner, prompt.layout)
+        elif cache.is_empty:
+            cache.layout = prompt.layout
+            cache.pruner = pruner if pruner is not None else cache.pruner
+        return super().generate(
+            inputs_embeds=prompt.embeds,
+            attention_mask=prompt.layout.valid.long(),
+            past_key_values=cache,
+            **kwargs,
+        )
+
+
+AutoConfig.register("llava_llama", LlavaConfig)
+AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)

@@ -1,0 +1,97 @@
+"""The command-line flags of pruning, shared by evaluation, benchmark and chat.
+
+A flag that is not given leaves the method's own default alone: no number stands here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from dataclasses import fields
+from typing import Any
+
+from . import METHODS, build
+from .autoprune import PRESETS
+from .base import Pruner
+
+_FLAGS = ("target_token_num", "budget_mode", "target_flops", "target_kv")
+_CURVE = ("x0", "k0", "gamma", "beta")
+
+
+def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --method, --preset, the budget, the curve and --set to `parser`."""
+    group = parser.add_argument_group("pruning")
+    group.add_argument("--method", default="autoprune", choices=sorted(METHODS))
+    group.add_argument("--preset", choices=sorted(PRESETS), help="of autoprune: whose settings")
+    group.add_argument(
+        "--target-token-num", type=float, metavar="T", help="visual tokens a layer, on average"
+    )
+    group.add_argument(
+        "--budget-mode",
+        choices=("published", "strict"),
+        help="count T on tokens leaving a layer, as published, or strictly on tokens entering it",
+    )
+    group.add_argument(
+        "--target-flops", type=float, metavar="F", help="instead: fraction of dense prefill FLOPs"
+    )
+    group.add_argument(
+        "--target-kv", type=float, metavar="F", help="instead: fraction of dense KV bytes"
+    )
+    group.add_argument("--x0", type=float, help="depth, in layers, of the curve's inflection")
+    group.add_argument("--k0", type=float, help="slope of the curve before adaptation")
+    group.add_argument("--gamma", type=float, help="how much mutual information flattens it")
+    group.add_argument("--beta", type=float, help="paper preset: how much it shifts the inflection")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="any field of the method's settings; may be repeated",
+    )
+
+
+def pruner_from_args(args: argparse.Namespace) -> Pruner:
+    """The pruner that the parsed flags describe.
+
+    Raises ValueError for flags that the method does not have and for values of the wrong type.
+    """
+    cls = METHODS[args.method]
+    known = {field.name for field in fields(cls)}
+    settings = {}
+    for name in (*_FLAGS, *_CURVE):
+        value = getattr(args, name)
+        # The scripts always pass a budget and a curve; a method without them ignores them.
+        if value is not None and name in known:
+            settings[name] = value
+    for item in args.set:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise ValueError(f"--set takes FIELD=VALUE, got {item!r}")
+        settings[name] = _parse(cls, name, text) if name in known else text
+    return build(args.method, preset=args.preset, **settings)
+
+
+def _parse(cls: type[Pruner], name: str, text: str) -> Any:
+    """Read `text` as the declared type of a field; `none` where the field may be None."""
+    declared = typing.get_type_hints(cls)[name]
+    options = typing.get_args(declared) if _is_union(declared) else (declared,)
+    if text.lower() == "none" and type(None) in options:
+        return None
+    kind = next(option for option in options if option is not type(None))
+    if kind is bool:
+        if text.lower() in ("true", "yes", "1"):
+            return True
+        if text.lower() in ("false", "no", "0"):
+            return False
+        raise ValueError(f"{name} must be true or false, got {text!r}")
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"{name} must be {kind.__name__}, got {text!r}") from None
+    return text
+
+
+def _is_union(declared: Any) -> bool:
+    return typing.get_origin(declared) in (typing.Union, types.UnionType)

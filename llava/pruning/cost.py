@@ -1,0 +1,124 @@
+"""Tokens, FLOPs and KV bytes, computed from a trace and the decoder's shape.
+
+Conventions, the same in every table:
+- 1 multiply-accumulate = 2 FLOPs (papers of this field usually print multiply-accumulates).
+- A decoder layer with n tokens: projections 2 n d (d_q + d_kv), attention 2 n^2 d_q, SwiGLU MLP
+  3 n d m multiply-accumulates, i.e. 4 n d^2 + 2 n^2 d + 3 n d m without grouped keys. The causal
+  half of the attention is not subtracted, as nobody in this field does.
+- Text and visual tokens both count. Vision tower, projector, norms and the output head do not:
+  they are the same for every method.
+- Scoring (query projection and scores of the measured rows) and merging (pairwise distances and
+  means) are lines of their own and not part of `prefill_flops`.
+- `tokens_entering` is what the layers process; `tokens_leaving` is what several papers print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .trace import SampleTrace
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a Llama decoder. `kv_dtype_bytes` is the size of one cached number."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    kv_dtype_bytes: int = 2
+
+    @classmethod
+    def from_config(cls, config: Any, kv_dtype_bytes: int | None = None) -> DecoderShape:
+        """Read the sizes off a Llama-like config; the byte size from its dtype unless given."""
+        if kv_dtype_bytes is None:
+            name = str(getattr(config, "dtype", None) or "float32")
+            kv_dtype_bytes = 2 if "16" in name else 4
+        heads = config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            intermediate=config.intermediate_size,
+            kv_dtype_bytes=kv_dtype_bytes,
+        )
+
+    def layer_flops(self, queries: int, keys: int) -> int:
+        """FLOPs of one layer for `queries` new tokens that attend to `keys` tokens."""
+        d_q, d_kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        project = 2 * queries * self.hidden * (d_q + d_kv)
+        attend = 2 * queries * keys * d_q
+        mlp = 3 * queries * self.hidden * self.intermediate
+        return 2 * (project + attend + mlp)
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes that `tokens` cached tokens (summed over layers) take."""
+        return 2 * tokens * self.kv_heads * self.head_dim * self.kv_dtype_bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One sample. Token averages are over layers; FLOPs as defined above; `dense_` is unpruned.
+
+    decode_flops covers the forward passes of the generated tokens: the first token comes out of
+    the prefill, and the last one is never fed back.
+    """
+
+    tokens_entering: float
+    tokens_leaving: float
+    prefill_flops: int
+    scoring_flops: int
+    merging_flops: int
+    dense_prefill_flops: int
+    decode_flops: int
+    dense_decode_flops: int
+    kv_bytes: int
+    dense_kv_bytes: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        return asdict(self)
+
+
+def prefill_flops(visual: Sequence[int], text: int, shape: DecoderShape) -> int:
+    """Decoder FLOPs of a prefill with `visual[l]` visual tokens and `text` text tokens."""
+    return sum(shape.layer_flops(n + text, n + text) for n in visual)
+
+
+def measure(sample: SampleTrace, shape: DecoderShape, new_tokens: int = 0) -> Cost:
+    """Account for one sample's prefill and `new_tokens` generated tokens."""
+    entering, text = sample.entering, sample.n_text
+    dense = [sample.n_visual] * shape.layers
+    d_q = shape.heads * shape.head_dim
+    scoring = sum(
+        2 * rows * d_q * (shape.hidden + n + text) for rows, n in zip(sample.rows, entering) if rows
+    )
+    merging = sum(2 * shape.hidden * (pool * pool + pool) for pool in sample.pools)
+
+    # Every generated token but the last is fed back once, behind one more cached token each time.
+    steps = max(new_tokens - 1, 0)
+    fixed = shape.layer_flops(1, 0)
+    per_key = shape.layer_flops(1, 1) - fixed
+
+    def decode(visual: Sequence[int]) -> int:
+        keys = steps * (sum(visual) + text * shape.layers) + shape.layers * steps * (steps + 1) // 2
+        return shape.layers * steps * fixed + per_key * keys
+
+    return Cost(
+        tokens_entering=sum(entering) / shape.layers,
+        tokens_leaving=sum(sample.leaving) / shape.layers,
+        prefill_flops=prefill_flops(entering, text, shape),
+        scoring_flops=scoring,
+        merging_flops=merging,
+        dense_prefill_flops=prefill_flops(dense, text, shape),
+        decode_flops=decode(entering),
+        dense_decode_flops=decode(dense),
+        kv_bytes=shape.kv_bytes(sum(entering) + text * shape.layers),
+        dense_kv_bytes=shape.kv_bytes((sample.n_visual + text) * shape.layers),
+    )

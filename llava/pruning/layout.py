@@ -1,0 +1,229 @@
+"""What every position of a (pruned) sequence is, and how a choice of tokens is applied to it.
+
+`TokenLayout` says, for each token of a left-padded batch, whether it is text or which image it
+belongs to, which rotary position it has and which patch it shows. `Selection` is a decision: which
+tokens go on, in sequence order, and which of the dropped ones are averaged into merged tokens.
+`apply` carries a decision out on any tensor; nothing else in the package gathers tokens.
+
+Lengths are kept on the host as plain integers, so that no step of the layer loop has to ask the
+device how long something is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+TEXT = -1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens of one kind in one sample.
+
+    `image` is TEXT or the index of the image in its sample. For an image, `patch` (n,) holds the
+    patch each token shows, `cls` (n,) the attention of the vision tower's CLS token to it (None
+    when the tower was not asked) and `letterbox` (n,) is True on padding around the picture.
+    """
+
+    length: int
+    image: int = TEXT
+    patch: Tensor | None = None
+    cls: Tensor | None = None
+    letterbox: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Kind, position and origin of every token of a batch.
+
+    Tensors are (batch, n), samples end at the right edge, padding is on the left.
+
+    image:     TEXT (also on padding), or the index of the image in its sample
+    position:  rotary position in the unpruned sequence
+    patch:     TEXT, or the id of the patch in its sample (images counted on); a merged token
+               carries the id of its cluster's centre
+    valid:     False on padding
+    cls:       attention of the vision tower's CLS token to the patch, 0 on text; or None
+    letterbox: True on visual tokens that show only padding around the picture; or None
+    lengths, n_visual, tail: per sample on the host: tokens, visual tokens, and text tokens after
+               the last visual one (0 for a sample without visual tokens)
+    """
+
+    image: Tensor
+    position: Tensor
+    patch: Tensor
+    valid: Tensor
+    lengths: tuple[int, ...]
+    n_visual: tuple[int, ...]
+    tail: tuple[int, ...]
+    cls: Tensor | None = None
+    letterbox: Tensor | None = None
+
+    @classmethod
+    def from_segments(
+        cls, samples: Sequence[Sequence[Segment]], device: torch.device | str = "cpu"
+    ) -> TokenLayout:
+        """Lay out samples given as runs of text and image tokens, left-padded to the longest."""
+        lengths = tuple(sum(run.length for run in runs) for runs in samples)
+        shape = (len(samples), max(lengths))
+        image = torch.full(shape, TEXT, dtype=torch.long)
+        patch = torch.full(shape, TEXT, dtype=torch.long, device=device)
+        runs_of_images = [run for runs in samples for run in runs if run.image != TEXT]
+        with_cls = bool(runs_of_images) and all(run.cls is not None for run in runs_of_images)
+        with_box = any(run.letterbox is not None for run in runs_of_images)
+        scores = torch.zeros(shape, dtype=torch.float32, device=device) if with_cls else None
+        box = torch.zeros(shape, dtype=torch.bool, device=device) if with_box else None
+
+        n_visual, tail = [], []
+        for row, runs in enumerate(samples):
+            column = shape[1] - lengths[row]
+            visual = after = first_patch = 0
+            for run in runs:
+                span = slice(column, column + run.length)
+                column += run.length
+                if run.image == TEXT:
+                    after += run.length
+                    continue
+                visual, after = visual + run.length, 0
+                image[row, span] = run.image
+                patch[row, span] = run.patch.to(device) + first_patch
+                first_patch += int(run.patch.max()) + 1 if run.length else 0
+                if scores is not None:
+                    scores[row, span] = run.cls.to(device, torch.float32)
+                if box is not None and run.letterbox is not None:
+                    box[row, span] = run.letterbox.to(device)
+            n_visual.append(visual)
+            tail.append(after if visual else 0)
+
+        offset = torch.tensor([[shape[1] - length] for length in lengths])
+        index = torch.arange(shape[1])[None] - offset
+        return cls(
+            image=image.to(device),
+            position=index.clamp(min=0).to(device),
+            patch=patch,
+            valid=(index >= 0).to(device),
+            lengths=lengths,
+            n_visual=tuple(n_visual),
+            tail=tuple(tail),
+            cls=scores,
+            letterbox=box,
+        )
+
+    @classmethod
+    def text_only(cls, attention_mask: Tensor) -> TokenLayout:
+        """Layout of a batch without images; `attention_mask` is (batch, n) of 0/1."""
+        valid = attention_mask.bool()
+        blank = torch.full(valid.shape, TEXT, dtype=torch.long, device=valid.device)
+        lengths = tuple(valid.sum(1).tolist())
+        zero = (0,) * len(lengths)
+        position = (valid.long().cumsum(1) - 1).clamp(min=0)
+        return cls(blank, position, blank, valid, lengths, zero, zero)
+
+    @property
+    def batch(self) -> int:
+        return self.image.shape[0]
+
+    @property
+    def n(self) -> int:
+        """Columns, padding included."""
+        return self.image.shape[1]
+
+    @property
+    def padded(self) -> bool:
+        return min(self.lengths) < self.n
+
+    @property
+    def is_visual(self) -> Tensor:
+        return self.image != TEXT
+
+    def _map(self, function) -> dict[str, Tensor]:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+
+    def to(self, device: torch.device) -> TokenLayout:
+        """The same layout on `device` (itself when it is there already)."""
+        if self.image.device == device:
+            return self
+        return replace(self, **self._map(lambda x: x.to(device)))
+
+    def repeat(self, times: int) -> TokenLayout:
+        """Every sample `times` times in a row, as beam search and multiple returns need."""
+        if times == 1:
+            return self
+        host = {
+            name: tuple(v for v in getattr(self, name) for _ in range(times))
+            for name in ("lengths", "n_visual", "tail")
+        }
+        return replace(self, **self._map(lambda x: x.repeat_interleave(times, 0)), **host)
+
+    def select(self, selection: Selection) -> TokenLayout:
+        """The layout after `selection`; a merged token takes its cluster centre's entries."""
+        moved = self._map(lambda x: x.gather(1, selection.index))
+        valid = moved["valid"] if selection.valid is None else selection.valid
+        return replace(
+            self,
+            **{**moved, "valid": valid},
+            lengths=selection.lengths,
+            n_visual=selection.n_visual,
+        )
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Dropped tokens that are averaged into merged tokens.
+
+    source:  (batch, p) columns of the pooled tokens in the old sequence
+    cluster: (batch, p) cluster that each joins; `c` for entries that are only padding
+    column:  (batch, c) column of each merged token in the new sequence
+    present: (batch, c) False where a sample has fewer clusters than the batch's largest number
+    pools:   pooled tokens per sample, on the host
+    """
+
+    source: Tensor
+    cluster: Tensor
+    column: Tensor
+    present: Tensor
+    pools: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens go on: `index` (batch, m) into the old sequence, in order, left-padded.
+
+    `valid` (batch, m) is False on padding, None when there is none. `lengths` and `n_visual` are
+    the new counts per sample, on the host.
+    """
+
+    index: Tensor
+    valid: Tensor | None
+    lengths: tuple[int, ...]
+    n_visual: tuple[int, ...]
+    merge: Merge | None = None
+
+
+def apply(selection: Selection, hidden: Tensor) -> Tensor:
+    """Carry out `selection` on `hidden` (batch, n, d): kept rows as they are, merged rows averaged.
+
+    Averages are taken in float32. The result is (batch, m, d) in the dtype of `hidden`.
+    """
+    width = hidden.shape[-1]
+    out = hidden.gather(1, selection.index[..., None].expand(-1, -1, width))
+    merge = selection.merge
+    if merge is None:
+        return out
+    batch, clusters = merge.column.shape
+    pooled = hidden.gather(1, merge.source[..., None].expand(-1, -1, width)).float()
+    sums = pooled.new_zeros(batch, clusters + 1, width)
+    sums.scatter_add_(1, merge.cluster[..., None].expand(-1, -1, width), pooled)
+    sizes = pooled.new_zeros(batch, clusters + 1)
+    sizes.scatter_add_(1, merge.cluster, torch.ones_like(merge.cluster, dtype=sizes.dtype))
+    means = (sums[:, :-1] / sizes[:, :-1, None].clamp(min=1)).to(hidden.dtype)
+    column = merge.column[..., None].expand(-1, -1, width)
+    # A cluster that a sample lacks points at the sample's last token, which is text and never
+    # a merged token: writing that token's own value there changes nothing.
+    means = torch.where(merge.present[..., None], means, out.gather(1, column))
+    return out.scatter(1, column, means)

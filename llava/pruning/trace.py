@@ -1,0 +1,112 @@
+"""What happened in a prefill: every count and every figure is derived from this, nothing else.
+
+Counts are host integers. The ids of the kept patches stay on the device until somebody asks, so
+keeping a trace costs the prefill nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .layout import TEXT, Selection, TokenLayout
+
+
+@dataclass(frozen=True)
+class SampleTrace:
+    """One sample. Lists have one entry a layer.
+
+    n_visual:  visual tokens spliced in, n_text: text tokens (padding is nobody's)
+    entering, leaving: visual tokens before and after the layer, merged ones included
+    rows:      attention rows measured for scoring in the layer
+    pools:     dropped tokens that were clustered after the layer
+    complexity: what the method measured, such as mi, k, x0
+    """
+
+    n_visual: int
+    n_text: int
+    entering: list[int]
+    leaving: list[int]
+    rows: list[int]
+    pools: list[int]
+    complexity: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class PruneTrace:
+    """The prefill of a batch, filled layer by layer."""
+
+    first: TokenLayout | None = None
+    entered: list[TokenLayout] = field(default_factory=list)
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+    selections: list[Selection | None] = field(default_factory=list)
+    last: TokenLayout | None = None
+    complexity: list[dict[str, float]] = field(default_factory=list)
+
+    def record(
+        self,
+        layout: TokenLayout,
+        rows: int,
+        selection: Selection | None,
+        after: TokenLayout,
+    ) -> None:
+        """Add a layer: what entered it, rows measured, what was chosen after it."""
+        self.entered.append(layout)
+        self.rows.append(tuple(min(rows, tail) for tail in layout.tail))
+        self.selections.append(selection)
+        self.last = after
+
+    @property
+    def samples(self) -> list[SampleTrace]:
+        if self.first is None or self.last is None:
+            return []
+        layouts = [*self.entered, self.last]
+        result = []
+        for i in range(self.first.batch):
+            counts = [layout.n_visual[i] for layout in layouts]
+            pools = [
+                s.merge.pools[i] if s is not None and s.merge is not None else 0
+                for s in self.selections
+            ]
+            result.append(
+                SampleTrace(
+                    n_visual=self.first.n_visual[i],
+                    n_text=self.first.lengths[i] - self.first.n_visual[i],
+                    entering=counts[:-1],
+                    leaving=counts[1:],
+                    rows=[rows[i] for rows in self.rows],
+                    pools=pools,
+                    complexity=self.complexity[i] if self.complexity else {},
+                )
+            )
+        return result
+
+    def kept_patches(self, sample: int) -> list[list[int]]:
+        """Patch ids that entered each layer, and after the last layer; merged: the centre's id."""
+        return [
+            [p for p in layout.patch[sample].tolist() if p != TEXT]
+            for layout in [*self.entered, self.last]
+        ]
+
+    def merged_patches(self, sample: int) -> list[dict[int, list[int]]]:
+        """Per layer, for every merged token made after it: id of the centre -> ids merged there."""
+        result: list[dict[int, list[int]]] = []
+        for layout, selection in zip(self.entered, self.selections):
+            groups: dict[int, list[int]] = {}
+            if selection is not None and selection.merge is not None:
+                merge = selection.merge
+                source = layout.patch[sample][merge.source[sample]].tolist()
+                after = layout.patch[sample][selection.index[sample]]
+                centre = after[merge.column[sample]].tolist()
+                for patch, cluster in zip(source, merge.cluster[sample].tolist()):
+                    if cluster < len(centre):
+                        groups.setdefault(centre[cluster], []).append(patch)
+            result.append(groups)
+        return result
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The samples, with the patches kept in each layer, as plain JSON."""
+        return [
+            {**vars(sample), "kept": self.kept_patches(i), "merged": self.merged_patches(i)}
+            for i, sample in enumerate(self.samples)
+        ]
