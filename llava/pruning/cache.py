@@ -38,7 +38,8 @@ class PrunedCache(DynamicCache):
         self._prompt_columns = 0
         self._appended = 0
         self._valid: list[Tensor | None] = []
-        self._held: list[Tensor] = []
+        self._lengths: list[tuple[int, ...]] = []
+        self._held: Tensor | None = None
         self._next: Tensor | None = None
 
     def begin(self, layout: TokenLayout, positions: str) -> None:
@@ -50,7 +51,7 @@ class PrunedCache(DynamicCache):
     def entered(self, layout: TokenLayout) -> None:
         """Note what the next layer has just cached; to be called once a layer, in order."""
         self._valid.append(layout.valid if layout.padded else None)
-        self._held.append(torch.tensor(layout.lengths, device=layout.image.device))
+        self._lengths.append(layout.lengths)
 
     def append(self, tokens: int) -> None:
         """Note that every layer has cached `tokens` more tokens, none of them padding."""
@@ -58,7 +59,7 @@ class PrunedCache(DynamicCache):
 
     @property
     def is_empty(self) -> bool:
-        return not self._held
+        return not self._lengths
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length of the unpruned sequence so far, padding included, whatever the layers hold."""
@@ -73,8 +74,13 @@ class PrunedCache(DynamicCache):
         step = torch.arange(tokens, device=self._next.device) + self._appended
         if self.positions == "original":
             return (self._next[:, None] + step)[None]
-        held = torch.stack([count.to(step.device) for count in self._held])
-        return held[..., None] + step
+        return self._held_tokens()[..., None] + step
+
+    def _held_tokens(self) -> Tensor:
+        """Real tokens that each layer held after the prefill: (layers, batch)."""
+        if self._held is None:
+            self._held = torch.tensor(self._lengths, device=self._next.device)
+        return self._held
 
     def valid_keys(self, layer: int, new_tokens: int) -> Tensor | None:
         """(batch, keys) validity of what `layer` holds and the `new_tokens` it is about to hold.
@@ -90,9 +96,9 @@ class PrunedCache(DynamicCache):
     def _rows(self, function: Any) -> None:
         """Apply a change of the batch dimension to what is kept beside keys and values."""
         self._valid = [None if v is None else function(v) for v in self._valid]
-        self._held = [function(h) for h in self._held]
         if self._next is not None:
             self._next = function(self._next)
+            self._held = function(self._held_tokens().T).T
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)

@@ -34,14 +34,18 @@ def mutual_information(
 
     visual: (batch, n), True on the columns that count.
     """
-    weight = rows * (row_mask[:, None, :, None] & visual[:, None, None, :])
-    if normalise:
-        weight = weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    # Few passes over (heads, rows, n) and few temporaries: with thousands of visual tokens this
+    # is the dearest step of the scoring.
     prior = 1.0 / row_mask.sum(-1).clamp(min=1)[:, None, None, None]
-    joint = weight * prior
+    counted = row_mask[:, None, :, None] & visual[:, None, None, :]
+    if normalise:
+        mass = (rows * counted).sum(-1, keepdim=True)
+        joint = rows * (counted * prior / mass.clamp(min=torch.finfo(rows.dtype).tiny))
+    else:
+        joint = rows * (counted * prior)
     independent = joint.sum(2, keepdim=True) * prior
     if eps > 0:
-        ratio = (joint / (independent + eps)).clamp(min=eps)
+        ratio = joint.div(independent.add_(eps)).clamp_(min=eps)
     else:
         ratio = torch.where(joint > 0, joint / independent, 1.0)
     terms = ratio.log2_().mul_(joint)
@@ -53,4 +57,4 @@ def text_relevance(rows: Tensor, row_mask: Tensor) -> Tensor:
     """Attention each key gets, averaged over heads and the valid rows: (batch, n)."""
     weight = row_mask.to(rows.dtype)
     weight = weight / (weight.sum(-1, keepdim=True).clamp(min=1) * rows.shape[1])
-    return torch.einsum("bhrn,br->bn", rows, weight)
+    return (weight[:, None, None, :] @ rows).sum((1, 2))

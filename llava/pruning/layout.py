@@ -205,18 +205,30 @@ class Selection:
     merge: Merge | None = None
 
 
+def take(hidden: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (batch, m) of `hidden` (batch, n, d): (batch, m, d).
+
+    Whole rows by one flat index: much faster than `gather` with the index repeated d times.
+    """
+    batch, n, width = hidden.shape
+    if batch > 1:
+        index = index + torch.arange(0, batch * n, n, device=index.device)[:, None]
+    rows = hidden.reshape(-1, width).index_select(0, index.flatten())
+    return rows.view(batch, -1, width)
+
+
 def apply(selection: Selection, hidden: Tensor) -> Tensor:
     """Carry out `selection` on `hidden` (batch, n, d): kept rows as they are, merged rows averaged.
 
     Averages are taken in float32. The result is (batch, m, d) in the dtype of `hidden`.
     """
-    width = hidden.shape[-1]
-    out = hidden.gather(1, selection.index[..., None].expand(-1, -1, width))
+    out = take(hidden, selection.index)
     merge = selection.merge
     if merge is None:
         return out
+    width = hidden.shape[-1]
     batch, clusters = merge.column.shape
-    pooled = hidden.gather(1, merge.source[..., None].expand(-1, -1, width)).float()
+    pooled = take(hidden, merge.source).float()
     sums = pooled.new_zeros(batch, clusters + 1, width)
     sums.scatter_add_(1, merge.cluster[..., None].expand(-1, -1, width), pooled)
     sizes = pooled.new_zeros(batch, clusters + 1)
@@ -226,4 +238,4 @@ def apply(selection: Selection, hidden: Tensor) -> Tensor:
     # A cluster that a sample lacks points at the sample's last token, which is text and never
     # a merged token: writing that token's own value there changes nothing.
     means = torch.where(merge.present[..., None], means, out.gather(1, column))
-    return out.scatter(1, column, means)
+    return out.scatter_(1, column, means)

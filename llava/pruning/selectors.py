@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layout import TEXT, Merge, Selection, TokenLayout
+from .layout import TEXT, Merge, Selection, TokenLayout, take
 
 
 def keep_top(
@@ -68,8 +68,7 @@ def keep_top(
     in_pool = _left_aligned(pools, pool_width, device)
     source = (keep_column + torch.arange(pool_width, device=device)).clamp(max=layout.n - 1)
     source = order.gather(1, source)
-    pooled = features.gather(1, source[..., None].expand(-1, -1, features.shape[-1]))
-    cluster, centre = density_peaks(pooled, in_pool, added)
+    cluster, centre = density_peaks(take(features, source), in_pool, added)
     centre_column = source.gather(1, centre)
 
     # Old columns sort by 2j; a merged token by the odd number after its image's last column.
@@ -112,12 +111,15 @@ def density_peaks(
     point itself included), k being the number of clusters. Separation is the distance to the
     nearest denser point, or the largest distance of the pool for the densest. The centres are the
     points of largest density x separation, best first; every member joins its nearest centre, a
-    centre itself.
+    centre itself. With a single cluster there is nothing to find out: the first member, which the
+    caller ranked highest, stands for it.
 
     Returns (cluster (batch, p) with value c on padding, centre (batch, c) as entries of the pool).
     """
     device, (batch, p, d) = features.device, features.shape
     c = max(clusters)
+    if c == 1:
+        return (~member).long(), torch.zeros(batch, 1, dtype=torch.long, device=device)
     points = features.float()
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / d**0.5
     pair = member[:, None, :] & member[:, :, None]

@@ -7,9 +7,15 @@ at the rows of a few dozen text tokens. Both are computed here from a stock laye
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import rotate_half
 
 BACKENDS = ("sdpa", "eager", "flash_attention_2")
 
@@ -50,32 +56,64 @@ def causal_mask(
     return torch.where(allowed, blank, torch.finfo(like.dtype).min)
 
 
+#: Where the query projection of the running layer leaves its output, per thread; None: nowhere.
+_QUERIES: ContextVar[list[Tensor] | None] = ContextVar("queries", default=None)
+
+
+def _keep_queries(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    wanted = _QUERIES.get()
+    if wanted is not None:
+        wanted.append(output)
+
+
+@contextmanager
+def kept_queries(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """While `layer` runs inside, its query projections (batch, n, heads * head_dim) are kept.
+
+    Saves projecting the measured rows a second time. The hook stays on the layer once put there;
+    it holds nothing itself and only serves the thread that asked.
+    """
+    projection = layer.self_attn.q_proj
+    if _keep_queries not in projection._forward_hooks.values():
+        projection.register_forward_hook(_keep_queries)
+    kept: list[Tensor] = []
+    token = _QUERIES.set(kept)
+    try:
+        yield kept
+    finally:
+        _QUERIES.reset(token)
+
+
+@lru_cache(maxsize=16)
+def _future(count: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(count, count, dtype=torch.bool, device=device).triu_(1)
+
+
 @torch.no_grad()
 def attention_rows(
-    layer: nn.Module,
-    entering: Tensor,
+    attention: nn.Module,
+    queries: Tensor,
     rope: tuple[Tensor, Tensor],
     keys: Tensor,
     count: int,
     valid: Tensor | None,
 ) -> Tensor:
-    """Attention of the last `count` tokens over all keys of a Llama decoder layer, in float32.
+    """Attention of the last `count` tokens over all keys of a Llama attention layer, in float32.
 
-    entering: (batch, n, d), what entered the layer; rope: its cosines and sines, (batch or 1, n,
-    head_dim); keys: (batch, kv heads, n, head_dim), what the layer has just cached; valid:
-    (batch, n) or None. Returns (batch, heads, count, n), softmaxed over the visible keys.
+    queries: (batch, n, heads * head_dim), the layer's projections; rope: cosines and sines of its
+    tokens, (batch, n, head_dim); keys: (batch, kv heads, n, head_dim), what it has just cached;
+    valid: (batch, n) or None. Returns (batch, heads, count, n), softmaxed over the visible keys.
     """
-    attention = layer.self_attn
-    hidden = layer.input_layernorm(entering[:, -count:])
-    query = attention.q_proj(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-    cos, sin = (table[:, -count:] for table in rope)
-    query, _ = apply_rotary_pos_emb(query, query, cos, sin)
+    query = queries[:, -count:].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    cos, sin = (table[:, -count:].to(query.device) for table in rope)
+    query = query * cos[:, None] + rotate_half(query) * sin[:, None]
     batch, heads, _, width = query.shape
-    groups = keys.shape[1]
-    query = query.float().view(batch, groups, heads // groups, count, width) * attention.scaling
-    scores = torch.einsum("bghrd,bgnd->bghrn", query, keys.float()).flatten(1, 2)
+    groups, n = keys.shape[1:3]
+    query = query.float().mul(attention.scaling).reshape(batch, groups, -1, width)
+    scores = (query @ keys.float().transpose(2, 3)).view(batch, heads, count, n)
     if valid is not None:
         scores.masked_fill_(~valid[:, None, None, :], -torch.inf)
-    future = torch.ones(count, count, dtype=torch.bool, device=scores.device).triu_(1)
-    scores[..., -count:].masked_fill_(future, -torch.inf)
-    return torch.nan_to_num_(scores.softmax(-1)) if valid is not None else scores.softmax(-1)
+    scores[..., -count:].masked_fill_(_future(count, scores.device), -torch.inf)
+    # A row that is padding itself sees nothing: 0, not NaN.
+    return scores.softmax(-1) if valid is None else scores.softmax(-1).nan_to_num_()

@@ -10,6 +10,7 @@ packed sequences by some attention backends.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
 from ...pruning.layout import TokenLayout, apply
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
-from .attention import attention_rows, causal_mask, check_backend
+from .attention import attention_rows, causal_mask, check_backend, kept_queries
 
 
 class LlavaConfig(LlamaConfig):
@@ -136,41 +137,37 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
             hidden, layout = apply(selection, hidden), layout.select(selection)
 
         backend = self.config._attn_implementation
-        rope = mask = None
+        rope = mask = row_mask = None
         for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             if rope is None:
                 rope = self.rotary_emb(hidden, rotary_positions(layout, run.positions))
                 valid = layout.valid if layout.padded else None
                 mask = causal_mask(backend, valid, layout.n, layout.n, hidden)
-            entering = hidden
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=rope,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                **kwargs,
-            )
+            count = run.rows(index, layout) if cache is not None else 0
+            with kept_queries(layer) if count else nullcontext([]) as queries:
+                hidden = layer(
+                    hidden,
+                    attention_mask=mask,
+                    position_embeddings=rope,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                    **kwargs,
+                )
             if cache is None:
                 continue
             cache.entered(layout)
-            before, selection = layout, None
-            count = run.rows(index, layout)
-            observation = Observation(index, layout.to(hidden.device), hidden)
+            before = layout.to(hidden.device)
+            rows = None
             if count:
-                observation = Observation(
-                    index,
-                    observation.layout,
-                    hidden,
-                    rows=attention_rows(
-                        layer, entering, rope, cache.layers[index].keys, count, valid
-                    ),
-                    row_mask=_tail_mask(layout, count, hidden.device),
-                )
-            selection = run.after_layer(observation)
+                keys = cache.layers[index].keys
+                rows = attention_rows(layer.self_attn, queries[0], rope, keys, count, valid)
+                if row_mask is None or row_mask.shape[1] != count:
+                    row_mask = _tail_mask(layout, count)
+                row_mask = row_mask.to(hidden.device)
+            selection = run.after_layer(Observation(index, before, hidden, rows, row_mask))
             if selection is not None:
                 hidden = apply(selection, hidden)
-                layout = observation.layout.select(selection)
+                layout = before.select(selection)
                 rope = None
             cache.trace.record(before, count, selection, layout)
         if cache is not None:
@@ -210,10 +207,10 @@ def rotary_positions(layout: TokenLayout, policy: str) -> Tensor:
     return (layout.valid.long().cumsum(1) - 1).clamp(min=0)
 
 
-def _tail_mask(layout: TokenLayout, count: int, device: torch.device) -> Tensor:
+def _tail_mask(layout: TokenLayout, count: int) -> Tensor:
     """(batch, count): True on those of the last `count` tokens that follow the last image."""
-    tail = torch.tensor(layout.tail, device=device)[:, None]
-    return torch.arange(count, 0, -1, device=device)[None] <= tail
+    tail = torch.tensor(layout.tail, device=layout.image.device)[:, None]
+    return torch.arange(count, 0, -1, device=tail.device)[None] <= tail
 
 
 class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):

@@ -1,0 +1,1 @@
+"""Answers benchmark questions with a LLaVA checkpoint and scores the answers."""

@@ -1,0 +1,172 @@
+"""The answers file of a run: which questions have an answer, and a place for the next.
+
+Schema of a line: haotian-liu/LLaVA, llava/eval/model_vqa_loader.py (`question_id, prompt, text,
+answer_id, model_id, metadata`). `metadata["index"]` is the line of the question file, from 0: ids
+repeat in TextVQA and MME, so (index, question_id) is what identifies an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from array import array
+from pathlib import Path
+from typing import Any, Protocol
+
+from .linefile import LineFile, WriteError, read_lines
+from .questions import Question
+from .totals import Totals
+
+_UNANSWERED = 2**64 - 1
+
+
+class QuestionSource(Protocol):
+    """What a run needs of a list of questions; `QuestionFile` is one."""
+
+    path: Path
+    sha256: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> Question: ...
+
+    def position(self, index: int) -> int | None: ...
+
+
+class AnswerFile:
+    """Answers to `questions`, continued where an earlier run stopped.
+
+    Attributes: `answered`, how many questions have an answer; `totals` over all of them.
+
+    Raises:
+        OSError: the file cannot be opened or read.
+        ValueError: another process writes to it, or it holds something that is no answer to
+            `questions`, or two answers to one; names the line and what to do.
+    """
+
+    def __init__(self, path: Path, questions: QuestionSource) -> None:
+        self.path = path
+        self.answered = 0
+        self.totals = Totals()
+        self._offsets = array("Q", [_UNANSWERED]) * len(questions)
+        self._last = -1
+        self._sorted = True
+        self._created = not path.exists()
+        self._file = LineFile(path)
+        try:
+            self._restore(questions)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def pending(self) -> array:
+        """Positions of the questions without an answer, ascending."""
+        return array("Q", (i for i, at in enumerate(self._offsets) if at == _UNANSWERED))
+
+    def append(self, position: int, answer: dict[str, Any]) -> None:
+        """Write the answer to the question at `position`.
+
+        Raises:
+            WriteError: it could not be written; every earlier answer is safe.
+        """
+        self._note(position, self._file.append(answer), answer["metadata"])
+
+    def sync(self) -> None:
+        """Make the answers survive a power cut; raises WriteError."""
+        self._file.sync()
+
+    def discard_if_new(self) -> None:
+        """Remove the file if this object made it and nothing was written to it."""
+        if self._created and not self.answered:
+            self.path.unlink(missing_ok=True)
+
+    def put_in_order(self) -> None:
+        """Bring the answers into the order of the questions, which retries break; the last step.
+
+        Raises:
+            WriteError: no space for the ordered copy; the answers are safe, out of order.
+        """
+        if not self._sorted:
+            self._sort()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def _restore(self, questions: QuestionSource) -> None:
+        for number, offset, answer in read_lines(self.path):
+            where = f"{self.path}, line {number}"
+            metadata = answer.get("metadata")
+            index = metadata.get("index") if isinstance(metadata, dict) else None
+            position = questions.position(index) if isinstance(index, int) else None
+            if position is None or questions[position].question_id != answer.get("question_id"):
+                raise ValueError(
+                    f"{where}: answers question {answer.get('question_id')!r} with metadata index "
+                    f"{index!r}, which is not in this part of {questions.path}. Give another "
+                    f"--answers-file, or remove this one to start over."
+                )
+            if self._offsets[position] != _UNANSWERED:
+                raise ValueError(
+                    f"{where}: a second answer to {questions[position]}. Remove one of the two."
+                )
+            try:
+                self._note(position, offset, metadata)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{where}: metadata {sorted(metadata)} is not what this version writes "
+                    f"({error!r}). Give another --answers-file, or remove this one to start over."
+                ) from None
+
+    def _note(self, position: int, offset: int, metadata: dict[str, Any]) -> None:
+        self._offsets[position] = offset
+        self._sorted &= position > self._last
+        self._last = position
+        self.answered += 1
+        self.totals.add(metadata)
+
+    def _sort(self) -> None:
+        ordered = self.path.with_name(self.path.name + ".sorting")
+        try:
+            with self.path.open("rb") as source, ordered.open("wb") as target:
+                for offset in self._offsets:
+                    if offset != _UNANSWERED:
+                        source.seek(offset)
+                        target.write(source.readline())
+                target.flush()
+                os.fsync(target.fileno())
+            shutil.copymode(self.path, ordered)
+            os.replace(ordered, self.path)
+        except OSError as error:
+            ordered.unlink(missing_ok=True)
+            raise WriteError(f"{ordered}: {error.strerror or error}") from error
+
+
+class FailureFile:
+    """The questions that a session could not answer; none, no file.
+
+    Attributes: `count` so far. An older file is removed: its questions are tried again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._file: LineFile | None = None
+        path.unlink(missing_ok=True)
+
+    def append(self, question: Question, error: str) -> None:
+        """Write index, question_id, image and error; raises WriteError."""
+        if self._file is None:
+            self._file = LineFile(self.path)
+        self._file.append(
+            {
+                "index": question.index,
+                "question_id": question.question_id,
+                "image": question.image,
+                "error": error,
+            }
+        )
+        self.count += 1
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,251 @@
+"""How much faster pruning makes the prefill: measured, beside what its FLOPs would allow.
+
+    python -m llava.eval.bench_latency --shape cpu-1k --x0 7 --target-token-nums 192 128 64
+
+Dense and pruned prefills of the same random decoder take turns in one process, so that a slow
+moment of the machine hits both; medians over the turns are compared. Dense is transformers' own
+LlamaModel on the same weights. Attention over random text is nearly uniform, so the schedules are
+those of a sample with little mutual information; timing does not depend on which tokens stay.
+
+Prefill only: image encoding is the same for every method. The last line of stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaModel
+from transformers import __version__ as transformers_version
+
+from .. import pruning
+from ..model.builder import DTYPES, default_device
+from ..model.language_model.attention import BACKENDS
+from ..model.language_model.llava_llama import LlavaConfig, LlavaLlamaModel
+from ..pruning.arguments import add_pruning_arguments, pruner_from_args
+from ..pruning.cache import PrunedCache
+from ..pruning.cost import DecoderShape, measure
+from ..pruning.layout import Segment, TokenLayout
+
+#: hidden, intermediate, layers, heads
+SHAPES = {
+    "tiny": (64, 128, 4, 4),
+    "cpu-1k": (1024, 2752, 16, 16),
+    "llava-1.5-7b": (4096, 11008, 32, 32),
+    "llava-1.5-13b": (5120, 13824, 40, 40),
+}
+
+
+def build_models(args: argparse.Namespace) -> tuple[LlavaLlamaModel, LlamaModel]:
+    """A random decoder of the shape, and transformers' own on the same weights."""
+    hidden, intermediate, layers, heads = SHAPES[args.shape]
+    config = LlavaConfig(
+        vocab_size=64,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=8192,
+    )
+    config._attn_implementation = args.attn_implementation
+    torch.manual_seed(args.seed)
+    torch.set_default_dtype(DTYPES[args.dtype])
+    with torch.device(args.device):
+        ours = LlavaLlamaModel(config).eval()
+        stock = LlamaModel(replace_layers(config)).eval()
+    torch.set_default_dtype(torch.float32)
+    stock.layers, stock.norm = ours.layers, ours.norm
+    return ours, stock
+
+
+def replace_layers(config: LlavaConfig) -> LlavaConfig:
+    """The same config without layers of its own: the caller lends the other model's."""
+    values = {k: v for k, v in config.to_dict().items() if k != "model_type"}
+    bare = LlavaConfig(**{**values, "num_hidden_layers": 0})
+    bare._attn_implementation = config._attn_implementation
+    return bare
+
+
+def make_input(args: argparse.Namespace, batch: int, hidden: int) -> tuple[Tensor, TokenLayout]:
+    """Random embeddings (batch, n, hidden) and their layout: prefix, one image, text."""
+    generator = torch.Generator().manual_seed(args.seed)
+    n = args.visual_tokens
+    runs = [
+        [
+            Segment(args.prefix_tokens),
+            Segment(n, 0, torch.arange(n), torch.rand(n, generator=generator) / n),
+            Segment(args.text_tokens),
+        ]
+        for _ in range(batch)
+    ]
+    layout = TokenLayout.from_segments(runs, args.device)
+    embeds = torch.randn(batch, layout.n, hidden, generator=generator)
+    return embeds.to(args.device, DTYPES[args.dtype]), layout
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
+def timed(run: Callable[[], Any], device: str) -> tuple[float, int | None]:
+    """Seconds of one call and, on CUDA, the peak bytes it needed beyond what was there."""
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    synchronise(device)
+    start = time.perf_counter()
+    run()
+    synchronise(device)
+    seconds = time.perf_counter() - start
+    return seconds, torch.cuda.max_memory_allocated() - before if cuda else None
+
+
+@torch.inference_mode()
+def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, Any]]:
+    """Measure every budget at every batch size; one dict per row of the table."""
+    ours, stock = build_models(args)
+    shape = DecoderShape.from_config(ours.config, kv_dtype_bytes=DTYPES[args.dtype].itemsize)
+    rows = []
+    for batch in args.batch_sizes:
+        embeds, layout = make_input(args, batch, shape.hidden)
+        traces: dict[float, Any] = {}
+
+        def prefill(target: float | None, embeds=embeds, layout=layout, traces=traces) -> None:
+            chosen = None if target is None else replace(pruner, target_token_num=target)
+            cache = PrunedCache(chosen, layout)
+            ours(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+            traces[target] = cache.trace.samples[0]
+
+        def dense(embeds=embeds) -> None:
+            for_cache = embeds
+            stock.config.num_hidden_layers = shape.layers
+            stock(inputs_embeds=for_cache, use_cache=True)
+
+        runs: dict[Any, Callable[[], None]] = {"dense": dense}
+        for target in args.target_token_nums:
+            runs[target] = lambda target=target: prefill(target)
+        seconds: dict[Any, list[float]] = {name: [] for name in runs}
+        memory: dict[Any, int | None] = {}
+        for turn in range(args.warmup + args.repeats):
+            for name, run in runs.items():
+                spent, peak = timed(run, args.device)
+                if turn >= args.warmup:
+                    seconds[name].append(spent)
+                    memory[name] = peak
+        base = statistics.median(seconds["dense"])
+        for target in args.target_token_nums:
+            cost = measure(traces[target], shape)
+            median = statistics.median(seconds[target])
+            allowed = cost.dense_prefill_flops / cost.prefill_flops
+            overhead = cost.scoring_flops + cost.merging_flops
+            rows.append(
+                {
+                    "batch": batch,
+                    "target": target,
+                    "tokens_entering": round(cost.tokens_entering, 1),
+                    "tokens_leaving": round(cost.tokens_leaving, 1),
+                    "dense_seconds": round(base, 5),
+                    "seconds": round(median, 5),
+                    "speedup": round(base / median, 3),
+                    "flops_speedup": round(allowed, 3),
+                    "share": round(base / median / allowed, 3),
+                    "share_counting_scoring": round(
+                        base
+                        / median
+                        / (cost.dense_prefill_flops / (cost.prefill_flops + overhead)),
+                        3,
+                    ),
+                    "dense_peak_bytes": memory["dense"],
+                    "peak_bytes": memory[target],
+                    "dense_spread": round(max(seconds["dense"]) / min(seconds["dense"]), 2),
+                }
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr)
+    return rows
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| batch | target | entering | dense s | pruned s | speed-up | FLOPs allow | share |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['batch']} | {r['target']:g} | {r['tokens_entering']} | {r['dense_seconds']:.4f} "
+            f"| {r['seconds']:.4f} | {r['speedup']:.2f} | {r['flops_speedup']:.2f} "
+            f"| {100 * r['share']:.0f} % |"
+        )
+    return "\n".join(lines)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.bench_latency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="cpu-1k")
+    parser.add_argument("--target-token-nums", type=float, nargs="+", default=[192, 128, 64])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--visual-tokens", type=int, default=576)
+    parser.add_argument("--prefix-tokens", type=int, default=0, help="text before the image")
+    parser.add_argument("--text-tokens", type=int, default=60, help="text after the image")
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--attn-implementation", choices=BACKENDS, default="sdpa")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own")
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    add_pruning_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        rows = bench(args, pruner_from_args(args))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(rows))
+    result = {
+        "shape": args.shape,
+        "device": device_name(args.device),
+        "dtype": args.dtype,
+        "attn_implementation": args.attn_implementation,
+        "threads": torch.get_num_threads(),
+        "visual_tokens": args.visual_tokens,
+        "text_tokens": args.prefix_tokens + args.text_tokens,
+        "torch": torch.__version__,
+        "transformers": transformers_version,
+        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "rows": rows,
+    }
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

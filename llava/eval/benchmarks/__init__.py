@@ -1,0 +1,1 @@
+"""One file a benchmark: how its questions are recovered, joined with annotations and scored."""

@@ -1,0 +1,149 @@
+"""TextVQA (validation, v0.5.1): which question an answer belongs to, and the score.
+
+Annotations: `TextVQA_0.5.1_val.json`, `data[]` with `image_id`, `question` and ten `answers`. The
+ids of LLaVA's questions are image ids and repeat, so an answer finds its annotation by image id and
+lower-cased question, and the question is read off the logged prompt. With the OCR tokens of the
+data set in the prompt LLaVA-1.5-7B is published at 58.2, without them it reaches about 46: every
+score says which it is.
+Rules: haotian-liu/LLaVA, llava/eval/eval_textvqa.py; score: `llava.eval.answer_normaliser`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..answer_normaliser import REFERENCES, normalise, soft_accuracies
+
+NAME = "textvqa"
+
+_M4C_PREFIX = "OCR tokens: "
+_M4C_QUESTION = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
+_OCR_LINE = "Reference OCR token: "
+_NAMED = 5  # how many ids a message names before it only counts
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a logged prompt tells: the question in lower case, and whether it had OCR tokens."""
+
+    question: str
+    with_ocr: bool
+
+
+def read_prompt(prompt: str) -> Prompt:
+    """Recover the question from a logged prompt.
+
+    Raises:
+        ValueError: it has none of the three forms in which LLaVA asks TextVQA questions.
+    """
+    lines = prompt.split("\n")
+    if prompt.startswith(_M4C_PREFIX) and (found := _M4C_QUESTION.search(prompt)):
+        return Prompt(found[1].lower(), with_ocr=True)
+    if _OCR_LINE in prompt and len(lines) == 3:
+        question = lines[1] if prompt.startswith(_OCR_LINE) else lines[0]
+        return Prompt(question.lower(), with_ocr=True)
+    if len(lines) == 2:
+        return Prompt(lines[0].lower(), with_ocr=False)
+    raise ValueError(
+        f"not a TextVQA prompt: {prompt[:200]!r}. Expected the question, {_OCR_LINE!r} with tokens "
+        f"(or without that line) and the instruction, a line each."
+    )
+
+
+def load_annotations(path: Path) -> dict[Key, list[str]]:
+    """The ten reference answers of each (image id, lower-cased question).
+
+    Raises:
+        FileNotFoundError: no such file; says where it comes from.
+        ValueError: not TextVQA annotations with ten answers each, or a question is there twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Annotation file {path} not found: TextVQA_0.5.1_val.json comes from textvqa.org."
+        )
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["data"]
+        keyed = [((str(e["image_id"]), e["question"].lower()), e["answers"]) for e in entries]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a TextVQA annotation file ({error!r}): expected JSON with a list "
+            f"`data` of image_id, question and answers, like TextVQA_0.5.1_val.json (the test "
+            f"file has no answers)."
+        ) from None
+    annotations: dict[Key, list[str]] = {}
+    for key, answers in keyed:
+        if key in annotations:
+            raise ValueError(f"{path}: two entries for {_name(key)}.")
+        if not isinstance(answers, list) or len(answers) != REFERENCES:
+            raise ValueError(f"{path}: expected {REFERENCES} answers to {_name(key)}.")
+        annotations[key] = answers
+    return annotations
+
+
+def score(
+    annotations: dict[Key, list[str]],
+    answers: Iterable[dict[str, Any]],
+    *,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Mean soft accuracy, in percent, of answers in LLaVA's schema.
+
+    Returns:
+        benchmark, prompts ("with OCR tokens", "without OCR tokens" or "mixed"), samples (answers
+        scored), missing (questions without an answer, which do not count), accuracy (None if
+        there is nothing to score).
+
+    Raises:
+        ValueError: an answer to a question that is not annotated, two answers to one, or, unless
+            `allow_missing`, questions without an answer; names them.
+    """
+    total = 0.0
+    seen: set[Key] = set()
+    with_ocr = 0
+    for answer in answers:
+        if absent := {"question_id", "prompt", "text"} - answer.keys():
+            raise ValueError(f"an answer without {sorted(absent)}: {str(answer)[:200]}")
+        prompt = read_prompt(answer["prompt"])
+        key = (str(answer["question_id"]), prompt.question)
+        if key not in annotations:
+            raise ValueError(
+                f"answer to {_name(key)}, which the annotations do not have. Are both files of "
+                f"the same TextVQA version and split?"
+            )
+        if key in seen:
+            raise ValueError(f"two answers to {_name(key)}. Remove one of them.")
+        seen.add(key)
+        with_ocr += prompt.with_ocr
+        total += soft_accuracies(annotations[key]).get(normalise(answer["text"]), 0.0)
+    missing = [key for key in annotations if key not in seen]
+    if missing and not allow_missing:
+        shown = "; ".join(map(_name, missing[:_NAMED]))
+        rest = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ValueError(
+            f"{len(missing)} of {len(annotations)} questions have no answer: {shown}{rest}. Run "
+            f"the answering command again, or score the others with --allow-missing."
+        )
+    return {
+        "benchmark": NAME,
+        "prompts": _variant(with_ocr, len(seen)),
+        "samples": len(seen),
+        "missing": len(missing),
+        "accuracy": 100 * total / len(seen) if seen else None,
+    }
+
+
+def _variant(with_ocr: int, total: int) -> str:
+    if 0 < with_ocr < total:
+        return "mixed"
+    return "with OCR tokens" if with_ocr else "without OCR tokens"
+
+
+def _name(key: Key) -> str:
+    return f"image {key[0]}, question {key[1]!r}"

@@ -1,0 +1,87 @@
+"""Where a run takes place: versions, git commit, device, peak memory."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llava
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions of what computes the answers, the code's git state and the device's name."""
+    commit, dirty = git_state()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "llava": llava.__version__,
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """Commit of the checkout this package runs from and whether it differs; None, None outside."""
+    # An installed copy can lie inside somebody else's repository, which then says nothing about it.
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
+    return (None, None) if commit is None or changes is None else (commit, bool(changes))
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's or the processor's name as its maker gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most memory held so far: on CUDA by tensors on all devices, else by this process.
+
+    None where the platform does not say.
+    """
+    if device.type == "cuda":
+        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock measures work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(_PACKAGE), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

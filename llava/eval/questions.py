@@ -1,0 +1,225 @@
+"""LLaVA's question files: one JSON object a line with `question_id`, `text` and `image`.
+
+The file is scanned once to check every line; afterwards a question is read by its byte offset, so
+memory stays at a few bytes a question however long the file is. Ids may repeat (the id of a
+TextVQA question is its image's), hence the key of an answer is (line index, question_id).
+Format: haotian-liu/LLaVA, docs/Evaluation.md and llava/eval/model_vqa_loader.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from array import array
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+
+logger = logging.getLogger(__name__)
+
+_BOM = b"\xef\xbb\xbf"
+_NAMED = 5  # how many lines or questions a warning names before it only counts
+
+
+@dataclass(frozen=True)
+class Question:
+    """One line. `index` counts the file's lines from 0; `image` is None for text-only questions."""
+
+    index: int
+    question_id: str | int
+    text: str
+    image: str | None = None
+
+    @property
+    def model_text(self) -> str:
+        """The text without literal image tokens, each of which would become an image slot."""
+        text = self.text
+        while DEFAULT_IMAGE_TOKEN in text:  # removing one may join the pieces of another
+            text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        return text
+
+    def __str__(self) -> str:
+        return f"question {self.question_id!r} (line {self.index + 1})"
+
+
+def parse_question(line: bytes, index: int, path: Path) -> Question:
+    """Read one line of the file `path`.
+
+    Raises:
+        ValueError: the line is not a JSON object with a string or integer `question_id`, a
+            non-empty `text` and, where present, an `image` path; names file and line.
+    """
+
+    def wrong(what: str) -> ValueError:
+        return ValueError(
+            f'{path}, line {index + 1}: expected a JSON object like {{"question_id": 1, "image": '
+            f'"a.jpg", "text": "..."}}, {what}. Correct or remove the line.'
+        )
+
+    try:
+        entry = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise wrong(f"but it is not UTF-8 JSON ({error}): {_shorten(line)}") from None
+    if not isinstance(entry, dict):
+        raise wrong(f"got a JSON {type(entry).__name__}: {_shorten(line)}")
+    missing = [key for key in ("question_id", "text") if key not in entry]
+    if missing:
+        raise wrong(f"but {' and '.join(missing)} is missing; found {sorted(entry)}")
+    question_id, text, image = entry["question_id"], entry["text"], entry.get("image")
+    if isinstance(question_id, bool) or not isinstance(question_id, (str, int)):
+        raise wrong(f"but question_id is {question_id!r}, neither a string nor an integer")
+    if not isinstance(text, str) or not text.strip():
+        raise wrong(f"but text is {text!r}, not a non-empty string")
+    if image is not None and (not isinstance(image, str) or not image):
+        raise wrong(f"but image is {image!r}, not a path")
+    return Question(index, question_id, text, image)
+
+
+class QuestionFile:
+    """A checked question file, or one contiguous chunk of it: `len`, and `file[i]` to a Question.
+
+    Attributes: `path`, `sha256` of the whole file, `total` questions in the whole file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed line, two identical lines, no question at all, a wrong chunk.
+    """
+
+    def __init__(self, path: str | Path, num_chunks: int = 1, chunk_idx: int = 0) -> None:
+        self.path = Path(path)
+        self._offsets = array("Q")
+        self._lines = array("Q")
+        self._scan()
+        self.total = len(self._lines)
+        start, stop = chunk_bounds(self.total, num_chunks, chunk_idx)
+        self._offsets, self._lines = self._offsets[start:stop], self._lines[start:stop]
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, position: int) -> Question:
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[position])
+            return parse_question(file.readline(), self._lines[position], self.path)
+
+    def position(self, index: int) -> int | None:
+        """Position in this chunk of the question on line `index` of the file, None if elsewhere."""
+        position = bisect_left(self._lines, index)
+        found = position < len(self) and self._lines[position] == index
+        return position if found else None
+
+    def _scan(self) -> None:
+        """Check every line, and note where each question starts."""
+        if not self.path.is_file():
+            raise FileNotFoundError(
+                f"Question file {self.path} not found. Give --question-file a JSON-lines file."
+            )
+        digest, contents, ids = hashlib.sha256(), array("Q"), array("Q")
+        blank, sanitised = _Mentions(), _Mentions()
+        offset = 0
+        with self.path.open("rb") as file:
+            for index, line in enumerate(file):
+                digest.update(line)
+                skip = len(_BOM) if index == 0 and line.startswith(_BOM) else 0
+                if line[skip:].strip():
+                    question = parse_question(line[skip:], index, self.path)
+                    self._offsets.append(offset + skip)
+                    self._lines.append(index)
+                    contents.append(_hash(_content(question)))
+                    ids.append(_hash(question.question_id))
+                    if question.model_text != question.text:
+                        sanitised.add(question)
+                else:
+                    blank.add(index + 1)
+                offset += len(line)
+        self.sha256 = digest.hexdigest()
+        if not self._lines:
+            raise ValueError(f"{self.path} holds no question: expected one JSON object a line.")
+        self._refuse_identical(contents)
+        distinct = len(np.unique(np.frombuffer(ids, np.uint64)))
+        if distinct < len(ids):
+            logger.warning(
+                "%s: question ids repeat (%d distinct in %d questions); answers are told apart by "
+                "line.",
+                *(self.path, distinct, len(ids)),
+            )
+        if blank.count:
+            logger.warning("%s: skipped %d blank, line %s.", self.path, blank.count, blank)
+        if sanitised.count:
+            logger.warning(
+                "%s: a literal %s was removed from what the model reads in %d: %s.",
+                *(self.path, DEFAULT_IMAGE_TOKEN, sanitised.count, sanitised),
+            )
+
+    def _refuse_identical(self, contents: array) -> None:
+        """Raise for two lines that ask the same thing under the same id."""
+        hashes = np.frombuffer(contents, np.uint64)
+        values, counts = np.unique(hashes, return_counts=True)
+        first: dict[str, int] = {}
+        for position in np.flatnonzero(np.isin(hashes, values[counts > 1])):
+            index = self._lines[position]
+            content = _content(self[int(position)])
+            if content in first:
+                raise ValueError(
+                    f"{self.path}, lines {first[content] + 1} and {index + 1} are the same "
+                    f"question (question_id, image and text): {_shorten(content.encode())}. "
+                    f"Remove one of them."
+                )
+            first[content] = index
+
+
+def chunk_bounds(total: int, num_chunks: int, chunk_idx: int) -> tuple[int, int]:
+    """Start and stop of one of `num_chunks` contiguous chunks of `total` questions.
+
+    The chunks are disjoint, complete, in order and differ by one question at most; with more
+    chunks than questions some are empty.
+
+    Raises:
+        ValueError: `num_chunks` below 1, or `chunk_idx` outside 0 .. num_chunks - 1.
+    """
+    if num_chunks < 1:
+        raise ValueError(f"--num-chunks must be at least 1, got {num_chunks}.")
+    if not 0 <= chunk_idx < num_chunks:
+        raise ValueError(
+            f"--chunk-idx must be from 0 to {num_chunks - 1} with --num-chunks {num_chunks}, "
+            f"got {chunk_idx}."
+        )
+    return total * chunk_idx // num_chunks, total * (chunk_idx + 1) // num_chunks
+
+
+class _Mentions:
+    """Counts things and remembers the first few, for one warning instead of thousands."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[str] = []
+
+    def add(self, thing: object) -> None:
+        self.count += 1
+        if len(self._first) < _NAMED:
+            self._first.append(str(thing))
+
+    def __str__(self) -> str:
+        rest = self.count - len(self._first)
+        return ", ".join(self._first) + (f" and {rest} more" if rest else "")
+
+
+def _content(question: Question) -> str:
+    return json.dumps([question.question_id, question.image, question.text])
+
+
+def _hash(value: str | int) -> int:
+    digest = hashlib.blake2b(json.dumps(value).encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _shorten(line: bytes) -> str:
+    text = line.decode("utf-8", "replace").strip()
+    return text if len(text) <= 120 else f"{text[:117]}..."

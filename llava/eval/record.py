@@ -1,0 +1,133 @@
+"""The record of a run: a JSON file beside the answers that says how they came about.
+
+`n_64.jsonl` has `n_64.run.json`. It holds every setting, the environment, counts and the totals of
+`llava.eval.totals`, and it is what keeps answers of different settings apart.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .linefile import WriteError
+from .settings import differences
+
+logger = logging.getLogger(__name__)
+
+RUNNING, COMPLETE = "running", "complete"
+INCOMPLETE, INTERRUPTED = "incomplete", "interrupted"
+
+# A change of these between two sessions of one run may change an answer's last bit.
+_NOTEWORTHY = ("torch", "transformers", "llava", "git_commit", "git_dirty", "device_name")
+_FORMAT = 1
+
+
+def sibling(answers_file: Path, suffix: str) -> Path:
+    """The file beside `n_64.jsonl` called `n_64` + suffix."""
+    return answers_file.with_name(answers_file.name.removesuffix(".jsonl") + suffix)
+
+
+class RunRecord:
+    """`ANSWERS.run.json` in memory.
+
+    Raises:
+        ValueError: there are answers without a record, or with one that cannot be read or that
+            was made with settings under which other answers come out; names each.
+    """
+
+    def __init__(self, answers_file: Path, settings: dict[str, Any]) -> None:
+        self.path = sibling(answers_file, ".run.json")
+        self._answers_file = answers_file
+        self._data: dict[str, Any] = {"format": _FORMAT, "created": _now()}
+        if answers_file.is_file() and answers_file.stat().st_size:
+            self._data = self._load()
+            self.require_same(settings)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most that an earlier session needed, 0 without one."""
+        return self._data.get("peak_memory_bytes") or 0
+
+    def require_same(self, settings: dict[str, Any]) -> None:
+        """Raise a ValueError unless `settings` give the answers that are already there."""
+        found = differences(self._data.get("settings", settings), settings)
+        if found:
+            raise ValueError(
+                f"{self._answers_file} holds answers made with other settings:\n  "
+                + "\n  ".join(found)
+                + "\nRepeat the settings of the record to continue, give another --answers-file, "
+                f"or remove {self._answers_file} and {self.path} to start over."
+            )
+
+    @property
+    def status(self) -> str | None:
+        """How the last session ended, None without one."""
+        return self._data.get("status")
+
+    def begin(self, settings: dict[str, Any], environment: dict[str, Any] | None) -> None:
+        """Note the resolved settings and this session's environment, None if it answers nothing.
+
+        Raises:
+            ValueError: as above, now that settings like `dtype` are resolved.
+        """
+        self.require_same(settings)
+        if environment is None:
+            self._data.setdefault("settings", settings)
+            return
+        earlier = self._data.get("environment")
+        if earlier is not None and earlier != environment:
+            changed = [key for key in _NOTEWORTHY if earlier.get(key) != environment.get(key)]
+            for key in changed:
+                logger.warning(
+                    "Continuing a run whose %s was %r and now is %r.",
+                    *(key, earlier.get(key), environment.get(key)),
+                )
+            self._data.setdefault("earlier_environments", []).append(earlier)
+        self._data |= {"settings": settings, "environment": environment}
+
+    def update(self, status: str, **fields: Any) -> None:
+        """Set the status and top-level fields, and write the file.
+
+        Raises:
+            WriteError: it cannot be written; an earlier one stays as it was.
+        """
+        self._data |= {"status": status, "updated": _now(), **fields}
+        new = self.path.with_name(self.path.name + ".tmp")
+        try:
+            new.write_text(json.dumps(self._data, indent=2) + "\n")
+            os.replace(new, self.path)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            raise WriteError(f"{self.path}: {error.strerror or error}") from error
+
+    def summary(self) -> dict[str, Any]:
+        """The record without settings and environments, for one line of output."""
+        left_out = ("settings", "environment", "earlier_environments", "format", "created")
+        rest = {key: value for key, value in self._data.items() if key not in left_out}
+        return {"answers_file": str(self._answers_file), **rest}
+
+    def _load(self) -> dict[str, Any]:
+        fix = (
+            f"Answers of unknown settings cannot be continued: give another --answers-file, or "
+            f"remove {self._answers_file} to start over."
+        )
+        try:
+            data = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            raise ValueError(
+                f"{self._answers_file} holds answers but {self.path}, the record of how they were "
+                f"made, is missing. {fix}"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{self.path} is not a readable run record ({error}). {fix}") from None
+        if not isinstance(data, dict) or not isinstance(data.get("settings"), dict):
+            raise ValueError(f"{self.path} is not a run record: it has no settings. {fix}")
+        return data
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

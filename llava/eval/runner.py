@@ -1,0 +1,260 @@
+"""One evaluation run: questions in, answers and a run record out, whatever happens in between.
+
+A question whose image cannot be loaded is recorded and the run goes on; a run that was killed is
+continued by the same command; answers of different settings are never mixed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from .answers import AnswerFile, FailureFile, QuestionSource
+from .environment import environment, peak_memory_bytes
+from .interruption import Interruption
+from .linefile import WriteError
+from .record import COMPLETE, INCOMPLETE, INTERRUPTED, RUNNING, RunRecord, sibling
+from .settings import RunSettings
+
+if TYPE_CHECKING:
+    from .loading import QuestionImages
+
+EXIT_COMPLETE = 0
+EXIT_STOPPED = 1  # no space, no memory
+EXIT_USAGE = 2
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+
+def run(settings: RunSettings, read_questions: Callable[[], QuestionSource]) -> int:
+    """Answer what has no answer yet and return the exit status.
+
+    Messages and a progress bar go to stderr; the last line on stdout is the record's summary.
+    """
+    with Interruption() as stop:
+        try:
+            session = Session(settings, read_questions())
+            session.prepare()
+        except (ValueError, OSError, ImportError, NotImplementedError) as error:
+            _say(f"error: {error}")
+            return EXIT_USAGE
+        except KeyboardInterrupt:
+            _say("Interrupted before the first question; nothing was changed.")
+            return EXIT_INTERRUPTED
+        except (MemoryError, RuntimeError) as error:
+            if (shortage := _shortage(error)) is None:
+                raise
+            _say(f"error: {shortage} while the model was loaded. {_LOAD_SMALLER}")
+            return EXIT_STOPPED
+        return session.answer(stop)
+
+
+class Session:
+    """One start of a run.
+
+    Raises:
+        ValueError, OSError: the answers file or its record do not fit these settings or questions.
+    """
+
+    def __init__(self, settings: RunSettings, questions: QuestionSource) -> None:
+        self._settings = settings
+        self._questions = questions
+        self._requested = settings.to_dict(questions.sha256)
+        self._record = RunRecord(settings.answers_file, self._requested)
+        self._answers = AnswerFile(settings.answers_file, questions)
+        self._pending = self._answers.pending()
+        self._resumed = self._answers.answered
+        self._failures: FailureFile | None = None
+        self._model: tuple[Any, Any] | None = None
+        self._dataset: QuestionImages | None = None
+
+    def prepare(self) -> None:
+        """Load the model, unless every question has its answer.
+
+        Raises:
+            ValueError, OSError, ImportError, NotImplementedError: the model cannot be loaded as
+                asked, or turns out not to be what gave the earlier answers.
+        """
+        try:
+            if not self._pending:
+                self._record.begin(self._requested, None)
+                return
+            # Imported here because a run with nothing left to do must not wait for transformers.
+            from .loading import QuestionImages
+
+            if self._settings.sampling and self._settings.batch_size > 1:
+                _say(
+                    "warning: sampled answers depend on what shares their batch, so an interrupted "
+                    "run gives others; --batch-size 1 avoids that."
+                )
+            tokenizer, model, image_processor = load_model(self._settings)
+            self._model = tokenizer, model
+            self._dataset = QuestionImages(
+                *(self._questions, self._pending, self._settings.image_folder),
+                *(image_processor, model.config),
+            )
+            resolved = replace(self._settings, dtype=str(model.dtype).removeprefix("torch."))
+            self._record.begin(resolved.to_dict(self._questions.sha256), environment(model.device))
+        except BaseException:
+            self._answers.close()
+            self._answers.discard_if_new()
+            raise
+
+    def answer(self, stop: Interruption) -> int:
+        """Answer the pending questions, write the record, print the summary; the exit status."""
+        status, code, message = INCOMPLETE, EXIT_STOPPED, "Stopped by an unexpected error."
+        try:
+            self._answer_pending(stop)
+            status, code, message = self._verdict()
+        except KeyboardInterrupt:
+            status, code, message = INTERRUPTED, EXIT_INTERRUPTED, "Interrupted."
+        except WriteError as error:
+            message = f"error: cannot write {error}."
+        except (MemoryError, RuntimeError) as error:
+            if (shortage := _shortage(error)) is None:
+                raise
+            message = f"error: {shortage}. {_RUN_SMALLER}"
+        except ValueError as error:
+            # A budget that this model or this prompt cannot meet is found out at the first prefill.
+            message = f"error: {error}."
+        finally:
+            stop.ignore()
+            self._answers.close()
+            if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
+                message += (
+                    f" {self._answers.answered} of {len(self._questions)} answers are safe in "
+                    f"{self._answers.path}; the same command continues from there."
+                )
+            _say(message)
+            saved = self._save_finally(status)
+        print(json.dumps(self._record.summary()), flush=True)
+        return code if saved else code or EXIT_STOPPED
+
+    def _answer_pending(self, stop: Interruption) -> None:
+        if self._model is not None:
+            self._save(RUNNING)
+            if self._resumed:
+                _say(f"Continuing: {self._resumed} of {len(self._questions)} are answered.")
+            self._answer_with(*self._model, stop)
+        self._answers.put_in_order()
+
+    def _answer_with(self, tokenizer: Any, model: Any, stop: Interruption) -> None:
+        from .answering import Answerer
+        from .loading import batches
+
+        settings, answers = self._settings, self._answers
+        self._failures = failures = FailureFile(sibling(answers.path, ".errors.jsonl"))
+        answerer = Answerer(model, tokenizer, settings)
+        with tqdm(
+            total=len(self._questions), initial=self._resumed, unit="question", smoothing=0.1
+        ) as progress:
+            idle_since = perf_counter()
+            for batch in batches(self._dataset, settings.batch_size, settings.num_workers):
+                loaded = [item for item in batch if item.error is None]
+                with stop.hold():
+                    for item in batch:
+                        if item.error is not None:
+                            failures.append(item.question, item.error)
+                            progress.write(f"{item.question}: {item.error}", file=sys.stderr)
+                if loaded:
+                    found = answerer(loaded, waited=perf_counter() - idle_since)
+                    with stop.hold():
+                        for item, answer in zip(loaded, found):
+                            answers.append(item.position, answer)
+                        answers.sync()
+                    idle_since = perf_counter()
+                if answers.totals.entering is not None:
+                    progress.set_postfix_str(f"{answers.totals.entering:.1f} visual tokens a layer")
+                progress.update(len(batch))
+
+    def _verdict(self) -> tuple[str, int, str]:
+        total, path = len(self._questions), self._answers.path
+        if self._failures is not None and self._failures.count:
+            listed = self._failures.path
+            return (
+                *(INCOMPLETE, EXIT_SOME_FAILED),
+                f"{self._failures.count} of {total} questions have no answer because their image "
+                f"could not be loaded, see {listed}. The same command tries these again.",
+            )
+        already = "already " if self._model is None else ""
+        return COMPLETE, EXIT_COMPLETE, f"Complete: {total} of {total} are {already}in {path}."
+
+    def _save(self, status: str) -> None:
+        if self._model is None and self._record.status == COMPLETE:
+            return  # asking again changes nothing about a finished run
+        peak = self._record.peak_memory_bytes
+        if self._model is not None:
+            peak = max(peak, peak_memory_bytes(self._model[1].device) or 0)
+        self._record.update(
+            status,
+            counts={
+                "questions": len(self._questions),
+                "answered": self._answers.answered,
+                "failed": self._failures.count if self._failures is not None else 0,
+                "resumed": self._resumed,
+            },
+            **self._answers.totals.to_dict(),
+            peak_memory_bytes=peak or None,
+        )
+
+    def _save_finally(self, status: str) -> bool:
+        try:
+            self._save(status)
+        except WriteError as error:
+            _say(f"error: cannot write the run record {error}.")
+            return False
+        return True
+
+
+def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
+    """Tokenizer, model and image processor of these settings.
+
+    Raises:
+        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
+    """
+    from llava.model.builder import load_pretrained_model
+
+    if settings.device is not None:
+        try:
+            torch.empty(0, device=settings.device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--device {settings.device} cannot be used here: {reason}") from None
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        settings.model_path,
+        settings.model_base,
+        vision_tower=settings.vision_tower,
+        dtype=settings.dtype,
+        device=settings.device,
+        attn_implementation=settings.attn_implementation,
+        load_8bit=settings.load_8bit,
+        load_4bit=settings.load_4bit,
+    )
+    return tokenizer, model, image_processor
+
+
+_LOAD_SMALLER = "Try --dtype float16, --load-4bit or another --device."
+_RUN_SMALLER = "Try a smaller --batch-size (or --num-beams), or fewer --num-workers."
+
+
+def _shortage(error: BaseException) -> str | None:
+    """What ran out, None if the error is something else."""
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "out of memory"
+    if "out of memory" in text or "can't allocate memory" in text:  # MPS and CPU allocators
+        return "out of memory"
+    if "DataLoader worker" in text:
+        return f"an image worker died, as they do when memory runs out ({text.splitlines()[0]})"
+    return None
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,121 @@
+"""What an evaluation run is asked to do, and which of it decides what the answers are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+# Where the files lie and how the work is spread changes no answer.
+_FREE = frozenset({"question_file", "image_folder", "answers_file", "device", "num_workers"})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One evaluation run; the command line builds it and repeats no default.
+
+    `pruner` is a config of `llava.pruning`, None for the dense model. `visual_token_num` bounds
+    the tokens that the vision tower hands over, None for all. `temperature` 0 decodes greedily.
+    `device` None is the best one there is, `dtype` "auto" the model builder's choice.
+
+    Raises:
+        ValueError: a number out of its range, or both quantisations at once.
+    """
+
+    model_path: str
+    question_file: Path
+    answers_file: Path
+    image_folder: Path = Path(".")
+    model_base: str | None = None
+    vision_tower: str | None = None
+    load_4bit: bool = False
+    load_8bit: bool = False
+    dtype: str = "auto"
+    attn_implementation: str = "sdpa"
+    conv_mode: str = "vicuna_v1"
+    visual_token_num: int | None = None
+    pruner: Any = None
+    temperature: float = 0.0
+    top_p: float | None = None
+    num_beams: int = 1
+    max_new_tokens: int = 128
+    seed: int = 0
+    num_chunks: int = 1
+    chunk_idx: int = 0
+    batch_size: int = 1
+    num_workers: int = 2
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "max_new_tokens", "batch_size", "visual_token_num"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        for name in ("temperature", "num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
+        if self.load_4bit and self.load_8bit:
+            raise ValueError("load_4bit and load_8bit exclude each other; give one of them.")
+
+    @property
+    def sampling(self) -> bool:
+        return self.temperature > 0
+
+    def generation(self) -> dict[str, Any]:
+        """Keyword arguments for `generate`."""
+        arguments: dict[str, Any] = {
+            "do_sample": self.sampling,
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        if self.sampling:
+            arguments["temperature"] = self.temperature
+            if self.top_p is not None:
+                arguments["top_p"] = self.top_p
+        if self.visual_token_num is not None:
+            arguments["visual_token_num"] = self.visual_token_num
+        return arguments
+
+    def to_dict(self, question_sha256: str) -> dict[str, Any]:
+        """Every setting as JSON values, with the questions' digest and the model's full path."""
+        result = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in result.items():
+            if isinstance(value, Path):
+                result[name] = str(value)
+        for name in ("model_path", "model_base", "vision_tower"):
+            value = result[name]
+            if value is not None and Path(value).exists():
+                result[name] = str(Path(value).resolve())
+        result["pruner"] = {"method": "none"} if self.pruner is None else self.pruner.to_dict()
+        result["question_sha256"] = question_sha256
+        return json.loads(json.dumps(result))  # what a record on disk can be compared with
+
+
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of `RunSettings.to_dict` that decides the answers; the pruner's get dotted names.
+
+    Greedy decoding depends neither on the seed nor on what else is in the batch; sampling does.
+    """
+    free = set(_FREE)
+    if not settings.get("temperature"):
+        free |= {"seed", "top_p", "batch_size"}
+    flat = {name: value for name, value in settings.items() if name not in free | {"pruner"}}
+    pruner = settings.get("pruner") or {}
+    return flat | {f"pruner.{name}": value for name, value in pruner.items()}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Name each setting that decides the answers and differs, with both values.
+
+    `dtype` "auto" is not known before the model is loaded and then differs from nothing.
+    """
+    before, after = decisive(old), decisive(new)
+    result = []
+    for name in sorted(before.keys() | after.keys()):
+        was, now = before.get(name), after.get(name)
+        if was != now and not (name == "dtype" and now == "auto"):
+            result.append(f"{name}: {was!r} in the record, {now!r} now")
+    return result

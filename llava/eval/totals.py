@@ -1,0 +1,83 @@
+"""Aggregates over the answers of a run, from the metadata that each answer carries.
+
+Because nothing else goes in, they are right however often the run was killed and continued.
+Conventions of tokens, FLOPs and bytes: `llava.pruning.cost`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+
+class Totals:
+    """Running sums over answers; memory does not grow with their number."""
+
+    def __init__(self) -> None:
+        self._answers = 0
+        self._with_image = 0
+        self._sums: Counter[str] = Counter()
+
+    def add(self, metadata: dict[str, Any]) -> None:
+        """Count one answer: its `n_visual`, `n_text`, `new_tokens`, `cost` and `seconds`."""
+        self._answers += 1
+        self._with_image += metadata["n_visual"] > 0
+        for name in ("n_visual", "n_text", "new_tokens"):
+            self._sums[name] += metadata[name]
+        for group in ("cost", "seconds"):
+            for name, value in metadata[group].items():
+                self._sums[f"{group}.{name}"] += value
+
+    @property
+    def entering(self) -> float | None:
+        """Visual tokens that enter a layer, mean over layers and over questions with an image."""
+        return _ratio(self._sums["cost.tokens_entering"], self._with_image)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Totals and means, JSON-serialisable; a mean over nothing is None.
+
+        tokens: means an answer; visual ones over questions with an image, `entering` and `leaving`
+        averaged over layers too. flops, kv_bytes: totals, and their ratio to the dense model.
+        seconds, over all sessions: prefill (vision tower to first token), decode, waiting (for
+        images), total (all of these, tokenisation and bookkeeping).
+        """
+        sums = self._sums
+        prefill = sums["cost.prefill_flops"]
+        overhead = sums["cost.scoring_flops"] + sums["cost.merging_flops"]
+        return {
+            "tokens": {
+                "visual": _ratio(sums["n_visual"], self._with_image),
+                "entering": self.entering,
+                "leaving": _ratio(sums["cost.tokens_leaving"], self._with_image),
+                "text": _ratio(sums["n_text"], self._answers),
+                "new": _ratio(sums["new_tokens"], self._answers),
+            },
+            "flops": {
+                "prefill": prefill,
+                "scoring": sums["cost.scoring_flops"],
+                "merging": sums["cost.merging_flops"],
+                "dense_prefill": sums["cost.dense_prefill_flops"],
+                "prefill_ratio": _ratio(prefill, sums["cost.dense_prefill_flops"]),
+                "prefill_ratio_with_scoring_and_merging": _ratio(
+                    prefill + overhead, sums["cost.dense_prefill_flops"]
+                ),
+                "decode": sums["cost.decode_flops"],
+                "dense_decode": sums["cost.dense_decode_flops"],
+                "decode_ratio": _ratio(sums["cost.decode_flops"], sums["cost.dense_decode_flops"]),
+            },
+            "kv_bytes": {
+                "total": sums["cost.kv_bytes"],
+                "dense": sums["cost.dense_kv_bytes"],
+                "ratio": _ratio(sums["cost.kv_bytes"], sums["cost.dense_kv_bytes"]),
+            },
+            "seconds": {
+                name: round(sums[f"seconds.{name}"], 3)
+                for name in ("prefill", "decode", "waiting", "total")
+            },
+            "questions_per_second": _ratio(self._answers, sums["seconds.total"]),
+            "waiting_fraction": _ratio(sums["seconds.waiting"], sums["seconds.total"]),
+        }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

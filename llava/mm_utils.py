@@ -1,0 +1,253 @@
+"""Images and prompts on their way into LLaVA: decode, pad, normalise, tokenise around images.
+
+Pixels are bit-identical to LLaVA's: RGB first, padding to a square in the colour int(255 * mean),
+then CLIP's preprocessing with Pillow's bicubic filter (torch's differs by one grey level in about
+0.5 % of the values). Deviation from haotian-liu/LLaVA 1.2.2: images are always converted to RGB
+*before* padding; two of its programs pad in the image's own mode, which destroys palette pictures
+and fails on grey ones.
+
+Sources: haotian-liu/LLaVA 1.2.2 (behaviour); AutoLab-SAI-SJTU/AutoPrune (letterbox rule).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers import StoppingCriteria
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+
+CLIP_IMAGE_SIZE = 336
+
+# Names under which checkpoints of any age describe the same resize, crop and normalisation.
+_CLIP_PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read and fully decode an image file, as RGB.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: not an image, truncated or otherwise unreadable; the message names the path.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no image file at {path}")
+    try:
+        with Image.open(path) as image:
+            # Opening reads the header only; converting decodes, so damaged data shows up here.
+            return image.convert("RGB")
+    # Pillow's decoders raise SyntaxError, ValueError, EOFError, struct.error... on damaged data.
+    except Exception as error:
+        raise OSError(f"cannot read image {path}: {error}") from error
+
+
+def expand2square(image: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
+    """Centre an image on a square of its longer side; a square image is returned as it is.
+
+    The offset on the short axis is floor(difference / 2), so an odd pixel goes to the end.
+    """
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new(image.mode, (side, side), background_color)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def process_images(images: Sequence[Image.Image], image_processor: Any, model_cfg: Any) -> Tensor:
+    """Turn pictures of any mode and size into the pixels a LLaVA-1.5 checkpoint was trained on.
+
+    Args:
+        images: PIL images, at least one.
+        image_processor: a CLIP image processor, see `load_image_processor`.
+        model_cfg: its `image_aspect_ratio` decides: `pad` pads to a square; `square`, None or no
+            such attribute resizes the short side and crops the centre, losing the ends.
+
+    Returns:
+        float32 tensor (n, 3, h, w).
+
+    Raises:
+        NotImplementedError: `anyres`, the tiling of LLaVA-1.6.
+        ValueError: no image, or an `image_aspect_ratio` unknown to LLaVA.
+    """
+    if len(images) == 0:
+        raise ValueError("process_images needs at least one image, got an empty list")
+    pictures = [image.convert("RGB") for image in images]
+    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    if aspect_ratio == "pad":
+        background = tuple(int(mean * 255) for mean in image_processor.image_mean)
+        pictures = [expand2square(picture, background) for picture in pictures]
+    elif aspect_ratio == "anyres":
+        raise NotImplementedError(
+            "image_aspect_ratio='anyres' is the tiling of LLaVA-1.6, which is not supported: "
+            "use a LLaVA-1.5 checkpoint (image_aspect_ratio='pad')"
+        )
+    elif aspect_ratio not in (None, "square"):
+        raise ValueError(
+            f"expected image_aspect_ratio 'pad', 'square' or None, got {aspect_ratio!r}: "
+            "correct it in the checkpoint's config.json"
+        )
+    # Said outright, because some releases take a picture three pixels high for channels-first.
+    pixels = image_processor(pictures, return_tensors="pt", input_data_format="channels_last")
+    return pixels["pixel_values"]
+
+
+def letterbox_mask(image_size: tuple[int, int], grid: int) -> Tensor:
+    """Which patches of a picture padded to a square show padding only.
+
+    The picture's box in the padded square, at pixel resolution, is grown by
+    int((side + grid - 1) / grid) pixels (one patch) at both ends of its short axis, so a patch at
+    the edge of the picture never counts as padding; the result is sampled at grid x grid places
+    by torch's nearest rule.
+
+    Args:
+        image_size: (width, height) of the picture in pixels, before padding.
+        grid: patches a side; 24 for CLIP ViT-L/14 at 336 px.
+
+    Returns:
+        bool tensor (grid * grid,), row-major, True on padding; all False for a square picture.
+
+    Raises:
+        ValueError: a size or grid below 1.
+
+    Source: the AutoPrune release, whose constants 23 and 24 are `grid - 1` and `grid`.
+    """
+    width, height = image_size
+    if min(width, height, grid) < 1:
+        raise ValueError(
+            f"expected a positive (width, height) and grid, got {image_size} and {grid}"
+        )
+    side, short = max(width, height), min(width, height)
+    if side == short:
+        return torch.zeros(grid * grid, dtype=torch.bool)
+    border = int((side + grid - 1) / grid)
+    padding = torch.ones(1, 1, side)
+    padding[..., max((side - short) // 2 - border, 0) : (side + short) // 2 + border] = 0
+    # interpolate() rather than integer arithmetic: it computes the source index in float32.
+    line = F.interpolate(padding, size=grid, mode="nearest")[0, 0].bool()
+    mask = line[:, None] if width > height else line[None, :]
+    return mask.expand(grid, grid).reshape(-1)
+
+
+def tokenizer_image_token(
+    prompt: str,
+    tokenizer: Any,
+    image_token_index: int = IMAGE_TOKEN_INDEX,
+    return_tensors: str | None = None,
+) -> list[int] | Tensor:
+    """Token ids of a prompt, with one placeholder for each literal `<image>` in it.
+
+    The text between the images is tokenised chunk by chunk, as in training: each chunk gets
+    SentencePiece's prefix space of its own, and only the first keeps its BOS.
+
+    Returns:
+        list of ids, or a long tensor (n,) for `return_tensors="pt"`.
+
+    Raises:
+        ValueError: any other `return_tensors`.
+
+    Source: haotian-liu/LLaVA 1.2.2 (behaviour).
+    """
+    if return_tensors not in (None, "pt"):
+        raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")
+    chunks = [list(tokenizer(chunk).input_ids) for chunk in prompt.split(DEFAULT_IMAGE_TOKEN)]
+    ids = chunks[0]
+    bos = 1 if ids and ids[0] == tokenizer.bos_token_id else 0
+    for chunk in chunks[1:]:
+        ids = [*ids, image_token_index, *chunk[bos:]]
+    return ids if return_tensors is None else torch.tensor(ids, dtype=torch.long)
+
+
+def get_model_name_from_path(model_path: str) -> str:
+    """Last component of a path; `checkpoint-N` folders are prefixed with their parent's name."""
+    *parents, name = model_path.strip("/").split("/")
+    if name.startswith("checkpoint-") and parents:
+        return f"{parents[-1]}_{name}"
+    return name
+
+
+class KeywordsStoppingCriteria(StoppingCriteria):
+    """Stops each sequence of a batch once it has produced one of some keywords.
+
+    Deviations from haotian-liu/LLaVA 1.2.2: the answer is one bool a sequence, as current
+    transformers expects; a keyword is found however the model happened to tokenise it; the
+    prompt is skipped when `generate` passes it along, and its absence is recognised.
+    """
+
+    def __init__(self, keywords: Sequence[str], tokenizer: Any, input_ids: Tensor) -> None:
+        """Args:
+        keywords: strings to stop at; a special token such as `</s>` is matched by its id.
+        tokenizer: encodes the keywords and decodes the answers.
+        input_ids: (batch, n) prompt ids, as given to `generate`.
+
+        Raises:
+            ValueError: no keyword, or an empty one, which every answer would contain.
+        """
+        if not keywords or "" in keywords:
+            raise ValueError(f"expected non-empty keywords to stop at, got {list(keywords)}")
+        self.keywords = list(keywords)
+        self.tokenizer = tokenizer
+        self.prompt = input_ids[0].tolist()
+        self.keyword_ids = []
+        for keyword in self.keywords:
+            ids = list(tokenizer(keyword).input_ids)
+            self.keyword_ids.append(ids[1:] if ids[0] == tokenizer.bos_token_id else ids)
+        # A token is at least a byte of text, apart from the first one's prefix space.
+        self.window = 1 + max(len(keyword.encode()) for keyword in self.keywords)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Bool tensor (batch,): True where a sequence of `input_ids` (batch, n) is finished."""
+        rows = input_ids.tolist()
+        start = len(self.prompt)
+        if rows[0][:start] == self.prompt:
+            rows = [row[start:] for row in rows]
+        done = [self._ends(row) for row in rows]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+    def _ends(self, ids: list[int]) -> bool:
+        if any(ids[-len(keyword) :] == keyword for keyword in self.keyword_ids):
+            return True
+        tail = self.tokenizer.decode(ids[-self.window :], skip_special_tokens=True)
+        return any(keyword in tail for keyword in self.keywords)
+
+
+def load_image_processor(folder: str | Path) -> Any:
+    """The CLIP image processor of a checkpoint folder, always the Pillow-backed one.
+
+    Reads `preprocessor_config.json` where the folder has one, in the old style (integer sizes) as
+    well; original LLaVA checkpoints have none, so the values of CLIP ViT-L/14 at 336 px hold.
+
+    Raises:
+        ValueError: the file is not JSON, or describes a processor that is not CLIP's.
+    """
+    # Where the PIL class exists under its own name, the plain name is the torchvision version.
+    if hasattr(transformers, "CLIPImageProcessorPil"):
+        cls = transformers.CLIPImageProcessorPil
+    else:
+        cls = transformers.CLIPImageProcessor
+    path = Path(folder) / "preprocessor_config.json"
+    if not path.is_file():
+        size = CLIP_IMAGE_SIZE
+        return cls(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type")
+    if kind and kind.removesuffix("Fast").removesuffix("Pil") not in _CLIP_PROCESSORS:
+        raise ValueError(
+            f"{path}: expected one of {', '.join(_CLIP_PROCESSORS)}, got {kind}; LLaVA-1.5 sees "
+            "through CLIP, take this file from the checkpoint's vision tower"
+        )
+    # Padding, if any, is decided by the model's config (see process_images).
+    return cls.from_dict({**config, "do_pad": False})

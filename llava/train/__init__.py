@@ -1,0 +1,1 @@
+"""Training of the small embedded LLaVA: scenes, questions, tokenizer, trainer, export."""

@@ -1,0 +1,247 @@
+"""The small LLaVA as it is trained: CLIP tower, projector, Llama decoder, auxiliary heads.
+
+All parts are stock transformers modules, so that the exported weights load wherever LLaVA's do. The
+heads exist during training only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from llava.constants import IGNORE_INDEX
+from llava.train.data import Turns
+from llava.train.labels import CHARACTERS, SLOTS, PatchLabels
+from llava.train.scenes import COLOURS, GRID, IMAGE_SIZE, PATCH_SIZE
+
+SELECT_LAYER = -2  # as in LLaVA-1.5: the tower's last layer does not reach the language model
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the model. The defaults are the embedded demo."""
+
+    vocab_size: int = 600
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    layers: int = 12
+    heads: int = 4
+    vision_hidden_size: int = 192
+    vision_intermediate_size: int = 768
+    vision_layers: int = 5
+    vision_heads: int = 4
+    max_positions: int = 2048
+
+    def vision_config(self) -> CLIPVisionConfig:
+        return CLIPVisionConfig(
+            hidden_size=self.vision_hidden_size,
+            intermediate_size=self.vision_intermediate_size,
+            num_hidden_layers=self.vision_layers,
+            num_attention_heads=self.vision_heads,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            projection_dim=self.vision_hidden_size,
+            hidden_act="quick_gelu",
+        )
+
+    def decoder_config(self) -> LlamaConfig:
+        return LlamaConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=self.max_positions,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+
+
+class DemoModel(nn.Module):
+    """Tower, projector and decoder, with the heads of the auxiliary objectives."""
+
+    def __init__(self, shape: Shape = Shape(), attn_implementation: str = "eager") -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.vision_hidden_size
+        # on CPUs torch's fused attention is half as fast as plain matrix products at these sizes
+        self.tower = CLIPVisionModel._from_config(
+            shape.vision_config(), attn_implementation=attn_implementation
+        )
+        self.projector = nn.Sequential(
+            nn.Linear(width, shape.hidden_size),
+            nn.GELU(),
+            nn.Linear(shape.hidden_size, shape.hidden_size),
+        )
+        self.decoder = LlamaForCausalLM._from_config(
+            shape.decoder_config(), attn_implementation=attn_implementation
+        )
+        self.patch_heads = PatchHeads(width)
+        self.caption = CaptionEncoder(width)
+        # stock positions start 25 times fainter than patches, but reading needs to find neighbours
+        with torch.no_grad():
+            positions = self.tower.embeddings.position_embedding.weight
+            positions[1:] = _sine_positions(width)
+
+    def see(self, pixels: torch.Tensor, corners: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the tower on a square window of the picture.
+
+        Args:
+            pixels: (batch, 3, side, side), normalised; side is a multiple of the patch size.
+            corners: (batch, 2) long, row and column of the window's first patch in the full grid.
+
+        Returns:
+            The hidden states (batch, 1 + patches, width) of the selected layer and of the last one.
+            With the full picture and corners of 0 they are what `CLIPVisionModel` gives.
+        """
+        embeddings = self.tower.embeddings
+        patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        ids = 1 + window_patches(corners, pixels.shape[-1] // PATCH_SIZE)
+        positions = embeddings.position_embedding.weight
+        first = (embeddings.class_embedding + positions[0]).expand(len(pixels), 1, -1)
+        states = torch.cat([first, patches + positions[ids]], dim=1)
+        states = self.tower.pre_layrnorm(states)
+        outputs = []
+        for layer in self.tower.encoder.layers:
+            states = layer(states, None)
+            outputs.append(states)
+        return outputs[SELECT_LAYER], outputs[-1]
+
+    def contrastive_loss(
+        self, selected: torch.Tensor, last: torch.Tensor, captions: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """CLIP's loss between the CLS token and what the picture's signs say.
+
+        It is applied to the selected layer and to the last one: pruning methods read the attention
+        of the CLS token in the selected layer, so this layer must have learned where to look.
+        """
+        text = self.caption(captions)
+        pooled = self.tower.post_layernorm(last[:, 0])
+        target = torch.arange(len(text), device=text.device)
+        loss = text.new_zeros(())
+        for image in (selected[:, 0], pooled):
+            logits = F.normalize(self.caption.image(image).float(), dim=-1) @ text.T * 10
+            loss = loss + F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+        return loss / 4
+
+    def answer(
+        self, selected: torch.Tensor, corners: torch.Tensor, turns: Turns
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Teacher-forced answers to packed turns.
+
+        Args:
+            selected: (batch, 1 + patches, width), the tower's selected layer.
+            corners: (batch, 2) long, as for `see`.
+            turns: the turns of each picture of the batch.
+
+        Returns:
+            Logits (tokens, vocabulary) for the tokens of all answers, `</s>` included, in the order
+            of the batch, and the tokens themselves (tokens,).
+        """
+        visual = self.projector(selected[:, 1:])
+        embed = self.decoder.model.embed_tokens
+        prefix = embed(turns.prefix).expand(len(visual), -1, -1)
+        inputs = torch.cat([prefix, visual, embed(turns.ids)], dim=1)
+        patches = window_patches(corners, math.isqrt(visual.shape[1]))
+        mask, positions, labels = turns.layout(patches)
+        # additive, because eager attention would add a boolean mask as 0 and 1
+        bias = torch.zeros_like(mask, dtype=visual.dtype)
+        bias = bias.masked_fill(~mask, torch.finfo(visual.dtype).min)
+        states = self.decoder.model(
+            inputs_embeds=inputs, attention_mask=bias, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        asked = labels != IGNORE_INDEX
+        return self.decoder.lm_head(states[asked]).float(), labels[asked]
+
+
+class PatchHeads(nn.Module):
+    """Linear read-outs of `PatchLabels` from patch features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.characters = len(CHARACTERS) + 1
+        self.norm = nn.LayerNorm(width)
+        self.colour = nn.Linear(width, len(COLOURS) + 1)
+        self.letter = nn.Linear(width, self.characters)
+        self.text = nn.Linear(width, SLOTS * self.characters)
+
+    def forward(self, features: torch.Tensor, labels: PatchLabels) -> dict[str, torch.Tensor]:
+        """Losses by name, and under `text_accuracy` the share of signs that their patches spell.
+
+        Args:
+            features: (batch, patches, width) of the selected layer, without CLS.
+            labels: of the same (batch, patches).
+        """
+        features = self.norm(features)
+        on_sign = labels.weight > 0
+        weight = labels.weight[on_sign] / labels.weight.sum().clamp(min=1)
+        colour = F.cross_entropy(
+            self.colour(features).flatten(0, 1).float(), labels.colour.flatten()
+        )
+        signs = features[on_sign]
+        letters = self.letter(signs).float()
+        spelt = self.text(signs).float().view(-1, SLOTS, self.characters)
+        target = labels.text[on_sign]
+        text = F.cross_entropy(spelt.flatten(0, 1), target.flatten(), reduction="none")
+        letter = F.cross_entropy(letters, labels.letter[on_sign], reduction="none")
+        right = (spelt.argmax(-1) == target).all(-1)
+        return {
+            "colour": colour,
+            "letter": (letter * weight).sum(),
+            "text": (text.view(-1, SLOTS).mean(1) * weight).sum(),
+            "text_accuracy": (right * weight).sum().detach(),
+        }
+
+
+class CaptionEncoder(nn.Module):
+    """The text side of the contrastive objective: a bag of (colour, text) pairs, one per sign."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.colour = nn.Embedding(len(COLOURS) + 1, width)
+        self.letter = nn.Embedding(SLOTS * (len(CHARACTERS) + 1), width)
+        self.sign = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.image = nn.Linear(width, width)
+
+    def forward(self, captions: list[torch.Tensor]) -> torch.Tensor:
+        """Unit vectors (batch, width) from one (signs, 1 + SLOTS) tensor of classes per picture."""
+        counts = [len(caption) for caption in captions]
+        classes = torch.cat(captions)
+        offsets = torch.arange(SLOTS, device=classes.device) * (len(CHARACTERS) + 1)
+        signs = self.colour(classes[:, 0]) + self.letter(classes[:, 1:] + offsets).sum(1)
+        bags = torch.stack([bag.sum(0) for bag in self.sign(signs).split(counts)])
+        return F.normalize(bags.float(), dim=-1)
+
+
+def window_patches(corners: torch.Tensor, side: int) -> torch.Tensor:
+    """Indices (batch, side * side) in the full grid of the patches of square windows, in row order.
+
+    `corners` (batch, 2) long holds row and column of each window's first patch.
+    """
+    steps = torch.arange(side, device=corners.device)
+    rows, columns = corners[:, :1] + steps, corners[:, 1:] + steps
+    return (rows[:, :, None] * GRID + columns[:, None, :]).flatten(1)
+
+
+def _sine_positions(width: int) -> torch.Tensor:
+    """Two-dimensional sine positions (GRID * GRID, width), half of the channels for each axis."""
+    quarter = width // 4
+    frequencies = torch.exp(torch.linspace(0, -4, quarter))
+    angles = torch.arange(GRID)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1) * 0.5
+    rows = axis[:, None].expand(GRID, GRID, -1)
+    columns = axis[None].expand(GRID, GRID, -1)
+    table = torch.zeros(GRID * GRID, width)
+    table[:, : 4 * quarter] = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    return table

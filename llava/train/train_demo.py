@@ -1,0 +1,63 @@
+"""Train the embedded demo checkpoint from scratch and write it in the original LLaVA format.
+
+    python -m llava.train.train_demo --out playground/demo/llava-demo
+
+A run that was stopped continues where it was when started again with the same work folder. It needs
+a torch with `torch.optim.Muon` (2.9 or later).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from llava.model.tokenizer import load_tokenizer
+from llava.train.model import DemoModel
+from llava.train.recipe import DEMO
+from llava.train.tokenizer import corpus, train_tokenizer, write_tokenizer
+from llava.train.trainer import Trainer
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the exported checkpoint")
+    parser.add_argument("--work", type=Path, default=Path(".work/demo"), help="resumable state")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="time limit of this run"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    write_tokenizer(args.work / "tokenizer", train_tokenizer(corpus()))
+    tokenizer = load_tokenizer(args.work / "tokenizer")
+    torch.manual_seed(args.seed)
+    device = torch.device(args.device)
+    trainer = Trainer(
+        DemoModel(attn_implementation="eager" if device.type == "cpu" else "sdpa"),
+        DEMO,
+        tokenizer,
+        args.work,
+        device=device,
+        bfloat16=args.precision == "bfloat16",
+        workers=args.workers,
+    )
+    trainer.run(args.minutes)
+    print("finished" if trainer.finished else "stopped; run again to go on", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""The training loop: stages, optimisers, checkpoints, validation.
+
+State is saved between steps only, and data depend on nothing but stage and step, so that a run that
+was stopped and continued equals one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from llava.train.data import (
+    EOS,
+    Batch,
+    TurnEncoder,
+    benchmark_turns,
+    make_batch,
+    to_device,
+    training_turns,
+)
+from llava.train.model import DemoModel
+from llava.train.recipe import Stage
+from llava.train.scenes import TRAINING_SEEDS, VALIDATION_SEEDS, Style, make_scene
+
+_TEXT_WEIGHT = 1.0  # of reading a sign's text from its patches
+_CONTRAST_WEIGHT = 0.2
+
+
+class StageData(Dataset):
+    """The batches of one stage: item i is the batch of step i."""
+
+    def __init__(self, stage: Stage, first_seed: int, encoder: TurnEncoder) -> None:
+        self.stage = stage
+        self.first_seed = first_seed
+        self.encoder = encoder
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        stage = self.stage
+        start = self.first_seed + step * stage.batch
+        scenes = [make_scene(seed, stage.style(step)) for seed in range(start, start + stage.batch)]
+        if not stage.turns:
+            return make_batch(scenes, None)
+        return make_batch(
+            scenes, self.encoder.pack([training_turns(scene, stage.turns) for scene in scenes])
+        )
+
+
+class Trainer:
+    """Trains a `DemoModel` through stages, keeping its state in a work folder.
+
+    Args:
+        model: the model, freshly initialised; overwritten if `work` holds a checkpoint.
+        stages: the recipe. A checkpoint of another shape, or of other stages up to its own,
+            is refused; the stages after it may change.
+        tokenizer: LLaVA tokenizer of the demo.
+        work: folder of the checkpoint and of the log, one JSON line an entry.
+        device: where to train.
+        bfloat16: run the model under bfloat16 autocast; weights stay float32.
+        workers: processes that render; 0 renders in this one.
+
+    Raises:
+        ValueError: when the checkpoint in `work` belongs to another recipe or model shape.
+    """
+
+    def __init__(
+        self,
+        model: DemoModel,
+        stages: Sequence[Stage],
+        tokenizer,
+        work: Path,
+        *,
+        device: torch.device,
+        bfloat16: bool,
+        workers: int,
+    ) -> None:
+        self.model = model.to(device)
+        self.stages = list(stages)
+        self.encoder = TurnEncoder(tokenizer)
+        self.work = work
+        self.device = device
+        self.bfloat16 = bfloat16
+        self.workers = workers
+        self.optimisers = _optimisers(model)
+        self.stage = 0
+        self.step = 0
+        self.seconds = 0.0
+        work.mkdir(parents=True, exist_ok=True)
+        if self._checkpoint.exists():
+            self._load()
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.work / "checkpoint.pt"
+
+    @property
+    def finished(self) -> bool:
+        return self.stage == len(self.stages)
+
+    def run(self, minutes: float = float("inf"), every: int = 50, save_minutes: float = 3) -> None:
+        """Train until the recipe's end or the time limit, saving now and then and at the end.
+
+        Args:
+            minutes: time limit of this call.
+            every: steps between two lines of progress.
+            save_minutes: time between two checkpoints.
+        """
+        began = last_save = time.monotonic()
+        before = self.seconds
+        while not self.finished:
+            stage, recent = self.stages[self.stage], {}
+            for batch in self._batches():
+                losses = self._train_step(batch, stage)
+                self.step += 1
+                now = time.monotonic()
+                self.seconds = before + now - began
+                for name, value in losses.items():
+                    recent.setdefault(name, []).append(value)
+                if self.step % every == 0:
+                    means = {name: sum(v) / len(v) for name, v in recent.items()}
+                    self._log({k: round(v, 4) for k, v in means.items()})
+                    recent = {}
+                if now - began > 60 * minutes:
+                    self.save()
+                    return
+                if now - last_save > 60 * save_minutes:
+                    self.save()
+                    last_save = now
+            if stage.turns:
+                self._log({"validation": round(self.exact_match(stage.end), 4)})
+            self.stage, self.step = self.stage + 1, 0
+            self.optimisers = _optimisers(self.model)
+            self.save()
+
+    @torch.no_grad()
+    def exact_match(self, style: Style, scenes: int = 128, batch: int = 8) -> float:
+        """Share of the benchmark's questions about validation scenes that are answered exactly.
+
+        Every token of the answer and `</s>` must be the model's first choice given those before it,
+        which is when greedy decoding gives the answer.
+        """
+        right = total = 0
+        for start in range(0, scenes, batch):
+            seeds = VALIDATION_SEEDS[start : min(start + batch, scenes)]
+            chosen = [make_scene(seed, style) for seed in seeds]
+            turns = self.encoder.pack([benchmark_turns(scene) for scene in chosen])
+            data = to_device(make_batch(chosen, turns), self.device)
+            with self._autocast():
+                selected, _ = self.model.see(data.normalised(), data.corners)
+                logits, targets = self.model.answer(selected, data.corners, data.turns)
+            wrong = (logits.argmax(-1) != targets).long().cpu()
+            ends = (targets == EOS).nonzero().flatten().tolist()
+            mistakes = [0, *wrong.cumsum(0)[ends].tolist()]
+            right += sum(before == after for before, after in pairwise(mistakes))
+            total += len(ends)
+        return right / total
+
+    def save(self) -> None:
+        """Write the checkpoint; an interrupted write leaves the old one."""
+        state = {
+            "identity": self._identity(self.stage),
+            "model": self.model.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "stage": self.stage,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        partial = self._checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self._checkpoint)
+
+    def _identity(self, stage: int) -> str:
+        """What a checkpoint in a stage depends on: the shape and the stages so far."""
+        stages = [asdict(s) for s in self.stages[: stage + 1]]
+        return json.dumps({"shape": asdict(self.model.shape), "stages": stages})
+
+    def _load(self) -> None:
+        state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        if state["identity"] != self._identity(state["stage"]):
+            raise ValueError(
+                f"{self._checkpoint} was written by another recipe or model shape: "
+                "choose another work folder, or delete it"
+            )
+        self.model.load_state_dict(state["model"])
+        self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
+        if self.step:  # every stage starts with fresh ones
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+
+    def _batches(self) -> DataLoader:
+        """Batches of the current stage from the current step on."""
+        done = sum(stage.steps * stage.batch for stage in self.stages[: self.stage])
+        stage = self.stages[self.stage]
+        data = StageData(stage, TRAINING_SEEDS.start + done, self.encoder)
+        steps = range(self.step, stage.steps)
+        # without a generator of its own the loader would draw from torch's, which it does not need
+        return DataLoader(
+            data,
+            batch_size=None,
+            sampler=steps,
+            num_workers=self.workers,
+            prefetch_factor=4 if self.workers else None,
+            generator=torch.Generator(),
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def _train_step(self, batch: Batch, stage: Stage) -> dict[str, float]:
+        batch = to_device(batch, self.device)
+        with self._autocast():
+            selected, last = self.model.see(batch.normalised(), batch.corners)
+            losses = self.model.patch_heads(selected[:, 1:], batch.labels)
+            losses["contrast"] = self.model.contrastive_loss(selected, last, batch.captions)
+            loss = losses["colour"] + losses["letter"] + _TEXT_WEIGHT * losses["text"]
+            loss = loss + _CONTRAST_WEIGHT * losses["contrast"]
+            if batch.turns is not None:
+                logits, targets = self.model.answer(selected, batch.corners, batch.turns)
+                losses["answer"] = F.cross_entropy(logits, targets)
+                losses["token_accuracy"] = (logits.argmax(-1) == targets).float().mean()
+                loss = loss + losses["answer"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                factor = stage.tower if group["in_tower"] else 1.0
+                group["lr"] = stage.learning_rate(self.step) * factor * group["scale"]
+            optimiser.step()
+            optimiser.zero_grad()
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _log(self, entry: dict[str, float]) -> None:
+        stage = self.stages[self.stage]
+        head = {"stage": stage.name, "step": self.step, "of": stage.steps}
+        line = json.dumps({**head, "minutes": round(self.seconds / 60, 2), **entry})
+        print(line, file=sys.stderr, flush=True)
+        with open(self.work / "log.jsonl", "a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+
+def _optimisers(model: DemoModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformers, AdamW for everything else."""
+    groups: dict[bool, list[dict]] = {}
+    for inner in (True, False):
+        for in_tower in (True, False):
+            parameters = [
+                parameter
+                for name, parameter in model.named_parameters()
+                if (".layers." in name and parameter.ndim == 2) == inner
+                and name.startswith("tower.") == in_tower
+            ]
+            scale = 1.0 if inner else 0.5
+            group = {"params": parameters, "in_tower": in_tower, "scale": scale}
+            groups.setdefault(inner, []).append(group)
+    return [
+        torch.optim.Muon(groups[True], weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups[False], betas=(0.9, 0.98), weight_decay=0.0),
+    ]

@@ -1,0 +1,110 @@
+# What the scripts <version>/eval/<benchmark>.sh share; they source it. It changes to the checkout,
+# so paths that the user gave relative to where they stand are made absolute first.
+
+CALLER=$PWD
+unset CDPATH # it would send a relative cd elsewhere
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The path as seen from the caller's folder if there is such a thing, else as it is (a hub name).
+from_caller() {
+    if [[ $1 != /* && -e $CALLER/$1 ]]; then echo "$CALLER/$1"; else echo "$1"; fi
+}
+
+# setup BENCHMARK TOKENS [flags]: sets TOKENS, METHOD, ANSWERS (empty unless given), FLAGS, PYTHON,
+# MODEL_PATH, CKPT and DATA. FLAGS may be empty, which bash 3 takes for unset: pass it on as
+# ${FLAGS[@]+"${FLAGS[@]}"}.
+setup() {
+    local benchmark=$1
+    shift
+    if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+        cat >&2 <<EOF
+usage: bash $0 TOKENS [flags of llava.eval.model_vqa_loader]
+TOKENS is how many visual tokens to keep in each layer on average, a positive whole number${1:+; got "$1"}.
+Environment: MODEL_PATH (checkpoint), DATA (folder of the benchmark), PYTHON.
+EOF
+        exit 2
+    fi
+    TOKENS=$1
+    shift
+    METHOD=autoprune ANSWERS="" FLAGS=()
+    while (($#)); do
+        local name=${1%%=*} value
+        case $name in
+            --method | --answers-file | --question-file | --image-folder | --model-base | --vision-tower)
+                if [[ $1 == *=* ]]; then
+                    value=${1#*=}
+                elif (($# > 1)); then
+                    value=$2
+                    shift
+                else
+                    echo "error: $name needs a value." >&2
+                    exit 2
+                fi
+                case $name in
+                    --method) METHOD=$value ;;
+                    --answers-file)
+                        [[ $value == /* ]] || value=$CALLER/$value
+                        ANSWERS=$value
+                        ;;
+                    *) value=$(from_caller "$value") ;;
+                esac
+                FLAGS+=("$name" "$value")
+                ;;
+            *) FLAGS+=("$1") ;;
+        esac
+        shift
+    done
+
+    if [[ -n ${PYTHON:-} ]]; then
+        [[ $PYTHON != */* ]] || PYTHON=$(from_caller "$PYTHON")
+    elif [[ -x .venv/bin/python ]]; then
+        PYTHON=.venv/bin/python
+    else
+        PYTHON=python3
+    fi
+    MODEL_PATH=$(from_caller "${MODEL_PATH:-$PWD/models/llava-v1.5-7b}")
+    CKPT=$(basename "$MODEL_PATH")
+    DATA=$(from_caller "${DATA:-$PWD/playground/data/eval/$benchmark}")
+}
+
+MISSING=""
+
+# need PATH SOURCE: note that PATH is missing, if it is, and where it comes from.
+need() {
+    [[ -e $1 ]] || MISSING+="  $1"$'\n'"      $2"$'\n'
+}
+
+# need_model SOURCE: the checkpoint, which may also be a name on the hub such as owner/name.
+need_model() {
+    [[ $MODEL_PATH =~ ^[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9._-]+$ ]] || need "$MODEL_PATH" "$1"
+}
+
+stop_if_missing() {
+    if [[ -n $MISSING ]]; then
+        cat >&2 <<EOF
+Missing, and where to get it:
+$MISSING
+MODEL_PATH and DATA name other places. Without any of this, the embedded demo runs at once:
+  bash scripts/demo.sh
+EOF
+        exit 2
+    fi
+    if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)'; then
+        echo "error: $PYTHON has no torch. Install the package (pip install -e .), or set PYTHON." >&2
+        exit 2
+    fi
+}
+
+# answer PROGRAM [flags]: run an answering program; ends the script unless every answer is there.
+answer() {
+    local program=$1 status=0
+    shift
+    "$PYTHON" -m "llava.eval.$program" "$@" || status=$?
+    if ((status == 3)); then
+        echo "Not scored: some questions have no answer (see above). Repair their images and run" \
+            "this again, or score the others with --allow-missing of the scoring program." >&2
+    elif ((status != 0)); then
+        echo "Not scored: the answers are not complete (exit status $status)." >&2
+    fi
+    ((status == 0)) || exit "$status"
+}

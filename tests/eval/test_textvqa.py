@@ -1,0 +1,149 @@
+"""TextVQA's prompt rules, join and score, on annotations small enough to score by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llava.eval.benchmarks.textvqa import Prompt, read_prompt
+from llava.eval.eval_textvqa import main
+
+INSTRUCTION = "Answer the question using a single word or phrase."
+ENTRIES = [
+    {"image_id": "i1", "question": "What Brand is this?", "answers": ["Nokia"] * 8 + ["LG"] * 2},
+    {"image_id": "i1", "question": "how many?", "answers": ["2", "Two."] + ["three"] * 8},
+    {"image_id": "i2", "question": "how many?", "answers": ["the red"] * 3 + ["blue"] * 7},
+    {"image_id": "i3", "question": "Who?", "answers": [f"name {i}" for i in range(10)]},
+]
+TEXTS = ["nokia", "two", "Red", "nobody"]  # 1, 0.6, 0.9 and 0
+
+
+def answers(ocr: bool = True) -> list[dict]:
+    line = "Reference OCR token: A, B\n" if ocr else ""
+    return [
+        {
+            "question_id": entry["image_id"],
+            "prompt": f"{entry['question']}\n{line}{INSTRUCTION}",
+            "text": text,
+        }
+        for entry, text in zip(ENTRIES, TEXTS)
+    ]
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    path = tmp_path / "TextVQA_0.5.1_val.json"
+    path.write_text(json.dumps({"data": ENTRIES}))
+    return path
+
+
+def score(annotations, entries: list[dict] | str, *more: str) -> int:
+    path = annotations.with_name("n_64.jsonl")
+    text = entries if isinstance(entries, str) else "".join(json.dumps(e) + "\n" for e in entries)
+    path.write_text(text)
+    return main(["--annotation-file", str(annotations), "--result-file", str(path), *more])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question", "with_ocr"),
+    [
+        (f"What Is it?\nReference OCR token: A, b\n{INSTRUCTION}", "what is it?", True),
+        (f"What?\nReference OCR token: \n{INSTRUCTION}", "what?", True),
+        (f"Reference OCR token: A\nWhat?\n{INSTRUCTION}", "what?", True),
+        (f"What?\n{INSTRUCTION}", "what?", False),
+        ("OCR tokens: A, B. Question: What Is? Short answer:", "what is?", True),
+    ],
+)
+def test_the_question_is_read_off_the_prompt(prompt, question, with_ocr):
+    assert read_prompt(prompt) == Prompt(question, with_ocr)
+
+
+@pytest.mark.parametrize("prompt", ["What?", "a\nb\nc", "OCR tokens: A, B. What?"])
+def test_another_prompt_is_an_error(prompt):
+    with pytest.raises(ValueError, match="not a TextVQA prompt"):
+        read_prompt(prompt)
+
+
+@pytest.mark.parametrize(("ocr", "name"), [(True, "with OCR"), (False, "without OCR")])
+def test_score(annotations, capsys, ocr, name):
+    assert score(annotations, answers(ocr)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"n_64 ({name}")
+    assert lines[1:3] == ["Samples: 4", "Accuracy: 62.50%"]
+    result = json.loads(lines[3])
+    assert result["accuracy"] == pytest.approx(62.5) and result["samples"] == 4
+    assert result["prompts"] == f"{name} tokens" and result["missing"] == 0
+
+
+def test_prompts_of_both_kinds_are_called_mixed(annotations, capsys):
+    assert score(annotations, answers(True)[:2] + answers(False)[2:]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"] == "mixed"
+
+
+def test_a_folder_is_scored_file_by_file(annotations, tmp_path, capsys):
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    for n, text in ((64, "nokia"), (128, "lg")):
+        entries = [{**answers()[0], "text": text}, *answers()[1:]]
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+        (folder / f"n_{n}.jsonl").write_text(lines)
+    (folder / "n_64.errors.jsonl").write_text("{}\n")
+    (folder / "n_64.run.json").write_text("{}")
+    assert main(["--annotation-file", str(annotations), "--result-dir", str(folder)]) == 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert [r["accuracy"] for r in results] == pytest.approx([52.5, 62.5])
+
+
+def test_missing_answers_are_named_unless_allowed(annotations, capsys):
+    assert score(annotations, answers()[:3]) == 2
+    err = capsys.readouterr().err
+    assert "1 of 4 questions have no answer: image i3, question 'who?'" in err
+    assert "--allow-missing" in err
+    assert score(annotations, answers()[:3], "--allow-missing") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["samples"], result["missing"]) == (3, 1)
+    assert result["accuracy"] == pytest.approx(250 / 3)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([*answers(), answers()[0]], "two answers to image i1, question 'what brand is this?'"),
+        ([*answers(), {**answers()[0], "question_id": "i9"}], "answer to image i9"),
+        ([{"question_id": "i1", "text": "x"}], "without ['prompt']"),
+        ([{**answers()[0], "prompt": "x"}], "not a TextVQA prompt"),
+        ('{"question_id": "i1",\n', "line 1: expected a JSON object"),
+        (json.dumps(answers()[0]), "line 1: expected a JSON object that ends in a newline"),
+    ],
+)
+def test_wrong_answers_are_named(annotations, capsys, entries, message):
+    assert score(annotations, entries) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("n_64.jsonl") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a TextVQA annotation file"),
+        ('{"questions": []}', "not a TextVQA annotation file"),
+        (json.dumps({"data": [{"image_id": "i1", "question": "q"}]}), "the test file has no"),
+        (json.dumps({"data": ENTRIES[:1] * 2}), "two entries for image i1"),
+        (json.dumps({"data": [{**ENTRIES[0], "answers": ["x"] * 9}]}), "expected 10 answers"),
+    ],
+)
+def test_wrong_annotations_are_named(annotations, capsys, content, message):
+    annotations.write_text(content)
+    assert score(annotations, answers()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_files_are_named(annotations, tmp_path, capsys):
+    absent = str(tmp_path / "none")
+    assert main(["--annotation-file", absent, "--result-file", absent]) == 2
+    assert "textvqa.org" in capsys.readouterr().err
+    assert main(["--annotation-file", str(annotations), "--result-file", absent]) == 2
+    assert "model_vqa_loader" in capsys.readouterr().err
+    assert main(["--annotation-file", str(annotations), "--result-dir", absent]) == 2
+    assert "holds no answers" in capsys.readouterr().err

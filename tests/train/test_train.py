@@ -1,0 +1,285 @@
+"""Tokenizer, packed turns, resumable training and the exported checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.mm_utils import load_image_processor, process_images, tokenizer_image_token
+from llava.model.tokenizer import LlavaTokenizer, load_tokenizer
+from llava.train.data import EOS, TurnEncoder, benchmark_turns, make_batch, training_turns
+from llava.train.export import export, llava_config
+from llava.train.model import DemoModel, Shape
+from llava.train.questions import LIST_PROMPT
+from llava.train.recipe import DEMO, Stage
+from llava.train.scenes import TRAINING_SEEDS, Style, make_scene, render
+from llava.train.tokenizer import corpus, train_tokenizer, write_tokenizer
+from llava.train.trainer import StageData, Trainer
+
+TINY = Shape(
+    hidden_size=32,
+    intermediate_size=48,
+    layers=2,
+    heads=2,
+    vision_hidden_size=32,
+    vision_intermediate_size=48,
+    vision_layers=3,
+    vision_heads=2,
+)
+WINDOW = Style(window=112, signs=(1, 2))
+STAGES = (
+    Stage("read", 1, 2, WINDOW, WINDOW, rate=1e-3),
+    Stage("answer", 2, 2, WINDOW, WINDOW, rate=1e-3, turns=2),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_model() -> bytes:
+    return train_tokenizer(corpus())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_model: bytes, tmp_path_factory: pytest.TempPathFactory) -> LlavaTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, tokenizer_model)
+    return load_tokenizer(folder)
+
+
+def _model() -> DemoModel:
+    torch.manual_seed(0)
+    return DemoModel(TINY)
+
+
+def _trainer(work: Path, tokenizer: LlavaTokenizer, stages: tuple[Stage, ...] = STAGES) -> Trainer:
+    cpu = torch.device("cpu")
+    return Trainer(_model(), stages, tokenizer, work, device=cpu, bfloat16=False, workers=0)
+
+
+def test_tokenizer_is_deterministic_and_shaped_like_llamas(
+    tokenizer_model: bytes, tokenizer: LlavaTokenizer
+) -> None:
+    assert train_tokenizer(corpus()) == tokenizer_model
+    assert len(tokenizer) == Shape().vocab_size
+    assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>", "<0x0A>"]) == [0, 1, 2, 13]
+    for text in ("stop", "yellow", "bottom right", "two  spaces", "42", "unseen wörds\n"):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert 0 not in ids
+        assert tokenizer.decode(ids) == text
+    assert len(tokenizer("stop", add_special_tokens=False).input_ids) == 1
+
+
+def test_each_packed_turn_is_the_evaluation_prompt(tokenizer: LlavaTokenizer) -> None:
+    scenes = [make_scene(seed, WINDOW) for seed in TRAINING_SEEDS[:2]]
+    conversations = [benchmark_turns(scene) for scene in scenes]
+    turns = TurnEncoder(tokenizer).pack(conversations)
+    for row, conversation in enumerate(conversations):
+        for number, (text, answer) in enumerate(conversation):
+            prompt = conv_templates["vicuna_v1"].copy()
+            prompt.append_message(prompt.roles[0], "<image>\n" + text)
+            prompt.append_message(prompt.roles[1], None)
+            expected = tokenizer_image_token(prompt.get_prompt(), tokenizer)
+            mine = turns.turn[row] == number
+            ids, labels = turns.ids[row, mine].tolist(), turns.labels[row, mine]
+            n_prompt = int((labels == IGNORE_INDEX).sum())
+            assert [*turns.prefix.tolist(), IMAGE_TOKEN_INDEX, *ids[:n_prompt]] == expected
+            assert labels[n_prompt:].tolist() == ids[n_prompt:]
+            assert ids[-1] == EOS
+            assert tokenizer.decode(ids[n_prompt:]).strip() == answer
+            assert turns.offset[row, mine].tolist() == list(range(len(ids)))
+
+
+def test_a_packed_turn_is_answered_as_if_alone(tokenizer: LlavaTokenizer) -> None:
+    model, encoder = _model().eval(), TurnEncoder(tokenizer)
+    scene = make_scene(TRAINING_SEEDS[3], Style(window=112, signs=(2, 2), letters=(14, 16)))
+    conversation = benchmark_turns(scene)
+    assert len(conversation) == 4
+
+    def logits(turns: list[tuple[str, str]]) -> torch.Tensor:
+        batch = make_batch([scene], encoder.pack([turns]))
+        selected, _ = model.see(batch.normalised(), batch.corners)
+        return model.answer(selected, batch.corners, batch.turns)[0]
+
+    with torch.no_grad():
+        together = logits(conversation)
+        alone = torch.cat([logits([turn]) for turn in conversation])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_whole_picture_is_seen_as_clip_sees_it() -> None:
+    model = _model().eval()
+    scene = make_scene(7)
+    batch = make_batch([scene], None)
+    with torch.no_grad():
+        states = model.tower(batch.normalised(), output_hidden_states=True).hidden_states
+        selected, last = model.see(batch.normalised(), batch.corners)
+    torch.testing.assert_close(selected, states[-2])
+    torch.testing.assert_close(last, states[-1])
+
+
+def test_the_list_comes_last_and_questions_are_limited() -> None:
+    scene = make_scene(TRAINING_SEEDS[0])
+    turns = training_turns(scene, 2)
+    assert len(turns) == 3
+    assert turns[-1][0] == LIST_PROMPT
+    assert turns == training_turns(scene, 2)
+
+
+def test_stages_never_share_a_scene_and_ramp_their_style(tokenizer: LlavaTokenizer) -> None:
+    easy = replace(WINDOW, letters=(30, 40))
+    stage = Stage("s", 10, 2, easy, WINDOW, rate=1.0, ramp=0.5, warmup=2)
+    assert stage.style(0).letters == (30, 40)
+    assert stage.style(5) == stage.style(9) == WINDOW
+    rates = [stage.learning_rate(step) for step in range(10)]
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert 0.05 < rates[-1] < 0.1 and rates[2:] == sorted(rates[2:], reverse=True)
+    data = StageData(stage, TRAINING_SEEDS.start, TurnEncoder(tokenizer))
+    assert len(data) == 10
+    assert torch.equal(data[3].pixels, data[3].pixels)
+    assert not torch.equal(data[3].pixels, data[4].pixels)
+    with pytest.raises(ValueError, match="same window"):
+        Stage("s", 1, 1, WINDOW, Style(), rate=1.0)
+
+
+def test_resumed_training_equals_uninterrupted(tmp_path: Path, tokenizer: LlavaTokenizer) -> None:
+    whole = _trainer(tmp_path / "whole", tokenizer)
+    initial = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    whole.run()
+    assert whole.finished
+
+    for _ in range(10):  # a time limit of 0 stops after each step
+        part = _trainer(tmp_path / "parts", tokenizer)
+        if part.finished:
+            break
+        part.run(minutes=0)
+    assert part.finished
+    resumed, expected = part.model.state_dict(), whole.model.state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(resumed[name], tensor), name
+    changed = [name for name, tensor in expected.items() if not torch.equal(tensor, initial[name])]
+    assert any(name.startswith("decoder.model.layers") for name in changed)
+    assert any(name.startswith("tower.encoder") for name in changed)
+
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert 0 <= log[-1]["validation"] <= 1
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(
+    tmp_path: Path, tokenizer: LlavaTokenizer
+) -> None:
+    trainer = _trainer(tmp_path, tokenizer)
+    trainer.run(minutes=0)
+    later = (STAGES[0], replace(STAGES[1], steps=7))
+    assert _trainer(tmp_path, tokenizer, later).step == trainer.step
+    earlier = (replace(STAGES[0], batch=4), STAGES[1])
+    with pytest.raises(ValueError, match="another recipe"):
+        _trainer(tmp_path, tokenizer, earlier)
+
+
+def test_exact_match_is_greedy_decoding(tmp_path: Path, tokenizer: LlavaTokenizer) -> None:
+    """Against answers decoded token by token, on a model that always says the same word."""
+    trainer = _trainer(tmp_path, tokenizer)
+    style = Style(window=112, signs=(1, 1))
+    scenes = [make_scene(seed, style) for seed in range(1_000_000, 1_000_008)]
+    answers = [answer for scene in scenes for _, answer in benchmark_turns(scene)]
+    said = next(answer for answer in answers if not answer.isdigit())
+    (word,) = tokenizer(said, add_special_tokens=False).input_ids
+
+    def answer(selected, corners, turns) -> tuple[torch.Tensor, torch.Tensor]:
+        targets = turns.labels[turns.labels != IGNORE_INDEX]
+        logits = torch.zeros(len(targets), TINY.vocab_size)
+        logits[:, word] = 1.0
+        logits[(targets == EOS).nonzero().flatten(), EOS] = 2.0
+        return logits, targets
+
+    trainer.model.answer = answer
+    expected = sum(a == said for a in answers) / len(answers)
+    assert 0 < expected < 1
+    assert trainer.exact_match(style, scenes=8, batch=4) == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def exported(tokenizer_model: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    export(_model(), tokenizer_model, folder)
+    return folder
+
+
+def test_exported_files(exported: Path) -> None:
+    files = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()}
+    assert files == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vision_tower/config.json",
+        "vision_tower/model.safetensors",
+        "vision_tower/preprocessor_config.json",
+    }
+
+
+def test_exported_weights_have_llavas_names(exported: Path) -> None:
+    weights = load_file(exported / "model.safetensors")
+    layer = [f"self_attn.{p}_proj" for p in "qkvo"]
+    layer += [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
+    layer += ["input_layernorm", "post_attention_layernorm"]
+    expected = {f"model.layers.{n}.{name}.weight" for n in range(2) for name in layer}
+    expected |= {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    expected |= {f"model.mm_projector.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")}
+    assert set(weights) == expected
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    projector = _model().projector[2].weight.half()
+    assert torch.equal(weights["model.mm_projector.2.weight"], projector)
+
+
+def test_exported_tower_loads_as_clip(exported: Path) -> None:
+    names = set(load_file(exported / "vision_tower" / "model.safetensors"))
+    assert all(name.startswith("vision_model.") for name in names)
+    assert {
+        "vision_model.embeddings.class_embedding",
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.embeddings.position_embedding.weight",
+        "vision_model.pre_layrnorm.weight",
+        "vision_model.encoder.layers.2.self_attn.out_proj.bias",
+        "vision_model.post_layernorm.bias",
+    } <= names
+    tower, info = CLIPVisionModel.from_pretrained(
+        exported / "vision_tower", output_loading_info=True, dtype=torch.float32
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for name, tensor in _model().tower.state_dict().items():
+        torch.testing.assert_close(tower.state_dict()[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_exported_config_has_the_published_keys(exported: Path) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    assert config == llava_config(TINY)
+    assert config["model_type"] == "llava_llama"
+    assert (exported / config["mm_vision_tower"] / "config.json").is_file()
+    assert config["mm_hidden_size"] == TINY.vision_hidden_size
+
+
+def test_training_pixels_are_those_of_the_evaluation(exported: Path) -> None:
+    """A sharp scene of the picture size: same crop, scale, mean and deviation."""
+    scene = make_scene(3)
+    processor = load_image_processor(exported / "vision_tower")
+    assert list(processor.image_mean) == pytest.approx(OPENAI_CLIP_MEAN)
+    config = type("Config", (), {"image_aspect_ratio": "pad"})
+    expected = process_images([render(scene)], processor, config)
+    torch.testing.assert_close(make_batch([scene], None).normalised(), expected)
+
+
+def test_the_demo_recipe_ends_on_the_benchmarks_scenes() -> None:
+    assert DEMO[-1].end == Style()
+    assert DEMO[-1].turns > 0
+    assert Shape().layers >= 12
