@@ -45,6 +45,7 @@ MI moves it earlier: a negative `beta` gives the sentence. Its constants are not
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -57,6 +58,10 @@ from .cost import DecoderShape, prefill_flops
 from .indicators import mutual_information, text_relevance
 from .layout import Selection, TokenLayout
 from .selectors import keep_top
+
+
+#: (tokens entering each layer, tokens leaving each layer) -> what the schedule costs.
+Cost = Callable[[Sequence[int], Sequence[int]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,11 +312,16 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
     start = n_visual
     if config.preselect_ratio is not None:
         start = max(1, min(int(config.preselect_ratio * tokens), n_visual))
-    if _exact(config) and config.preselect_ratio is not None and config.target_flops is None:
-        # Layer 0 runs all tokens and layer 1 the pre-selected ones: a pre-selection that alone
-        # would overspend leaves room for one token in each later layer.
-        room = int(shape.layers * tokens) - n_visual - max(shape.layers - 2, 0)
-        start = max(1, min(start, room))
+        if _exact(config):
+            # Layer 0 runs all tokens and layer 1 the pre-selected ones: a pre-selection that alone
+            # would overspend gives way until one token a layer is affordable again.
+            low, high = 1, start
+            while low < high:
+                middle = (low + high + 1) // 2
+                trial = _problem(config, shape, Budget(n_visual, n_text, tokens, middle), 0.0, 0.0)
+                fits = schedules.floor(trial) <= trial.target
+                low, high = (middle, high) if fits else (low, middle - 1)
+            start = low
     return Budget(n_visual, n_text, tokens, start)
 
 
@@ -331,25 +341,36 @@ def _exact(config: AutoPrune) -> bool:
     return config.budget_mode == "strict" or any(b is not None for b in budgets)
 
 
+def _target(
+    config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int, tokens: float
+) -> tuple[float, Cost]:
+    """The budget of one sample as a number, and the cost of a schedule in the same unit."""
+    if config.target_flops is not None:
+        dense = prefill_flops([n_visual] * shape.layers, n_text, shape)
+        return config.target_flops * dense, lambda entering, _: prefill_flops(
+            entering, n_text, shape
+        )
+    if _exact(config):
+        return shape.layers * tokens, lambda entering, _: sum(entering)
+    return shape.layers * tokens, lambda _, leaving: sum(leaving)
+
+
 @lru_cache(maxsize=8192)
 def solve_plan(
     config: AutoPrune, shape: DecoderShape, budget: Budget, k: float, x0: float
 ) -> schedules.Plan:
     """The schedule of one sample with slope `k` and inflection `x0` (layers)."""
+    return schedules.solve(_problem(config, shape, budget, k, x0))
+
+
+def _problem(
+    config: AutoPrune, shape: DecoderShape, budget: Budget, k: float, x0: float
+) -> schedules.Problem:
     layers = shape.layers
     pre_layer = 0 if config.needs_cls else None
     first = config.mi_layer if pre_layer is None else max(config.mi_layer, 1)
     last = layers - 1 if config.prune_last_layer else layers - 2
-    target = layers * budget.tokens
-    if config.target_flops is not None:
-        dense = prefill_flops([budget.n_visual] * layers, budget.n_text, shape)
-        target = config.target_flops * dense
-
-    def cost(entering, leaving) -> float:
-        if config.target_flops is not None:
-            return prefill_flops(entering, budget.n_text, shape)
-        return sum(entering if _exact(config) else leaving)
-
+    target, cost = _target(config, shape, budget.n_visual, budget.n_text, budget.tokens)
     amplitude = config.amplitude
     if config.analytic_area:
         area = schedules.logistic_area(k, x0, layers)
@@ -357,25 +378,23 @@ def solve_plan(
     cap = budget.start
     if config.cap_ratio is not None:
         cap = min(int(config.cap_ratio * budget.tokens), cap)
-    return schedules.solve(
-        schedules.Problem(
-            n_visual=budget.n_visual,
-            start=budget.start,
-            pre_layer=pre_layer,
-            layers=layers,
-            first=first,
-            last=last,
-            retention=tuple(
-                amplitude * schedules.logistic(layer, k, x0) for layer in range(first, last + 1)
-            ),
-            rounding=config.rounding,
-            cap=cap,
-            recycle=config.recycle_ratio,
-            cost=cost,
-            target=target,
-            unit="prefill FLOPs" if config.target_flops is not None else "tokens over all layers",
-            exact=_exact(config),
-        )
+    return schedules.Problem(
+        n_visual=budget.n_visual,
+        start=budget.start,
+        pre_layer=pre_layer,
+        layers=layers,
+        first=first,
+        last=last,
+        retention=tuple(
+            amplitude * schedules.logistic(layer, k, x0) for layer in range(first, last + 1)
+        ),
+        rounding=config.rounding,
+        cap=cap,
+        recycle=config.recycle_ratio,
+        cost=cost,
+        target=target,
+        unit="prefill FLOPs" if config.target_flops is not None else "tokens over all layers",
+        exact=_exact(config),
     )
 
 

@@ -119,11 +119,10 @@ def solve(problem: Problem) -> Plan:
     best_scale, best_keep, best_gap = 0.0, None, math.inf
     low, high = 0.0, 20.0
     if problem.exact:
-        least = [1] * (problem.last - problem.first + 1)
-        if _cost(problem, least) > problem.target * (1 + 1e-9):
+        if floor(problem) > problem.target * (1 + 1e-9):
             raise ValueError(
                 f"a budget of {problem.target:.6g} {problem.unit} is below the floor of "
-                f"{_cost(problem, least):.6g}, the cost with one visual token left in every layer "
+                f"{floor(problem):.6g}, the cost with one visual token left in every layer "
                 "that can be pruned"
             )
         while _cost(problem, _keep(problem, high)) < problem.target and high < 1e12:
@@ -145,6 +144,11 @@ def solve(problem: Problem) -> Plan:
     if problem.exact:
         best_keep = _spend(problem, _keep(problem, low), _keep(problem, high))
     return _finish(problem, best_keep, best_scale)
+
+
+def floor(problem: Problem) -> float:
+    """The least a schedule can cost: one visual token kept after every layer that may drop."""
+    return _cost(problem, [1] * (problem.last - problem.first + 1))
 
 
 def _keep(problem: Problem, scale: float) -> list[int]:
