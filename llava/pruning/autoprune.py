@@ -35,7 +35,8 @@ from it). The two differ; every difference is a field of `AutoPrune`, and two pr
 
 Deviations from the released code, none of which changes a recorded number: ties are broken by
 index where it adds random noise; the schedule's early return for a curve that already fits is not
-there; the count is rounded in double precision where it multiplies in single precision; the cap of
+there; the count is rounded in double precision where it multiplies in single precision; the scale
+may exceed 20, where it stops and misses the budget of a curve with an early inflection; the cap of
 2.5 x target is meant there but disabled by the caller, so the default is no cap.
 The paper's equation 8 moves the inflection by +beta MI while the sentence after it says that high
 MI moves it earlier: a negative `beta` gives the sentence. Its constants are not printed; the
@@ -58,7 +59,6 @@ from .cost import DecoderShape, prefill_flops
 from .indicators import mutual_information, text_relevance
 from .layout import Selection, TokenLayout
 from .selectors import keep_top
-
 
 #: (tokens entering each layer, tokens leaving each layer) -> what the schedule costs.
 Cost = Callable[[Sequence[int], Sequence[int]], float]
@@ -131,7 +131,8 @@ class AutoPrune(Pruner):
             demand(value is None or 0 < value <= 1, field, "a fraction in (0, 1]")
         if self.target_flops is not None and self.target_kv is not None:
             raise ValueError("give target_flops or target_kv, not both")
-        for field in ("x0", "k0", "gamma", "beta"):
+        numbers = ("target_token_num", "x0", "k0", "gamma", "beta", "mi_eps", "log_base")
+        for field in (*numbers, "amplitude", "preselect_text"):
             demand(math.isfinite(getattr(self, field)), field, "a finite number")
         demand(self.mi_layer >= 0, "mi_layer", "a layer index, 0 or more")
         demand(self.mi_eps >= 0, "mi_eps", "0 or more")
@@ -140,7 +141,7 @@ class AutoPrune(Pruner):
         demand(0 <= self.recycle_ratio <= 1, "recycle_ratio", "between 0 and 1")
         for field in ("cap_ratio", "preselect_ratio"):
             value = getattr(self, field)
-            demand(value is None or value >= 1, field, "None or at least 1")
+            demand(value is None or 1 <= value < math.inf, field, "None or at least 1")
 
     @property
     def needs_cls(self) -> bool:
@@ -297,18 +298,14 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
     A KV fraction f is an average of entering tokens: f (N + text) - text. For a FLOPs fraction,
     `tokens` is the constant count after layer 0 that costs as much, found by bisection; it only
     sizes the pre-selection, the schedule itself is solved in FLOPs.
+
+    Raises ValueError when an exact budget is below what one token a layer costs.
     """
     tokens = float(config.target_token_num)
     if config.target_kv is not None:
         tokens = config.target_kv * (n_visual + n_text) - n_text
     elif config.target_flops is not None:
         tokens = _flops_tokens(config.target_flops, shape, n_visual, n_text)
-    if tokens < 1 and config.target_kv is not None:
-        least = (n_text + 1) / (n_visual + n_text)
-        raise ValueError(
-            f"target_kv {config.target_kv} is below the floor {least:.4f} of a prompt with "
-            f"{n_text} text and {n_visual} visual tokens: text is never dropped"
-        )
     start = n_visual
     if config.preselect_ratio is not None:
         start = max(1, min(int(config.preselect_ratio * tokens), n_visual))
@@ -322,7 +319,10 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
                 fits = schedules.floor(trial) <= trial.target
                 low, high = (middle, high) if fits else (low, middle - 1)
             start = low
-    return Budget(n_visual, n_text, tokens, start)
+    made = Budget(n_visual, n_text, tokens, start)
+    if tokens < n_visual:
+        schedules.demand_reachable(_problem(config, shape, made, 0.0, 0.0))
+    return made
 
 
 def _flops_tokens(fraction: float, shape: DecoderShape, n_visual: int, n_text: int) -> float:
@@ -333,7 +333,7 @@ def _flops_tokens(fraction: float, shape: DecoderShape, n_visual: int, n_text: i
         middle = (low + high + 1) // 2
         rest = prefill_flops([middle] * (shape.layers - 1), n_text, shape)
         low, high = (middle, high) if first + rest <= target else (low, middle - 1)
-    return float(max(low, 1)) if fraction < 1 else float(n_visual)
+    return float(low) if fraction < 1 else float(n_visual)
 
 
 def _exact(config: AutoPrune) -> bool:
@@ -342,17 +342,29 @@ def _exact(config: AutoPrune) -> bool:
 
 
 def _target(
-    config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int, tokens: float
-) -> tuple[float, Cost]:
-    """The budget of one sample as a number, and the cost of a schedule in the same unit."""
+    config: AutoPrune, shape: DecoderShape, budget: Budget
+) -> tuple[str, float, float, Cost]:
+    """The budget of one sample: the setting, its value, what a unit of it costs, and the cost."""
+    layers, text = shape.layers, budget.n_text
     if config.target_flops is not None:
-        dense = prefill_flops([n_visual] * shape.layers, n_text, shape)
-        return config.target_flops * dense, lambda entering, _: prefill_flops(
-            entering, n_text, shape
+        dense = prefill_flops([budget.n_visual] * layers, text, shape)
+        return (
+            "target_flops",
+            config.target_flops,
+            dense,
+            lambda entering, _: prefill_flops(entering, text, shape),
         )
-    if _exact(config):
-        return shape.layers * tokens, lambda entering, _: sum(entering)
-    return shape.layers * tokens, lambda _, leaving: sum(leaving)
+    if config.target_kv is not None:
+        dense = layers * (budget.n_visual + text)
+        return (
+            "target_kv",
+            config.target_kv,
+            dense,
+            lambda entering, _: sum(entering) + layers * text,
+        )
+    if config.budget_mode == "strict":
+        return "target_token_num", budget.tokens, layers, lambda entering, _: sum(entering)
+    return "target_token_num", budget.tokens, layers, lambda _, leaving: sum(leaving)
 
 
 @lru_cache(maxsize=8192)
@@ -370,7 +382,7 @@ def _problem(
     pre_layer = 0 if config.needs_cls else None
     first = config.mi_layer if pre_layer is None else max(config.mi_layer, 1)
     last = layers - 1 if config.prune_last_layer else layers - 2
-    target, cost = _target(config, shape, budget.n_visual, budget.n_text, budget.tokens)
+    setting, value, per, cost = _target(config, shape, budget)
     amplitude = config.amplitude
     if config.analytic_area:
         area = schedules.logistic_area(k, x0, layers)
@@ -392,8 +404,9 @@ def _problem(
         cap=cap,
         recycle=config.recycle_ratio,
         cost=cost,
-        target=target,
-        unit="prefill FLOPs" if config.target_flops is not None else "tokens over all layers",
+        target=value * per,
+        setting=setting,
+        per=per,
         exact=_exact(config),
     )
 

@@ -54,7 +54,8 @@ class Problem:
     recycle:    share of the dropped tokens that is merged into clusters (0: none)
     cost:       (tokens entering each layer, tokens leaving each layer) -> cost, never decreasing
                 in the counts
-    target:     the cost to meet, in `unit` (for messages)
+    target:     the cost to meet
+    setting, per: for messages: the name of the user's budget, and the cost that one unit of it is
     exact:      after the bisection, spend what is left of the target one token at a time
     """
 
@@ -70,7 +71,8 @@ class Problem:
     recycle: float
     cost: Callable[[Sequence[int], Sequence[int]], float]
     target: float
-    unit: str
+    setting: str
+    per: float
     exact: bool
 
 
@@ -109,24 +111,24 @@ def solve(problem: Problem) -> Plan:
     The smallest |cost - target| met during the bisection wins, the earlier one on ties. With
     `exact`, the counts on either side of the last step are then mixed: the lower ones, raised to
     the upper ones layer by layer from the first, as far as the target allows, so that the target
-    is missed by less than one token in one layer (unless the curve is saturated).
+    is missed by less than one token in one layer, unless the curve is saturated. With recycling a
+    token more in one layer can mean one more in all later ones (one dropped and merged is one
+    again); a curve that rises then misses the target by up to a token a layer.
 
     Raises ValueError when even one token a layer costs more than an exact target.
     """
+    demand_reachable(problem)
     if problem.first > problem.last:
         return _finish(problem, [], 0.0)
 
     best_scale, best_keep, best_gap = 0.0, None, math.inf
     low, high = 0.0, 20.0
-    if problem.exact:
-        if floor(problem) > problem.target * (1 + 1e-9):
-            raise ValueError(
-                f"a budget of {problem.target:.6g} {problem.unit} is below the floor of "
-                f"{floor(problem):.6g}, the cost with one visual token left in every layer "
-                "that can be pruned"
-            )
-        while _cost(problem, _keep(problem, high)) < problem.target and high < 1e12:
-            high *= 8
+    # A curve that is all but zero where it begins (early inflection, or one that rises) needs
+    # more; from the scale that lifts its lowest point to 1 on, nothing changes any more.
+    while high * min(problem.retention) < 1 and high < 1e300:
+        if _cost(problem, _keep(problem, high)) >= problem.target:
+            break
+        low, high = high, high * 8
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         keep = _keep(problem, middle)
@@ -141,7 +143,7 @@ def solve(problem: Problem) -> Plan:
             high = middle
         if high - low <= 1e-12 * high:
             break
-    if problem.exact:
+    if problem.exact and best_gap >= 0.01:
         best_keep = _spend(problem, _keep(problem, low), _keep(problem, high))
     return _finish(problem, best_keep, best_scale)
 
@@ -149,6 +151,16 @@ def solve(problem: Problem) -> Plan:
 def floor(problem: Problem) -> float:
     """The least a schedule can cost: one visual token kept after every layer that may drop."""
     return _cost(problem, [1] * (problem.last - problem.first + 1))
+
+
+def demand_reachable(problem: Problem) -> None:
+    """Raise ValueError when the floor is above an exact target."""
+    if problem.exact and floor(problem) > problem.target * (1 + 1e-9):
+        raise ValueError(
+            f"{problem.setting} {problem.target / problem.per:.6g} is below the floor of "
+            f"{floor(problem) / problem.per:.6g}: that much cost {problem.n_visual} visual tokens "
+            "with a single one left after every layer that may drop"
+        )
 
 
 def _keep(problem: Problem, scale: float) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +19,17 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import tokenizer_image_token
+from llava.model.tokenizer import LlavaTokenizer
+from llava.train.drawing import render
 from llava.train.labels import PatchLabels, colour_index, label_patches, spell
 from llava.train.questions import LIST_PROMPT, TEXTVQA_PROMPT, ask, describe
-from llava.train.scenes import GRID, PATCH_SIZE, Scene, render
+from llava.train.scenes import GRID, PATCH_SIZE, Scene
 from llava.train.tokenizer import CONV_MODE
 
 EOS = 2
-_NO_TURN = -1
+# owners of a place in the packed sequence, beside the turns 0, 1, ...
+_PADDING = -1
+_SHARED = -2
 
 
 @dataclass
@@ -59,11 +64,11 @@ class Turns:
         """
         batch, p = len(self.ids), len(self.prefix)
         start = p + patches.shape[1]
-        shared = self.turn.new_full((batch, start), -2)
+        shared = self.turn.new_full((batch, start), _SHARED)
         owner = torch.cat([shared, self.turn], dim=1)
         n = owner.shape[1]
         causal = torch.ones(n, n, dtype=torch.bool, device=owner.device).tril()
-        mask = (owner[:, None] == -2) | (owner[:, None] == owner[:, :, None])
+        mask = (owner[:, None] == _SHARED) | (owner[:, None] == owner[:, :, None])
         before = torch.arange(p, device=owner.device).expand(batch, -1)
         after = p + GRID * GRID + self.offset
         positions = torch.cat([before, p + patches, after], dim=1)
@@ -84,12 +89,15 @@ class Batch:
 
     def normalised(self) -> torch.Tensor:
         """Pictures as CLIP's image processor gives them, float32."""
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        mean, std = (
+            torch.tensor(values, device=self.pixels.device).view(3, 1, 1)
+            for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        )
         return (self.pixels / 255 - mean) / std
 
 
 def pixels_of(picture: Image.Image) -> torch.Tensor:
-    """(3, height, width) uint8."""
+    """An RGB picture as a (3, height, width) uint8 tensor."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
@@ -110,7 +118,7 @@ def make_batch(scenes: Sequence[Scene], turns: Turns | None) -> Batch:
 class TurnEncoder:
     """Turns (question text, answer) into ids, exactly as the evaluation builds its prompts."""
 
-    def __init__(self, tokenizer) -> None:
+    def __init__(self, tokenizer: LlavaTokenizer) -> None:
         self.tokenizer = tokenizer
         self.prefix = self._encode("", None)[0]
 
@@ -120,7 +128,7 @@ class TurnEncoder:
         n = max(sum(len(ids) for ids, _ in row) for row in rows)
         shape = (len(rows), n)
         ids, offset = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
-        turn = torch.full(shape, _NO_TURN)
+        turn = torch.full(shape, _PADDING)
         labels = torch.full(shape, IGNORE_INDEX)
         for index, row in enumerate(rows):
             at = 0
@@ -174,7 +182,7 @@ def benchmark_turns(scene: Scene) -> list[tuple[str, str]]:
     return [(TEXTVQA_PROMPT.format(question=q.text), q.answer) for q in questions]
 
 
-def to_device(value, device: torch.device):
+def to_device(value: Any, device: torch.device) -> Any:
     """Move all tensors of a batch (dataclasses and lists of tensors) to a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device)

@@ -32,7 +32,7 @@ def export(model: DemoModel, tokenizer_model: bytes, folder: Path) -> None:
     write_tokenizer(folder, tokenizer_model, shape.max_positions)
     _write_json(folder / "config.json", llava_config(shape))
     _write_json(folder / "generation_config.json", _generation_config(shape))
-    weights = {name: tensor for name, tensor in model.decoder.state_dict().items()}
+    weights = dict(model.decoder.state_dict())
     for name, tensor in model.projector.state_dict().items():
         weights[f"model.mm_projector.{name}"] = tensor
     _write_weights(folder / "model.safetensors", weights)

@@ -15,8 +15,9 @@ import json
 import random
 from pathlib import Path
 
+from llava.train.drawing import render
 from llava.train.questions import TEXTVQA_PROMPT, Question, ask
-from llava.train.scenes import IMAGE_SIZE, TEST_SEEDS, Scene, make_scene, render
+from llava.train.scenes import IMAGE_SIZE, TEST_SEEDS, Scene, make_scene
 
 QUESTION_FILE = "llava_textvqa_val_v051_ocr.jsonl"
 ANNOTATION_FILE = "TextVQA_0.5.1_val.json"

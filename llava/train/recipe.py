@@ -1,9 +1,9 @@
 """The stages of training, from easy to the benchmark's own scenes, as data.
 
 First the tower alone learns to read small windows under dense labels (cheap: no decoder), then the
-decoder learns to answer from the same windows (64 or 144 visual tokens), last everything is trained
-on full pictures (576). A window keeps its letters' true size and its place in the position table,
-so what is learned there carries over.
+decoder learns to answer from windows (64, then 144 visual tokens), last both learn to do so on full
+pictures (576). A window keeps its letters' true size and its place in the position table, so that
+most of what is learned there carries over.
 """
 
 from __future__ import annotations
@@ -52,9 +52,13 @@ class Stage:
 
 _EASY = Style(window=112, signs=(1, 1), letters=(24, 36), clutter=(0, 3), tilt=3.0)
 _WINDOW = Style(window=112, signs=(1, 2), clutter=(1, 4))
+_LARGER = Style(window=168, signs=(1, 3), clutter=(1, 6))
+_PICTURE = Style()
 
 DEMO = (
     Stage("read windows", 2500, 32, _EASY, _WINDOW, rate=2e-3),
-    Stage("answer windows", 1200, 16, _WINDOW, _WINDOW, rate=2e-3, turns=5),
-    Stage("answer pictures", 400, 8, Style(), Style(), rate=1e-3, turns=9),
+    Stage("answer windows", 600, 16, _WINDOW, _WINDOW, rate=2e-3, turns=5, tower=0.15),
+    Stage("answer larger windows", 300, 16, _LARGER, _LARGER, rate=1.5e-3, turns=6, tower=0.2),
+    Stage("read pictures", 220, 16, _PICTURE, _PICTURE, rate=1e-3),
+    Stage("answer pictures", 320, 8, _PICTURE, _PICTURE, rate=1e-3, turns=8, tower=0.3),
 )

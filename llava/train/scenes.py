@@ -1,8 +1,9 @@
 """Deterministic synthetic scenes: signs with words and numbers among clutter.
 
-A scene is a plain description (the graph) from which everything else follows: the picture, the
-questions about it, and the labels of every patch. Only `random.Random(seed)` and Pillow are used,
-so a seed gives the same bytes every time (for one version of Pillow).
+A scene is a plain description (the graph) from which everything else follows: the picture
+(`drawing`), the questions about it (`questions`) and the labels of every patch (`labels`). Only
+`random.Random(seed)` and the measures of Pillow's own font enter, so a seed gives the same scene
+every time (for one version of Pillow).
 
 Units are pixels of the full 336 x 336 picture, x to the right and y down, unless said otherwise.
 Angles are degrees counter-clockwise as seen on the picture.
@@ -15,7 +16,7 @@ import random
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageFont
 
 IMAGE_SIZE = 336
 PATCH_SIZE = 14
@@ -215,23 +216,6 @@ def make_scene(seed: int, style: Style = Style()) -> Scene:
     return Scene(seed, left, top, style.window, cells, texture, clutter, tuple(signs))
 
 
-def render(scene: Scene) -> Image.Image:
-    """The picture of a scene's window: RGB, `scene.window` pixels square."""
-    side, left, top = scene.window, scene.left, scene.top
-    noise = Image.frombytes("RGB", (scene.cells, scene.cells), scene.texture)
-    ratio = scene.cells / IMAGE_SIZE
-    region = (left * ratio, top * ratio, (left + side) * ratio, (top + side) * ratio)
-    picture = noise.resize((side, side), Image.Resampling.BICUBIC, box=region)
-    draw = ImageDraw.Draw(picture)
-    for shape in scene.clutter:
-        _draw_shape(draw, shape, left, top)
-    for sign in scene.signs:
-        plate = _draw_plate(sign)
-        corner = (round(sign.x - left - plate.width / 2), round(sign.y - top - plate.height / 2))
-        picture.paste(plate, corner, plate)
-    return picture
-
-
 def _texture(rng: random.Random, cells: int) -> bytes:
     """A muted base colour with noise, `cells` * `cells` * 3 bytes."""
     grey, contrast = rng.randint(80, 190), rng.randint(4, 26)
@@ -298,29 +282,3 @@ def overlap(one: Sign, other: Sign) -> bool:
         abs(one.x - other.x) < (width_1 + width_2) / 2 + _MARGIN
         and abs(one.y - other.y) < (height_1 + height_2) / 2 + _MARGIN
     )
-
-
-def _draw_shape(draw: ImageDraw.ImageDraw, shape: Blob, left: int, top: int) -> None:
-    x0, y0, x1, y1 = shape.box
-    box = (x0 - left, y0 - top, x1 - left, y1 - top)
-    if shape.kind == "ellipse":
-        draw.ellipse(box, fill=shape.rgb)
-    elif shape.kind == "ring":
-        draw.ellipse(box, outline=shape.rgb, width=4)
-    elif shape.kind == "box":
-        draw.rectangle(box, fill=shape.rgb)
-    elif shape.kind == "triangle":
-        draw.polygon([(box[0], box[3]), (box[2], box[3]), (box[0], box[1])], fill=shape.rgb)
-    else:
-        draw.line(box, fill=shape.rgb, width=5)
-
-
-def _draw_plate(sign: Sign) -> Image.Image:
-    """The rotated plate with its text (upper case), RGBA, transparent outside the plate."""
-    plate = Image.new("RGBA", (sign.width, sign.height), (*sign.rgb, 255))
-    draw = ImageDraw.Draw(plate)
-    baseline = (sign.height + sign.letter_height) / 2
-    position = (sign.width / 2, baseline)
-    font = font_for(sign.letter_height)
-    draw.text(position, sign.text.upper(), fill=sign.ink, font=font, anchor="ms")
-    return plate.rotate(sign.tilt, Image.Resampling.BICUBIC, expand=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from llava.model.tokenizer import load_tokenizer
-from llava.train.model import DemoModel
+from llava.train.export import export
+from llava.train.model import DemoModel, Shape
 from llava.train.recipe import DEMO
 from llava.train.tokenizer import corpus, train_tokenizer, write_tokenizer
 from llava.train.trainer import Trainer
@@ -42,12 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    write_tokenizer(args.work / "tokenizer", train_tokenizer(corpus()))
+    tokenizer_model = train_tokenizer(corpus())
+    write_tokenizer(args.work / "tokenizer", tokenizer_model)
     tokenizer = load_tokenizer(args.work / "tokenizer")
+    shape = Shape(vocab_size=len(tokenizer))
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     trainer = Trainer(
-        DemoModel(attn_implementation="eager" if device.type == "cpu" else "sdpa"),
+        DemoModel(shape, attn_implementation="eager" if device.type == "cpu" else "sdpa"),
         DEMO,
         tokenizer,
         args.work,
@@ -56,7 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
         workers=args.workers,
     )
     trainer.run(args.minutes)
-    print("finished" if trainer.finished else "stopped; run again to go on", file=sys.stderr)
+    export(trainer.model, tokenizer_model, args.out)
+    state = "the recipe is finished" if trainer.finished else "stopped early, run again to go on"
+    print(f"{state}; wrote {args.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

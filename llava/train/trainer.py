@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from llava.model.tokenizer import LlavaTokenizer
 from llava.train.data import (
     EOS,
     Batch,
@@ -62,8 +63,8 @@ class Trainer:
 
     Args:
         model: the model, freshly initialised; overwritten if `work` holds a checkpoint.
-        stages: the recipe. A checkpoint of another shape, or of other stages up to its own,
-            is refused; the stages after it may change.
+        stages: the recipe. A checkpoint of another shape, or of other stages as far as it has
+            begun them, is refused; later stages may change.
         tokenizer: LLaVA tokenizer of the demo.
         work: folder of the checkpoint and of the log, one JSON line an entry.
         device: where to train.
@@ -78,7 +79,7 @@ class Trainer:
         self,
         model: DemoModel,
         stages: Sequence[Stage],
-        tokenizer,
+        tokenizer: LlavaTokenizer,
         work: Path,
         *,
         device: torch.device,
@@ -169,7 +170,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint; an interrupted write leaves the old one."""
         state = {
-            "identity": self._identity(self.stage),
+            "identity": self._identity(self.stage, self.step),
             "model": self.model.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "stage": self.stage,
@@ -180,14 +181,14 @@ class Trainer:
         torch.save(state, partial)
         partial.replace(self._checkpoint)
 
-    def _identity(self, stage: int) -> str:
-        """What a checkpoint in a stage depends on: the shape and the stages so far."""
-        stages = [asdict(s) for s in self.stages[: stage + 1]]
+    def _identity(self, stage: int, step: int) -> str:
+        """What a checkpoint at a step depends on: the shape and the stages begun by then."""
+        stages = [asdict(s) for s in self.stages[: stage + (step > 0)]]
         return json.dumps({"shape": asdict(self.model.shape), "stages": stages})
 
     def _load(self) -> None:
         state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
-        if state["identity"] != self._identity(state["stage"]):
+        if state["identity"] != self._identity(state["stage"], state["step"]):
             raise ValueError(
                 f"{self._checkpoint} was written by another recipe or model shape: "
                 "choose another work folder, or delete it"

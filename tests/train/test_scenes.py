@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.train import scenes
+from llava.train.drawing import render
 from llava.train.labels import SLOTS, label_patches, spell
 from llava.train.questions import KINDS, ask, describe
 from llava.train.scenes import (
@@ -26,7 +27,6 @@ from llava.train.scenes import (
     Style,
     make_scene,
     overlap,
-    render,
 )
 
 SEEDS = st.integers(min_value=0, max_value=2**40 - 1)

@@ -15,13 +15,15 @@ from transformers.image_utils import OPENAI_CLIP_MEAN
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import load_image_processor, process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
 from llava.model.tokenizer import LlavaTokenizer, load_tokenizer
 from llava.train.data import EOS, TurnEncoder, benchmark_turns, make_batch, training_turns
+from llava.train.drawing import render
 from llava.train.export import export, llava_config
 from llava.train.model import DemoModel, Shape
 from llava.train.questions import LIST_PROMPT
 from llava.train.recipe import DEMO, Stage
-from llava.train.scenes import TRAINING_SEEDS, Style, make_scene, render
+from llava.train.scenes import TRAINING_SEEDS, Style, make_scene
 from llava.train.tokenizer import corpus, train_tokenizer, write_tokenizer
 from llava.train.trainer import StageData, Trainer
 
@@ -283,3 +285,28 @@ def test_the_demo_recipe_ends_on_the_benchmarks_scenes() -> None:
     assert DEMO[-1].end == Style()
     assert DEMO[-1].turns > 0
     assert Shape().layers >= 12
+
+
+def test_the_loaded_checkpoint_answers_like_the_trained_model(
+    exported: Path, tokenizer: LlavaTokenizer
+) -> None:
+    """Tower, window arithmetic, packing and export against the package's own model."""
+    _, loaded, processor, _ = load_pretrained_model(exported, dtype="float32", device="cpu")
+    trained = _model().half().float().eval()  # as rounded by the export
+    scene = make_scene(11)
+    turns = TurnEncoder(tokenizer).pack([benchmark_turns(scene)])
+    batch = make_batch([scene], turns)
+    config = type("Config", (), {"image_aspect_ratio": "pad"})
+    pixels = process_images([render(scene)], processor, config)
+    with torch.no_grad():
+        selected, _ = trained.see(batch.normalised(), batch.corners)
+        logits, _ = trained.answer(selected, batch.corners, turns)
+        expected = []
+        for number in range(int(turns.turn.max()) + 1):
+            ids = turns.ids[0, turns.turn[0] == number]
+            n_answer = int((turns.labels[0, turns.turn[0] == number] != IGNORE_INDEX).sum())
+            image = torch.tensor([IMAGE_TOKEN_INDEX])
+            whole = torch.cat([turns.prefix, image, ids])[None]
+            out = loaded(input_ids=whole, images=pixels, image_sizes=[(336, 336)])
+            expected.append(out.logits[0, -n_answer - 1 : -1])
+    torch.testing.assert_close(logits, torch.cat(expected), rtol=1e-4, atol=1e-4)

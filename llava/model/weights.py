@@ -1,0 +1,236 @@
+"""Tensors on disk: what they are called in each format, and the files that hold them.
+
+`NAMES` is the only place that knows the names. Files are read without running anything in them
+(safetensors, or `.bin` through torch's restricted unpickler), mapped into memory where possible.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+#: One row per group of tensors: prefix in the original format, in llava-hf files, in the module
+#: tree of transformers' own LLaVA, and in a CLIP checkpoint. The first row that fits is used.
+NAMES: tuple[tuple[str, str, str, str | None], ...] = (
+    (
+        "model.vision_tower.vision_tower.vision_model.",
+        "vision_tower.vision_model.",
+        "model.vision_tower.",
+        "vision_model.",
+    ),
+    # transformers 5 saves llava-hf's tower with a level less.
+    (
+        "model.vision_tower.vision_tower.vision_model.",
+        "vision_tower.",
+        "model.vision_tower.",
+        None,
+    ),
+    (
+        "model.mm_projector.0.",
+        "multi_modal_projector.linear_1.",
+        "model.multi_modal_projector.linear_1.",
+        None,
+    ),
+    (
+        "model.mm_projector.2.",
+        "multi_modal_projector.linear_2.",
+        "model.multi_modal_projector.linear_2.",
+        None,
+    ),
+    ("lm_head.", "language_model.lm_head.", "lm_head.", None),
+    (
+        "model.embed_tokens.",
+        "language_model.model.embed_tokens.",
+        "model.language_model.embed_tokens.",
+        None,
+    ),
+    ("model.layers.", "language_model.model.layers.", "model.language_model.layers.", None),
+    ("model.norm.", "language_model.model.norm.", "model.language_model.norm.", None),
+)
+FORMATS = ("original", "llava-hf", "stock", "clip")
+
+#: What the vision tower's tensors begin with in the original format.
+VISION = NAMES[0][0]
+_TOWER = VISION.removesuffix("vision_model.")
+
+#: Buffers that old checkpoints carry and that are computed, not loaded.
+LEGACY_BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
+
+#: Largest file that is written.
+SHARD_SIZE = "5GB"
+
+
+@lru_cache(maxsize=1)
+def _nested_tower() -> bool:
+    """Whether transformers keeps CLIP's vision modules one level deeper (early 5.x did)."""
+    with torch.device("meta"):
+        tiny = CLIPVisionConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
+        return hasattr(CLIPVisionModel(tiny), "vision_model")
+
+
+def rename(name: str, source: str, target: str) -> str:
+    """Translate a tensor name between "original", "llava-hf", "stock", "clip" and "module".
+
+    "module" is the module tree of this package: the original names, less a level in the vision
+    tower that transformers dropped. Names that no row knows are returned as they are.
+    """
+    if source == "module":
+        if name.startswith(_TOWER) and not name.startswith(VISION):
+            name = name.replace(_TOWER, VISION, 1)
+        source = "original"
+    elif source == "stock":
+        name = name.replace("model.vision_tower.vision_model.", "model.vision_tower.", 1)
+    final, target = target, "original" if target == "module" else target
+    columns = FORMATS.index(source), FORMATS.index(target)
+    for row in NAMES:
+        old, new = row[columns[0]], row[columns[1]]
+        if old is not None and new is not None and name.startswith(old):
+            name = new + name[len(old) :]
+            break
+    if final == "stock" and _nested_tower() and name.startswith("model.vision_tower."):
+        name = name.replace("model.vision_tower.", "model.vision_tower.vision_model.", 1)
+    if final == "module" and name.startswith(VISION) and not _nested_tower():
+        name = name.replace(VISION, _TOWER, 1)
+    return name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {path.name} in {path.parent}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, indented."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_shard(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"weight file {path} is named in the index but missing")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:
+            # Files older than torch 1.6's zip format cannot be mapped.
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Only the first sentence: torch goes on to advise switching its safeguard off.
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"cannot read weight file {path} ({path.stat().st_size} bytes): {reason}. It is "
+            "damaged or was not downloaded completely; get it again"
+        ) from error
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
+        raise ValueError(f"weight file {path} must hold tensors by name")
+    return tensors
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint folder, under their names on disk, without legacy buffers.
+
+    Reads safetensors or .bin, sharded or not. Raises FileNotFoundError when there are none or a
+    shard is missing, ValueError for a file that cannot be read.
+    """
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        single, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise ValueError(f"{index} must map tensors to files in weight_map")
+            shards = [folder / name for name in sorted(set(weight_map.values()))]
+        elif single.is_file():
+            shards = [single]
+        else:
+            continue
+        tensors = {k: v for shard in shards for k, v in _load_shard(shard).items()}
+        return {k: v for k, v in tensors.items() if not k.endswith(LEGACY_BUFFERS)}
+    raise FileNotFoundError(
+        f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or their "
+        ".index.json with shards"
+    )
+
+
+def read_projector(folder: Path) -> dict[str, Tensor]:
+    """The projector in `mm_projector.bin`, under original names; empty without that file."""
+    path = folder / "mm_projector.bin"
+    if not path.is_file():
+        return {}
+    marker = "mm_projector."
+    return {
+        f"model.{marker}{name.split(marker, 1)[1]}" if marker in name else name: tensor
+        for name, tensor in _load_shard(path).items()
+    }
+
+
+def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, tensors under original names) of a CLIP checkpoint folder.
+
+    Full CLIP checkpoints are fine; their text half is left out. Raises ValueError for a model
+    that is not CLIP.
+    """
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise ValueError(
+            f"vision tower {folder} has model_type {kind!r}, expected clip or clip_vision_model"
+        )
+    tensors = read_tensors(folder)
+    nested = any(name.startswith("vision_model.") for name in tensors)
+    if kind == "clip":
+        config = config.get("vision_config", {})
+    elif not nested:
+        # As transformers 5 saves a tower of its own.
+        tensors = {"vision_model." + name: tensor for name, tensor in tensors.items()}
+    tensors = {
+        rename(name, "clip", "original"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("vision_model.")
+    }
+    return vision_config(config), tensors
+
+
+def vision_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """All values of a CLIP vision config, defaults included, without a trace of its origin."""
+    config = CLIPVisionConfig(**values).to_dict()
+    return {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write all tensors as safetensors, in shards with an index where they are large."""
+    own, seen = {}, set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        # Of tensors that share memory only one would be written, and a part of one refused.
+        shared = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
+        seen.add(storage.data_ptr())
+        own[name] = tensor.clone() if shared else tensor
+    save_torch_state_dict(own, folder, max_shard_size=SHARD_SIZE)
+
+
+def write_vision_tower(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> None:
+    """Write the tower's tensors in `state` (original names) as a CLIP checkpoint folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {rename(k, "original", "clip"): v for k, v in state.items() if k.startswith(VISION)}
+    write_json(folder / "config.json", {**config, "model_type": "clip_vision_model"})
+    write_tensors(folder, tensors)

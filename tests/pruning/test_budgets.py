@@ -1,0 +1,246 @@
+"""Properties of the budget solver over a wide grid of settings, and its corner cases."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from llava import pruning
+from llava.pruning.autoprune import AutoPrune, Budget, budget, solve_plan
+from llava.pruning.cost import DecoderShape, prefill_flops
+from llava.pruning.schedules import Plan, recycled
+
+from .common import released, vicuna
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sample, a decoder, settings and a curve."""
+
+    config: AutoPrune
+    shape: DecoderShape
+    n: int
+    text: int
+    k: float
+    x0: float
+
+    def cost(self, entering: Sequence[int]) -> float:
+        """What an exact budget counts, as a number of tokens or FLOPs."""
+        if self.config.target_flops is not None:
+            return prefill_flops(entering, self.text, self.shape)
+        return sum(entering) + (self.text * len(entering) if self.config.target_kv else 0)
+
+    @property
+    def dense(self) -> float:
+        return self.cost([self.n] * self.shape.layers)
+
+    def solve(self) -> tuple[Budget, Plan]:
+        """Skips a sample that needs no pruning or cannot meet its budget."""
+        try:
+            made = budget(self.config, self.shape, self.n, self.text)
+            assume(made.tokens < self.n)
+            return made, solve_plan(self.config, self.shape, made, self.k, self.x0)
+        except ValueError as error:
+            assert "below the floor" in str(error)
+            assume(False)
+
+
+@st.composite
+def cases(draw, kind: str | None = None) -> Case:
+    """Everything that shapes a schedule. `kind`: how the budget is given; any when None."""
+    kind = kind or draw(st.sampled_from(["published", "strict", "target_flops", "target_kv"]))
+    layers = draw(st.sampled_from([1, 2, 3, 8, 12, 32, 40]))
+    hidden, intermediate = draw(st.sampled_from([(64, 96), (1024, 2752), (4096, 11008)]))
+    shape = DecoderShape(layers, hidden, 4, 4, hidden // 4, intermediate)
+    n = draw(st.sampled_from([2, 5, 16, 144, 576, 2880]))
+    text = draw(st.sampled_from([1, 7, 70]))
+    chosen = {
+        "preselect_ratio": draw(st.sampled_from([None, 1.0, 2.5])),
+        "rounding": draw(st.sampled_from(["ceil", "floor"])),
+        "recycle_ratio": draw(st.sampled_from([0.0, 0.3, 1.0])),
+        "mi_layer": draw(st.integers(0, min(3, layers - 1))),
+        "prune_last_layer": draw(st.booleans()),
+        "analytic_area": draw(st.booleans()),
+        "cap_ratio": draw(st.sampled_from([None, 2.5])),
+    }
+    # A share of what lies between about the least possible and no pruning at all.
+    share = draw(st.floats(0.01, 0.999))
+    first = 0 if chosen["preselect_ratio"] else chosen["mi_layer"]
+    least = [n if layer <= first else 1 for layer in range(layers)]
+    if kind == "target_flops":
+        floor = prefill_flops(least, text, shape) / prefill_flops([n] * layers, text, shape)
+        chosen["target_flops"] = min(1.0, floor + share * (1 - floor))
+    elif kind == "target_kv":
+        floor = (sum(least) + layers * text) / (layers * (n + text))
+        chosen["target_kv"] = min(1.0, floor + share * (1 - floor))
+    else:
+        floor = sum(least) / layers if kind == "strict" else 1
+        chosen |= {"budget_mode": kind, "target_token_num": floor + share * (n - floor)}
+    k = draw(st.one_of(st.sampled_from([0.0, 0.02, 0.2, 0.4]), st.floats(-1, 2)))
+    x0 = draw(st.one_of(st.just(14.9), st.floats(-5, 60)))
+    return Case(AutoPrune(**chosen), shape, n, text, k, x0)
+
+
+def saturated(config: AutoPrune, made: Budget, layers: int) -> list[int]:
+    """Tokens entering each layer when the curve keeps as many as its rounding and cap allow."""
+    top = made.start - 1 if config.rounding == "ceil" else made.start
+    if config.cap_ratio is not None:
+        top = min(top, int(config.cap_ratio * made.tokens))
+    first = config.mi_layer if config.preselect_ratio is None else max(config.mi_layer, 1)
+    last = layers - 1 if config.prune_last_layer else layers - 2
+    entering, current = [], made.n_visual
+    for layer in range(layers):
+        entering.append(current)
+        if layer == 0 and config.preselect_ratio is not None:
+            current = made.start
+        elif first <= layer <= last:
+            kept = max(1, min(top, current))
+            current = kept + recycled(current - kept, config.recycle_ratio)[1]
+    return entering
+
+
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_every_plan_is_whole_numbers_that_never_grow(case: Case) -> None:
+    made, plan = case.solve()
+    config, layers = case.config, case.shape.layers
+    lists = (plan.entering, plan.leaving, plan.keep, plan.pools, plan.clusters)
+    assert all(type(count) is int for counts in lists for count in counts)
+    assert all(len(counts) == layers for counts in lists)
+    assert plan.entering[0] == case.n
+    assert plan.entering[1:] == plan.leaving[:-1]
+    for entering, leaving, keep, pool, clusters in zip(*lists):
+        assert 1 <= keep <= leaving == keep + clusters <= entering
+        assert clusters <= pool <= entering - keep
+    if config.preselect_ratio is not None:
+        assert plan.leaving[0] == made.start <= max(1, config.preselect_ratio * made.tokens)
+    if not config.prune_last_layer and layers > 1:
+        assert plan.leaving[-1] == plan.entering[-1]
+    solve_plan.cache_clear()
+    assert solve_plan(config, case.shape, made, case.k, case.x0) == plan
+
+
+@pytest.mark.parametrize("kind", ["strict", "target_flops", "target_kv"])
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_exact_budget_is_met(kind: str, data) -> None:
+    case = data.draw(cases(kind))
+    config, layers = case.config, case.shape.layers
+    made, plan = case.solve()
+    value = config.target_token_num if kind == "strict" else getattr(config, kind)
+    target = value * (layers if kind == "strict" else case.dense)
+    most = saturated(config, made, layers)
+    gap = abs(case.cost(plan.entering) - target)
+    one = case.dense - case.cost([case.n] * (layers - 1) + [case.n - 1])
+    if case.cost(most) <= target:
+        assert list(plan.entering) == most
+    elif not config.recycle_ratio:
+        assert gap <= one * (1 + 1e-6)
+    elif kind == "target_flops" and case.k >= 0:
+        assert gap <= max(0.01 * target, one)
+    else:
+        # Recycling may move all later layers by a token, see `schedules.solve`.
+        assert gap <= one * layers
+
+
+@pytest.mark.parametrize("setting", ["target_flops", "target_kv"])
+@pytest.mark.parametrize("fraction", [0.2, 0.25, 0.4, 0.7])
+def test_fractions_with_the_released_settings(setting: str, fraction: float) -> None:
+    config, shape = AutoPrune(**{setting: fraction}), vicuna()
+    plan = solve_plan(config, shape, budget(config, shape, 576, 70), 0.2, 15.1)
+    dense = [576] * 32
+    if setting == "target_flops":
+        share = prefill_flops(plan.entering, 70, shape) / prefill_flops(dense, 70, shape)
+    else:
+        share = (sum(plan.entering) + 32 * 70) / (32 * 646)
+    assert share == pytest.approx(fraction, rel=1e-3)
+
+
+@given(st.integers(20, 400), st.floats(0.02, 0.6), st.floats(0, 30))
+@settings(max_examples=60, deadline=None)
+def test_exact_plan_follows_its_curve(tokens: int, k: float, x0: float) -> None:
+    """Meeting the budget is not enough: every count must be the curve's, to one token."""
+    config = AutoPrune(
+        budget_mode="strict",
+        target_token_num=tokens,
+        preselect_ratio=None,
+        rounding="floor",
+        recycle_ratio=0,
+    )
+    _, plan = Case(config, vicuna(), 576, 70, k, x0).solve()
+    curve = [max(1, math.floor(576 * min(1.0, share))) for share in plan.retention]
+    assert all(abs(kept - count) <= 1 for kept, count in zip(plan.keep[1:], curve))
+
+
+@pytest.mark.parametrize("mode", ["published", "strict"])
+@pytest.mark.parametrize(("k", "x0"), [(-0.4, 15.7), (-2.0, 60.0), (2.0, -20.0), (0.4, 1.0)])
+def test_curve_that_begins_near_zero_still_meets_the_budget(mode: str, k: float, x0: float) -> None:
+    config = pruning.build("autoprune", preset="paper", budget_mode=mode, target_token_num=64)
+    shape = vicuna()
+    plan = solve_plan(config, shape, budget(config, shape, 576, 70), k, x0)
+    counted = plan.entering if mode == "strict" else plan.leaving
+    assert sum(counted) / 32 == pytest.approx(64, abs=1 if mode == "published" else 0.04)
+
+
+@pytest.mark.parametrize("kind", ["strict", "target_flops", "target_kv"])
+@given(st.data())
+@settings(max_examples=80, deadline=None)
+def test_unreachable_budget_names_the_least_that_is_reachable(kind: str, data) -> None:
+    case = data.draw(cases(kind))
+    setting = "target_token_num" if kind == "strict" else kind
+    config = replace(case.config, **{setting: 1 if kind == "strict" else 0.002})
+    shape, n, text = case.shape, case.n, case.text
+    first = config.mi_layer if config.preselect_ratio is None else 0
+    least = [n if layer <= first else 1 for layer in range(shape.layers)]
+    lowest = case.cost(least) / (shape.layers if kind == "strict" else case.dense)
+    with pytest.raises(ValueError, match=f"{setting} .* is below the floor of") as caught:
+        budget(config, shape, n, text)
+    floor = float(re.search(r"floor of ([\d.e+-]+):", str(caught.value))[1])
+    if config.recycle_ratio:
+        # Wherever something is dropped, at least one merged token stays.
+        assert floor >= lowest * (1 - 1e-5)
+    else:
+        assert floor == pytest.approx(lowest, rel=1e-5)
+    if floor < 0.999 * (n if kind == "strict" else 1):
+        enough = replace(config, **{setting: floor * 1.00001})
+        solve_plan(enough, shape, budget(enough, shape, n, text), 0.2, 15.1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "chosen"),
+    [
+        (32, {"target_token_num": 20, "budget_mode": "strict"}),
+        (32, {"target_token_num": 24, "budget_mode": "strict", "mi_layer": 5}),
+        (32, {"target_kv": 0.14}),
+        (4, {"target_flops": 0.5, "mi_layer": 2}),
+    ],
+)
+def test_pre_selection_gives_way_to_a_tight_exact_budget(layers: int, chosen: dict) -> None:
+    config, shape = AutoPrune(**chosen), vicuna(layers)
+    made = budget(config, shape, 576, 70)
+    assert made.start < int(2.5 * made.tokens)
+    case = Case(config, shape, 576, 70, 0.2, 15.1)
+    plan = solve_plan(config, shape, made, case.k, case.x0)
+    value = next(iter(chosen.values()))
+    target = value * (layers if "budget_mode" in chosen else case.dense)
+    assert 0.98 * target <= case.cost(plan.entering) <= 1.001 * target
+
+
+@pytest.mark.parametrize("tokens", [0, 0.99, -3, math.nan, math.inf])
+def test_targets_below_one_token_or_without_end_are_refused(tokens: float) -> None:
+    with pytest.raises(ValueError, match="target_token_num"):
+        AutoPrune(target_token_num=tokens)
+
+
+def test_plans_are_cached_and_hold_only_plain_numbers() -> None:
+    first, second = released(64, 0.2), released(64, 0.2)
+    assert first is second
+    assert isinstance(first, Plan)
+    assert json.loads(json.dumps(vars(first)))["leaving"] == list(first.leaving)
