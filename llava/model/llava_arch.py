@@ -103,8 +103,8 @@ class LlavaMetaForCausalLM:
             raise ValueError(f"{len(pixels)} images but {len(image_sizes)} image_sizes")
         bounded = visual_token_num is not None and visual_token_num < tower.grid**2
         model = self.get_model()
-        weight = tower.inner.embeddings.patch_embedding.weight
-        features = tower(pixels.to(weight.device), with_cls=with_cls or bounded)
+        pixels = pixels.to(_device(tower.inner.embeddings.patch_embedding))
+        features = tower(pixels, with_cls=with_cls or bounded)
         embeds = model.mm_projector(features.patches.to(model.embed_tokens.weight.dtype))
 
         patches = torch.arange(embeds.shape[1], device=embeds.device)
@@ -147,7 +147,7 @@ class LlavaMetaForCausalLM:
         Raises ValueError when placeholders and images differ in number.
         """
         model = self.get_model()
-        device = model.embed_tokens.weight.device
+        device = _device(model.embed_tokens)
         ids = input_ids.to("cpu")
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to("cpu")
         rows = [row[m.bool()] for row, m in zip(ids, mask)]
@@ -203,3 +203,9 @@ def _left_pad(tensor: Tensor, length: int, value: int) -> Tensor:
         return tensor
     shape = (missing, *tensor.shape[1:])
     return torch.cat([tensor.new_full(shape, value), tensor])
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where a module computes: at its weight, or where accelerate takes an offloaded one to."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return module.weight.device if device is None else torch.device(device)

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from transformers.generation.streamers import BaseStreamer
 
 from llava import pruning
@@ -137,6 +138,15 @@ def test_a_conversation_goes_on_with_the_pruned_cache(model) -> None:
             out = model(last, past_key_values=out.past_key_values)
             tokens.append(int(out.logits[0, -1].argmax()))
     assert second[0].tolist() == tokens
+
+
+def test_an_offloaded_model_answers_the_same() -> None:
+    """accelerate keeps the weights elsewhere and brings each module's in when it runs."""
+    prompt, images, whole = tiny.prompt(1, images=2), tiny.pixels(1, 2), tiny.model(11)
+    expected = greedy(whole, prompt, images, visual_token_num=12)
+    offloaded = cpu_offload(tiny.model(11), execution_device=torch.device("cpu"))
+    assert offloaded.model.embed_tokens.weight.device.type == "meta"
+    assert torch.equal(greedy(offloaded, prompt, images, visual_token_num=12), expected)
 
 
 def test_an_upper_bound_on_visual_tokens(model) -> None:
