@@ -1,0 +1,274 @@
+"""Keeping the best tokens, and merging the best of the dropped ones."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llava.pruning.layout import TEXT, Segment, Selection, TokenLayout, apply
+from llava.pruning.selectors import density_peaks, keep_top
+
+
+def image(length: int, index: int = 0) -> Segment:
+    return Segment(length, index, torch.arange(length))
+
+
+def samples() -> list[list[Segment]]:
+    """One image, two images with text between, text alone, one larger image."""
+    return [
+        [Segment(2), image(12), Segment(3)],
+        [Segment(1), image(9), Segment(2), image(14, 1), Segment(2)],
+        [Segment(6)],
+        [image(30), Segment(4)],
+    ]
+
+
+def scores_for(layout: TokenLayout, seed: int = 0) -> Tensor:
+    """Scores that belong to a sample's token wherever padding puts it."""
+    rows = []
+    for i, length in enumerate(layout.lengths):
+        generator = torch.Generator().manual_seed(seed + length)
+        own = torch.rand(length, generator=generator)
+        rows.append(torch.cat([torch.full((layout.n - length,), 9.0), own]))
+        assert layout.valid[i].sum() == length
+    return torch.stack(rows)
+
+
+def features_for(layout: TokenLayout, seed: int = 0, width: int = 5) -> Tensor:
+    rows = []
+    for length in layout.lengths:
+        generator = torch.Generator().manual_seed(100 + seed + length)
+        own = torch.randn(length, width, generator=generator)
+        rows.append(torch.cat([torch.full((layout.n - length, width), 7.0), own]))
+    return torch.stack(rows)
+
+
+def kept_patches(layout: TokenLayout, selection: Selection, sample: int = 0) -> list[int]:
+    return [p for p in layout.select(selection).patch[sample].tolist() if p != TEXT]
+
+
+def test_the_best_are_kept_in_order_and_text_is_never_dropped() -> None:
+    layout = TokenLayout.from_segments([[Segment(2), image(5), Segment(2)]])
+    scores = torch.tensor([[0.0, 0.0, 0.3, 0.9, 0.1, 0.5, 0.8, 0.0, -5.0]])
+    selection = keep_top(layout, scores, [3])
+    assert selection.index.tolist() == [[0, 1, 3, 5, 6, 7, 8]]
+    assert selection.valid is None
+    assert (selection.lengths, selection.n_visual) == ((7,), (3,))
+
+
+def test_high_scores_of_text_do_not_count() -> None:
+    layout = TokenLayout.from_segments(
+        [[Segment(1), image(3), Segment(1), image(3, 1), Segment(1)]]
+    )
+    scores = torch.tensor([[9.0, 0.1, 0.2, 0.3, 9.0, 0.6, 0.5, 0.4, 9.0]])
+    assert keep_top(layout, scores, [2]).index.tolist() == [[0, 4, 5, 6, 8]]
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    layout = TokenLayout.from_segments([[image(600), Segment(1)]])
+    scores = torch.zeros(1, 601)
+    scores[0, 450:460] = 1.0
+    assert kept_patches(layout, keep_top(layout, scores, [14])) == [0, 1, 2, 3, *range(450, 460)]
+
+
+def test_negative_scores_rank_among_each_other() -> None:
+    layout = TokenLayout.from_segments([[image(4), Segment(2)]])
+    scores = torch.tensor([[-3.0, -1.0, -2.0, -4.0, 0.0, 0.0]])
+    assert kept_patches(layout, keep_top(layout, scores, [2])) == [1, 2]
+
+
+def test_all_visual_tokens_may_go() -> None:
+    layout = TokenLayout.from_segments([[Segment(1), image(4), Segment(2)]])
+    after = layout.select(keep_top(layout, torch.zeros(1, 7), [0]))
+    assert after.image.tolist() == [[TEXT] * 3]
+    assert (after.lengths, after.n_visual) == ((3,), (0,))
+
+
+def test_a_ragged_batch_is_padded_on_the_left() -> None:
+    layout = TokenLayout.from_segments(samples())
+    keep = [10, 3, 0, 30]
+    selection = keep_top(layout, scores_for(layout), keep)
+    after = layout.select(selection)
+    assert after.n_visual == (10, 3, 0, 30)
+    assert after.lengths == (15, 8, 6, 34)
+    assert after.n == 34
+    for i, length in enumerate(after.lengths):
+        assert after.valid[i].tolist() == [False] * (34 - length) + [True] * length
+        own = after.image[i, 34 - length :]
+        assert (own != TEXT).sum().item() == keep[i]
+        positions = after.position[i, 34 - length :].tolist()
+        assert positions == sorted(set(positions))
+    assert after.image[3].tolist() == layout.image[3, layout.n - 34 :].tolist()
+
+
+def test_a_batch_whose_samples_end_equally_long_needs_no_validity() -> None:
+    layout = TokenLayout.from_segments([[image(6), Segment(2)], [image(4), Segment(2)]])
+    selection = keep_top(layout, scores_for(layout), [3, 3])
+    assert selection.valid is None
+    assert layout.select(selection).valid.all()
+
+
+def test_nothing_to_change_is_none() -> None:
+    layout = TokenLayout.from_segments(samples())
+    assert keep_top(layout, scores_for(layout), list(layout.n_visual)) is None
+    assert keep_top(layout, scores_for(layout), [12, 23, 0, 29]) is not None
+
+
+@pytest.mark.parametrize("keep", [[13, 0, 0, 0], [1, 1, 1, 1]])
+def test_more_tokens_than_there_are_is_refused(keep: list[int]) -> None:
+    layout = TokenLayout.from_segments(samples())
+    with pytest.raises(ValueError, match="cannot keep"):
+        keep_top(layout, scores_for(layout), keep)
+
+
+def merged(layout: TokenLayout, keep, pools, clusters, seed: int = 0):
+    selection = keep_top(
+        layout,
+        scores_for(layout, seed),
+        keep,
+        pools=pools,
+        clusters=clusters,
+        features=features_for(layout, seed),
+    )
+    return selection, layout.select(selection), apply(selection, features_for(layout, seed))
+
+
+def test_the_pool_is_the_best_of_the_dropped() -> None:
+    layout = TokenLayout.from_segments(samples()[:1])
+    selection, *_ = merged(layout, [4], [5], [2])
+    order = scores_for(layout)[0, 2:14].argsort(descending=True) + 2
+    assert sorted(selection.merge.source[0].tolist()) == sorted(order[4:9].tolist())
+    assert selection.merge.pools == (5,)
+
+
+def test_a_merged_token_is_the_mean_of_its_members() -> None:
+    layout = TokenLayout.from_segments(samples()[:1])
+    selection, after, out = merged(layout, [4], [7], [3])
+    merge, features = selection.merge, features_for(layout)[0]
+    assert after.n_visual == (7,)
+    sizes = []
+    for c in range(3):
+        members = merge.source[0][merge.cluster[0] == c]
+        sizes.append(len(members))
+        torch.testing.assert_close(out[0, merge.column[0, c]], features[members].mean(0))
+    assert min(sizes) >= 1
+    assert sum(sizes) == 7
+    weights = torch.tensor(sizes, dtype=torch.float32)[:, None]
+    mass = (out[0, merge.column[0]] * weights).sum(0)
+    torch.testing.assert_close(mass, features[merge.source[0]].sum(0))
+
+
+def test_merged_tokens_stand_behind_the_visual_tokens_and_before_the_text() -> None:
+    layout = TokenLayout.from_segments(samples()[:1])
+    selection, after, _ = merged(layout, [4], [7], [2])
+    text, visual = [TEXT], [0]
+    assert after.image[0].tolist() == text * 2 + visual * 6 + text * 3
+    assert sorted(selection.merge.column[0].tolist()) == [6, 7]
+    kept = after.patch[0, 2:6].tolist()
+    assert kept == sorted(kept)
+    centres = set(after.patch[0, 6:8].tolist())
+    assert centres <= {p - 2 for p in selection.merge.source[0].tolist()}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_merged_token_follows_the_image_of_its_centre(seed: int) -> None:
+    layout = TokenLayout.from_segments([samples()[1]])
+    selection, after, _ = merged(layout, [6], [12], [4], seed)
+    first, second = (after.image[0] == i for i in (0, 1))
+    runs = after.image[0].tolist()
+    expected = [TEXT] + [0] * first.sum() + [TEXT] * 2 + [1] * second.sum() + [TEXT] * 2
+    assert runs == expected
+    for column in selection.merge.column[0].tolist():
+        # Patches 0..8 are the first image's, 9..22 the second's.
+        assert (after.patch[0, column] >= 9) == (runs[column] == 1)
+        behind = [c for c in range(column + 1, after.n) if runs[c] == runs[column]]
+        assert set(behind) <= set(selection.merge.column[0].tolist())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("keep", "pools", "clusters"),
+    [
+        ([4, 8, 0, 10], [5, 12, 0, 15], [1, 2, 0, 3]),
+        ([4, 22, 0, 10], [1, 1, 0, 1], [1, 1, 0, 1]),
+        ([12, 5, 0, 29], [0, 11, 0, 1], [0, 2, 0, 1]),
+        ([2, 23, 0, 30], [6, 0, 0, 0], [4, 0, 0, 0]),
+    ],
+)
+def test_a_batch_gives_what_its_samples_give_alone(seed: int, keep, pools, clusters) -> None:
+    together = TokenLayout.from_segments(samples())
+    _, after, out = merged(together, keep, pools, clusters, seed)
+    for i, runs in enumerate(samples()):
+        alone = TokenLayout.from_segments([runs])
+        length = alone.lengths[0]
+        expected, features = alone, features_for(alone, seed)
+        if keep[i] < alone.n_visual[0]:
+            _, expected, features = merged(alone, keep[i : i + 1], [pools[i]], [clusters[i]], seed)
+            length = expected.lengths[0]
+        assert after.lengths[i] == length
+        assert after.n_visual[i] == expected.n_visual[0]
+        torch.testing.assert_close(out[i, after.n - length :], features[0])
+        for name in ("image", "patch", "position", "valid"):
+            own = getattr(after, name)[i, after.n - length :]
+            assert torch.equal(own, getattr(expected, name)[0]), name
+
+
+def reference(points: list[list[float]], k: int) -> tuple[list[int], list[int]]:
+    """Density peaks in plain Python: (cluster of each point, centres)."""
+    n, d = len(points), len(points[0])
+    distance = [[math.dist(a, b) / math.sqrt(d) for b in points] for a in points]
+    density = [math.exp(-sum(x * x for x in sorted(row)[:k]) / k) for row in distance]
+    widest = max(map(max, distance))
+    peak = []
+    for i in range(n):
+        denser = [j for j in range(n) if (-density[j], j) < (-density[i], i)]
+        peak.append(density[i] * min([distance[i][j] for j in denser], default=widest))
+    centres = sorted(range(n), key=lambda i: (-peak[i], i))[:k]
+    cluster = [min(range(k), key=lambda c: distance[i][centres[c]]) for i in range(n)]
+    for c, i in enumerate(centres):
+        cluster[i] = c
+    return cluster, centres
+
+
+@given(st.integers(0, 10_000), st.integers(2, 24), st.integers(1, 6), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_density_peaks(seed: int, n: int, d: int, k: int) -> None:
+    k = min(k, n)
+    points = torch.randn(1, n, d, generator=torch.Generator().manual_seed(seed))
+    cluster, centre = density_peaks(points, torch.ones(1, n, dtype=torch.bool), [k])
+    if k == 1:
+        assert (cluster.tolist(), centre.tolist()) == ([[0] * n], [[0]])
+    else:
+        assert (cluster[0].tolist(), centre[0].tolist()) == reference(points[0].tolist(), k)
+
+
+def test_density_peaks_finds_groups_that_stand_apart() -> None:
+    groups = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]]).repeat_interleave(4, 0)
+    points = groups + 0.1 * torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+    cluster, _ = density_peaks(points[None], torch.ones(1, 12, dtype=torch.bool), [3])
+    found = cluster.view(3, 4)
+    assert (found == found[:, :1]).all()
+    assert sorted(found[:, 0].tolist()) == [0, 1, 2]
+
+
+def test_density_peaks_of_a_padded_batch() -> None:
+    sizes, wanted = [9, 4, 0, 1], [3, 2, 0, 1]
+    points = torch.randn(4, 9, 3, generator=torch.Generator().manual_seed(3))
+    member = torch.arange(9)[None] < torch.tensor(sizes)[:, None]
+    cluster, centre = density_peaks(points, member, wanted)
+    for i, (n, k) in enumerate(zip(sizes, wanted)):
+        assert (cluster[i, n:] == 3).all()
+        if k:
+            expected = reference(points[i, :n].tolist(), k)
+            assert (cluster[i, :n].tolist(), centre[i, :k].tolist()) == expected
+
+
+def test_equal_points_make_clusters_of_the_lowest_indices() -> None:
+    cluster, centre = density_peaks(torch.zeros(1, 5, 2), torch.ones(1, 5, dtype=torch.bool), [2])
+    assert centre.tolist() == [[0, 1]]
+    assert cluster.tolist() == [[0, 1, 0, 0, 0]]
