@@ -161,15 +161,17 @@ class TokenLayout:
         return replace(self, **self._map(lambda x: x.repeat_interleave(times, 0)), **host)
 
     def select(self, selection: Selection) -> TokenLayout:
-        """The layout after `selection`; a merged token takes its cluster centre's entries."""
+        """The layout after `selection`; a merged token takes its cluster centre's entries.
+
+        Columns that only fill a shorter sample up become padding, whatever token they came from.
+        """
         moved = self._map(lambda x: x.gather(1, selection.index))
-        valid = moved["valid"] if selection.valid is None else selection.valid
-        return replace(
-            self,
-            **{**moved, "valid": valid},
-            lengths=selection.lengths,
-            n_visual=selection.n_visual,
-        )
+        if selection.valid is not None:
+            filling = ~selection.valid
+            moved["image"] = moved["image"].masked_fill(filling, TEXT)
+            moved["patch"] = moved["patch"].masked_fill(filling, TEXT)
+            moved["valid"] = selection.valid
+        return replace(self, **moved, lengths=selection.lengths, n_visual=selection.n_visual)
 
 
 @dataclass(frozen=True)

@@ -60,5 +60,5 @@ DEMO = (
     Stage("answer windows", 600, 16, _WINDOW, _WINDOW, rate=2e-3, turns=5, tower=0.15),
     Stage("answer larger windows", 300, 16, _LARGER, _LARGER, rate=1.5e-3, turns=6, tower=0.2),
     Stage("read pictures", 220, 16, _PICTURE, _PICTURE, rate=1e-3),
-    Stage("answer pictures", 320, 8, _PICTURE, _PICTURE, rate=1e-3, turns=8, tower=0.3),
+    Stage("answer pictures", 180, 8, _PICTURE, _PICTURE, rate=1e-3, turns=8, tower=0.3),
 )

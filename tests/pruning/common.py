@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llava.pruning.autoprune import AutoPrune, budget, solve_plan
+from llava.pruning.autoprune import AutoPrune
+from llava.pruning.budgets import budget, solve_plan
 from llava.pruning.cost import DecoderShape
 from llava.pruning.schedules import Plan
 

@@ -13,9 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llava import pruning
-from llava.pruning.autoprune import AutoPrune, Budget, budget, solve_plan
+from llava.pruning.autoprune import AutoPrune
+from llava.pruning.budgets import Budget, budget, solve_plan
 from llava.pruning.cost import DecoderShape, prefill_flops
-from llava.pruning.schedules import Plan, recycled
+from llava.pruning.schedules import Plan, logistic, logistic_area, recycled
 
 from .common import released, vicuna
 
@@ -179,6 +180,31 @@ def test_exact_plan_follows_its_curve(tokens: int, k: float, x0: float) -> None:
     assert all(abs(kept - count) <= 1 for kept, count in zip(plan.keep[1:], curve))
 
 
+def test_cap_bounds_every_layer_of_the_curve() -> None:
+    free, shape = AutoPrune(target_token_num=64, preselect_ratio=None, recycle_ratio=0), vicuna()
+    capped = replace(free, cap_ratio=1.5)
+    keep = [solve_plan(c, shape, budget(c, shape, 576, 70), 0.4, 5.0).keep for c in (free, capped)]
+    assert keep[0][1] > 96
+    assert keep[1][0] == 576
+    assert max(keep[1][1:]) == 96
+
+
+def test_the_pre_selection_takes_layer_0_even_when_the_curve_could_begin_there() -> None:
+    early, late = AutoPrune(mi_layer=0), AutoPrune(mi_layer=1)
+    shape = vicuna()
+    plans = [solve_plan(c, shape, budget(c, shape, 576, 70), 0.3, 15.0) for c in (early, late)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(("k", "x0"), [(0.3, 15.1), (0.0, 15.0), (-0.2, 12.0)])
+def test_paper_curve_is_divided_by_its_area(k: float, x0: float) -> None:
+    config, shape = pruning.build("autoprune", preset="paper", target_token_num=64), vicuna()
+    plan = solve_plan(config, shape, budget(config, shape, 576, 70), k, x0)
+    amplitude = 64 * 32 / 576 / logistic_area(k, x0, 32)
+    curve = [plan.scale * amplitude * logistic(x, k, x0) for x in range(1, 31)]
+    assert plan.retention == pytest.approx(curve, rel=1e-9)
+
+
 @pytest.mark.parametrize("mode", ["published", "strict"])
 @pytest.mark.parametrize(("k", "x0"), [(-0.4, 15.7), (-2.0, 60.0), (2.0, -20.0), (0.4, 1.0)])
 def test_curve_that_begins_near_zero_still_meets_the_budget(mode: str, k: float, x0: float) -> None:
@@ -231,6 +257,18 @@ def test_pre_selection_gives_way_to_a_tight_exact_budget(layers: int, chosen: di
     value = next(iter(chosen.values()))
     target = value * (layers if "budget_mode" in chosen else case.dense)
     assert 0.98 * target <= case.cost(plan.entering) <= 1.001 * target
+
+
+def test_a_budget_made_by_hand_is_checked_too() -> None:
+    config = AutoPrune(target_token_num=20, budget_mode="strict")
+    with pytest.raises(ValueError, match="target_token_num 20 is below the floor of"):
+        solve_plan(config, vicuna(), Budget(576, 70, 20.0, 576), 0.2, 15.1)
+
+
+@pytest.mark.parametrize("setting", ["target_flops", "target_kv"])
+def test_a_single_visual_token_cannot_meet_a_fraction(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting} 0.5 is below the floor of 1:"):
+        budget(AutoPrune(**{setting: 0.5}), vicuna(), 1, 70)
 
 
 @pytest.mark.parametrize("tokens", [0, 0.99, -3, math.nan, math.inf])

@@ -126,6 +126,18 @@ def test_more_tokens_than_there_are_is_refused(keep: list[int]) -> None:
         keep_top(layout, scores_for(layout), keep)
 
 
+def test_padding_is_text_and_never_comes_back() -> None:
+    layout = TokenLayout.from_segments([[image(8), Segment(2)]] * 2)
+    first = layout.select(keep_top(layout, torch.arange(10.0).expand(2, -1), [6, 3]))
+    second = first.select(keep_top(first, torch.zeros(2, first.n), [5, 2]))
+    for after in (first, second):
+        assert (after.image[~after.valid] == TEXT).all()
+        assert (after.patch[~after.valid] == TEXT).all()
+        assert after.is_visual.sum(1).tolist() == list(after.n_visual)
+    # All scores tie, so the first two of patches 5, 6, 7 stay.
+    assert second.patch[1, second.valid[1]].tolist() == [5, 6, TEXT, TEXT]
+
+
 def merged(layout: TokenLayout, keep, pools, clusters, seed: int = 0):
     selection = keep_top(
         layout,

@@ -1,0 +1,128 @@
+"""The command-line flags of pruning."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from llava import pruning
+from llava.pruning import AutoPrune, Dense, Pruner
+from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
+
+
+def parse(*flags: str) -> Pruner:
+    parser = argparse.ArgumentParser()
+    add_pruning_arguments(parser)
+    return pruner_from_args(parser.parse_args(flags))
+
+
+def test_no_flag_leaves_every_default_alone() -> None:
+    assert parse() == AutoPrune()
+    assert parse("--method", "none") == Dense()
+    assert parse("--preset", "paper") == pruning.build("autoprune", preset="paper")
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "field", "value"),
+    [
+        ("--target-token-num", "128", "target_token_num", 128.0),
+        ("--budget-mode", "strict", "budget_mode", "strict"),
+        ("--target-flops", "0.25", "target_flops", 0.25),
+        ("--target-kv", "0.5", "target_kv", 0.5),
+        ("--x0", "7", "x0", 7.0),
+        ("--k0", "0.5", "k0", 0.5),
+        ("--gamma", "0.1", "gamma", 0.1),
+        ("--beta", "-0.3", "beta", -0.3),
+    ],
+)
+def test_each_flag_sets_its_field_and_nothing_else(flag, text, field, value) -> None:
+    assert parse(flag, text) == AutoPrune(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("item", "field", "value"),
+    [
+        ("letterbox_mask=false", "letterbox_mask", False),
+        ("normalise_rows=Yes", "normalise_rows", True),
+        ("prune_last_layer=0", "prune_last_layer", False),
+        ("analytic_area=1", "analytic_area", True),
+        ("mi_layer=3", "mi_layer", 3),
+        ("log_base=10", "log_base", 10.0),
+        ("mi_eps=1e-8", "mi_eps", 1e-8),
+        ("preselect_ratio=none", "preselect_ratio", None),
+        ("preselect_ratio=3", "preselect_ratio", 3.0),
+        ("cap_ratio=2.5", "cap_ratio", 2.5),
+        ("rounding=floor", "rounding", "floor"),
+        ("target_token_num=96", "target_token_num", 96.0),
+    ],
+)
+def test_set_reads_a_value_as_the_type_of_its_field(item: str, field: str, value) -> None:
+    pruner = parse("--set", item)
+    assert pruner == AutoPrune(**{field: value})
+    assert type(getattr(pruner, field)) is type(value)
+
+
+def test_set_may_be_repeated_and_wins_over_flags_and_presets() -> None:
+    pruner = parse(
+        *("--x0", "7", "--preset", "paper"),
+        *("--set", "x0=8", "--set", "amplitude=0.5", "--set", "mi_layer=2"),
+    )
+    assert (pruner.x0, pruner.amplitude, pruner.mi_layer) == (8.0, 0.5, 2)
+    assert pruner.rounding == "floor"
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("x0", "--set takes FIELD=VALUE, got 'x0'"),
+        ("x=3", "unknown setting of method autoprune 'x'"),
+        ("roundin=ceil", "did you mean 'rounding'?"),
+        ("mi_layer=1.5", "mi_layer must be int, got '1.5'"),
+        ("x0=deep", "x0 must be float, got 'deep'"),
+        ("x0=none", "x0 must be float, got 'none'"),
+        ("letterbox_mask=maybe", "letterbox_mask must be true or false, got 'maybe'"),
+        ("rounding=nearest", "rounding must be one of ceil, floor, got 'nearest'"),
+        ("amplitude=-1", "amplitude must be above 0"),
+    ],
+)
+def test_set_refuses_what_does_not_fit(item: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse("--set", item)
+    assert message in str(caught.value)
+
+
+def test_the_budget_and_curve_of_a_script_are_ignored_by_a_method_without_them() -> None:
+    assert parse("--method", "none", "--target-token-num", "64", "--x0", "9") == Dense()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--set", "x0=9"), "unknown setting of method none 'x0'"),
+        (("--preset", "paper"), "method none has no presets"),
+    ],
+)
+def test_a_setting_or_preset_that_the_method_lacks_is_refused(flags, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse("--method", "none", *flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--method", "autopruned"),
+        ("--preset", "mine"),
+        ("--budget-mode", "loose"),
+        ("--target-token-num", "many"),
+    ],
+)
+def test_argparse_refuses_what_it_knows_to_be_wrong(flags, capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse(*flags)
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_values_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="target_token_num must be at least 1"):
+        parse("--target-token-num", "0")
