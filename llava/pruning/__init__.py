@@ -61,5 +61,5 @@ def build(method: str, *, preset: str | None = None, **settings: Any) -> Pruner:
 
 def _unknown(kind: str, name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}"

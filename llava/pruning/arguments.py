@@ -54,7 +54,8 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
 def pruner_from_args(args: argparse.Namespace) -> Pruner:
     """The pruner that the parsed flags describe.
 
-    Raises ValueError for flags that the method does not have and for values of the wrong type.
+    Budget and curve flags that the method lacks are ignored: one script serves all methods.
+    Raises ValueError for unknown fields in --set and for values of the wrong type.
     """
     cls = METHODS[args.method]
     known = {field.name for field in fields(cls)}

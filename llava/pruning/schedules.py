@@ -201,8 +201,8 @@ def _cost(problem: Problem, keep: Sequence[int]) -> float:
 def _spend(problem: Problem, low: list[int], high: list[int]) -> list[int]:
     """Raise `low` towards `high` from the first layer on while the cost stays within the target.
 
-    Raising a prefix keeps the counts non-increasing, because both lists are. With merging the
-    cost is not monotone in a single count, so the closest of all mixtures is taken.
+    Raising a prefix keeps the counts non-increasing, because both lists are; of all mixtures the
+    one closest to the target is taken.
     """
     best, best_gap = low, abs(_cost(problem, low) - problem.target)
     mixed = list(low)
