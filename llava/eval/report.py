@@ -48,11 +48,9 @@ def row(answers_file: Path, annotations: dict[textvqa.Key, list[str]]) -> dict[s
         )
     score = textvqa.score(annotations, [entry for _, _, entry in read_lines(answers_file)])
     pruner = record["settings"]["pruner"]
-    budget = pruner.get("target_token_num")
-    name = pruner["method"] if budget is None else f"{pruner['method']} {budget:g}"
     answered = record["counts"]["answered"]
     return {
-        "run": name,
+        "run": _name(pruner),
         "accuracy": score["accuracy"],
         "samples": score["samples"],
         "tokens_entering": record["tokens"]["entering"],
@@ -65,6 +63,17 @@ def row(answers_file: Path, annotations: dict[textvqa.Key, list[str]]) -> dict[s
         "prefill_ms": 1000 * record["seconds"]["prefill"] / answered,
         "answers_file": str(answers_file),
     }
+
+
+def _name(pruner: dict[str, Any]) -> str:
+    """Method and budget, in the words of the flags."""
+    for fraction in ("target_flops", "target_kv"):
+        if pruner.get(fraction) is not None:
+            return f"{pruner['method']} {fraction} {pruner[fraction]:g}"
+    if "target_token_num" not in pruner:
+        return pruner["method"]
+    strict = " strict" if pruner.get("budget_mode") == "strict" else ""
+    return f"{pruner['method']}{strict} {pruner['target_token_num']:g}"
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from llava import pruning
+from llava.eval.benchmarks.textvqa import load_annotations
 from llava.eval.report import main, markdown, row
 
 QUESTION = "what is written?"
@@ -56,6 +58,20 @@ def test_rows_and_table(tmp_path, annotations, capsys) -> None:
     assert table[3].startswith("| none | 0.0 |")
     rows = json.loads(last)["rows"]
     assert rows[0]["prefill_ms"] == 500 and rows[0]["samples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("pruner", "name"),
+    [
+        (pruning.build("none"), "none"),
+        (pruning.build("autoprune", target_token_num=32), "autoprune 32"),
+        (pruning.build("autoprune", budget_mode="strict"), "autoprune strict 64"),
+        (pruning.build("autoprune", target_flops=0.25), "autoprune target_flops 0.25"),
+    ],
+)
+def test_a_run_is_called_by_its_budget(tmp_path, annotations, pruner, name) -> None:
+    answers = write_run(tmp_path, "run", "stop", settings={"pruner": pruner.to_dict()})
+    assert row(answers, load_annotations(annotations))["run"] == name
 
 
 def test_missing_values_are_empty_cells() -> None:
