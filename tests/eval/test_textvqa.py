@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llava.eval.benchmarks import textvqa
 from llava.eval.benchmarks.textvqa import Prompt, read_prompt
 from llava.eval.eval_textvqa import main
 
@@ -56,7 +57,9 @@ def score(annotations, entries: list[dict] | str, *more: str) -> int:
     ],
 )
 def test_the_question_is_read_off_the_prompt(prompt, question, with_ocr):
-    assert read_prompt(prompt) == Prompt(question, with_ocr)
+    assert read_prompt(prompt) == Prompt(
+        question, with_ocr, empty=with_ocr and "token: \n" in prompt
+    )
 
 
 @pytest.mark.parametrize("prompt", ["What?", "a\nb\nc", "OCR tokens: A, B. What?"])
@@ -74,6 +77,28 @@ def test_score(annotations, capsys, ocr, name):
     result = json.loads(lines[3])
     assert result["accuracy"] == pytest.approx(62.5) and result["samples"] == 4
     assert result["prompts"] == f"{name} tokens" and result["missing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("hints", "called"),
+    [
+        (("ab", "cd"), "with OCR tokens"),
+        (("ab", ""), "with OCR tokens"),
+        (("", ""), "with empty OCR lines"),
+    ],
+)
+def test_empty_ocr_lines_are_no_ocr_tokens(hints, called) -> None:
+    answers = [
+        {
+            "question_id": f"im{i}",
+            "prompt": f"what?\nReference OCR token: {hint}\nAnswer the question.",
+            "text": "x",
+        }
+        for i, hint in enumerate(hints)
+    ]
+    annotations = {(f"im{i}", "what?"): ["x"] * 10 for i in range(2)}
+    result = textvqa.score(annotations, answers)
+    assert (result["prompts"], result["accuracy"]) == (called, 100)
 
 
 def test_prompts_of_both_kinds_are_called_mixed(annotations, capsys):

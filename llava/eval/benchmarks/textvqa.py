@@ -31,10 +31,12 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a logged prompt tells: the question in lower case, and whether it had OCR tokens."""
+    """What a logged prompt tells: the question in lower case, whether it had the line for OCR
+    tokens, and whether that line was empty."""
 
     question: str
     with_ocr: bool
+    empty: bool = False
 
 
 def read_prompt(prompt: str) -> Prompt:
@@ -47,8 +49,8 @@ def read_prompt(prompt: str) -> Prompt:
     if prompt.startswith(_M4C_PREFIX) and (found := _M4C_QUESTION.search(prompt)):
         return Prompt(found[1].lower(), with_ocr=True)
     if _OCR_LINE in prompt and len(lines) == 3:
-        question = lines[1] if prompt.startswith(_OCR_LINE) else lines[0]
-        return Prompt(question.lower(), with_ocr=True)
+        hint, question = lines[:2] if prompt.startswith(_OCR_LINE) else lines[1::-1]
+        return Prompt(question.lower(), with_ocr=True, empty=hint.strip() == _OCR_LINE.strip())
     if len(lines) == 2:
         return Prompt(lines[0].lower(), with_ocr=False)
     raise ValueError(
@@ -96,9 +98,9 @@ def score(
     """Mean soft accuracy, in percent, of answers in LLaVA's schema.
 
     Returns:
-        benchmark, prompts ("with OCR tokens", "without OCR tokens" or "mixed"), samples (answers
-        scored), missing (questions without an answer, which do not count), accuracy (None if
-        there is nothing to score).
+        benchmark, prompts ("with OCR tokens", "with empty OCR lines", "without OCR tokens" or
+        "mixed"), samples (answers scored), missing (questions without an answer, which do not
+        count), accuracy (None if there is nothing to score).
 
     Raises:
         ValueError: an answer to a question that is not annotated, two answers to one, or, unless
@@ -106,7 +108,7 @@ def score(
     """
     total = 0.0
     seen: set[Key] = set()
-    with_ocr = 0
+    with_ocr = empty = 0
     for answer in answers:
         if absent := {"question_id", "prompt", "text"} - answer.keys():
             raise ValueError(f"an answer without {sorted(absent)}: {str(answer)[:200]}")
@@ -121,6 +123,7 @@ def score(
             raise ValueError(f"two answers to {_name(key)}. Remove one of them.")
         seen.add(key)
         with_ocr += prompt.with_ocr
+        empty += prompt.empty
         total += soft_accuracies(annotations[key]).get(normalise(answer["text"]), 0.0)
     missing = [key for key in annotations if key not in seen]
     if missing and not allow_missing:
@@ -132,16 +135,19 @@ def score(
         )
     return {
         "benchmark": NAME,
-        "prompts": _variant(with_ocr, len(seen)),
+        "prompts": _variant(with_ocr, empty, len(seen)),
         "samples": len(seen),
         "missing": len(missing),
         "accuracy": 100 * total / len(seen) if seen else None,
     }
 
 
-def _variant(with_ocr: int, total: int) -> str:
+def _variant(with_ocr: int, empty: int, total: int) -> str:
     if 0 < with_ocr < total:
         return "mixed"
+    # Some pictures of the real benchmark have no tokens; a set in which none has any is another.
+    if 0 < with_ocr == empty:
+        return "with empty OCR lines"
     return "with OCR tokens" if with_ocr else "without OCR tokens"
 
 
