@@ -16,7 +16,11 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+)
 
 
 class SeparatorStyle(Enum):
@@ -255,3 +259,30 @@ conv_templates: dict[str, Conversation] = {
 }
 
 default_conversation = _VICUNA_V1
+
+
+def without_image_tokens(text: str) -> str:
+    """`text` without literal image tokens, each of which would become an image slot."""
+    while DEFAULT_IMAGE_TOKEN in text:  # removing one may join the pieces of another
+        text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+    return text
+
+
+def image_prompt(text: str, images: int, conv_mode: str, model_cfg: Any) -> str:
+    """The prompt of one question about `images` pictures, open for the answer.
+
+    The pictures come first, each on a line of its own, as LLaVA was trained; `model_cfg` tells
+    whether the model wants them between start and end tokens.
+
+    Raises:
+        ValueError: no such conversation template.
+    """
+    if conv_mode not in conv_templates:
+        raise ValueError(f"unknown conv_mode {conv_mode!r}; known: {', '.join(conv_templates)}")
+    slot = DEFAULT_IMAGE_TOKEN
+    if getattr(model_cfg, "mm_use_im_start_end", False):
+        slot = DEFAULT_IM_START_TOKEN + slot + DEFAULT_IM_END_TOKEN
+    conversation = conv_templates[conv_mode].copy()
+    conversation.append_message(conversation.roles[0], f"{slot}\n" * images + text)
+    conversation.append_message(conversation.roles[1], None)
+    return conversation.get_prompt()

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import conv_templates
+from llava.conversation import image_prompt, without_image_tokens
 
 CLIP_IMAGE_SIZE = 336
 
@@ -179,21 +179,13 @@ def ask(
 ) -> dict[str, Any]:
     """Keyword arguments for `model.generate` that put one question about some images.
 
-    The images come first, each on a line of its own, as LLaVA was trained. A literal `<image>` in
-    the question would be taken for one more image and is removed.
+    A literal `<image>` in the question would be taken for one more image and is removed.
 
     Raises:
         ValueError: no such conversation template.
     """
-    if conv_mode not in conv_templates:
-        raise ValueError(f"unknown conv_mode {conv_mode!r}; known: {', '.join(conv_templates)}")
-    conversation = conv_templates[conv_mode].copy()
-    slots = (DEFAULT_IMAGE_TOKEN + "\n") * len(images)
-    conversation.append_message(
-        conversation.roles[0], slots + question.replace(DEFAULT_IMAGE_TOKEN, "")
-    )
-    conversation.append_message(conversation.roles[1], None)
-    ids = tokenizer_image_token(conversation.get_prompt(), tokenizer, return_tensors="pt")
+    prompt = image_prompt(without_image_tokens(question), len(images), conv_mode, model.config)
+    ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")
     inputs: dict[str, Any] = {"inputs": ids[None].to(model.device)}
     if images:
         pixels = process_images(images, image_processor, model.config)

@@ -10,13 +10,8 @@ import shortuuid
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IMAGE_TOKEN_INDEX,
-)
-from llava.conversation import conv_templates
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.conversation import image_prompt
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.pruning.cost import DecoderShape, measure
 
@@ -60,9 +55,6 @@ class Answerer:
         self._settings = settings
         self._model_id = get_model_name_from_path(settings.model_path)
         self._shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
-        self._image_token = DEFAULT_IMAGE_TOKEN
-        if getattr(model.config, "mm_use_im_start_end", False):
-            self._image_token = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
         self._stop_ids = _stop_ids(model, tokenizer)
         set_seed(settings.seed)
 
@@ -115,13 +107,12 @@ class Answerer:
     def _encode(self, questions: list[Question]) -> Encoded:
         rows = []
         for question in questions:
-            text = question.model_text
-            if question.image is not None:
-                text = f"{self._image_token}\n{text}"
-            conversation = conv_templates[self._settings.conv_mode].copy()
-            conversation.append_message(conversation.roles[0], text)
-            conversation.append_message(conversation.roles[1], None)
-            prompt = conversation.get_prompt()
+            prompt = image_prompt(
+                question.model_text,
+                int(question.image is not None),
+                self._settings.conv_mode,
+                self._model.config,
+            )
             rows.append(tokenizer_image_token(prompt, self._tokenizer, IMAGE_TOKEN_INDEX))
         width = max(map(len, rows))
         pad = self._tokenizer.pad_token_id or 0

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import without_image_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,8 @@ class Question:
 
     @property
     def model_text(self) -> str:
-        """The text without literal image tokens, each of which would become an image slot."""
-        text = self.text
-        while DEFAULT_IMAGE_TOKEN in text:  # removing one may join the pieces of another
-            text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
-        return text
+        """The text as the model gets it: without literal image tokens."""
+        return without_image_tokens(self.text)
 
     def __str__(self) -> str:
         return f"question {self.question_id!r} (line {self.index + 1})"
