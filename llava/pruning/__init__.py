@@ -15,22 +15,30 @@ from typing import Any
 from .autoprune import PRESETS, AutoPrune
 from .base import Dense, Observation, Pruner, PrunerRun
 from .layout import Segment, Selection, TokenLayout, apply
+from .no_image import NoImage
+from .random import Random
 from .trace import PruneTrace, SampleTrace
+from .uniform_grid import UniformGrid
 
-METHODS: dict[str, type[Pruner]] = {cls.method: cls for cls in (Dense, AutoPrune)}
+METHODS: dict[str, type[Pruner]] = {
+    cls.method: cls for cls in (Dense, AutoPrune, NoImage, Random, UniformGrid)
+}
 
 __all__ = [
     "METHODS",
     "AutoPrune",
     "Dense",
+    "NoImage",
     "Observation",
     "PruneTrace",
     "Pruner",
     "PrunerRun",
+    "Random",
     "SampleTrace",
     "Segment",
     "Selection",
     "TokenLayout",
+    "UniformGrid",
     "apply",
     "build",
 ]

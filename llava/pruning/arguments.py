@@ -15,8 +15,9 @@ from . import METHODS, build
 from .autoprune import PRESETS
 from .base import Pruner
 
-_FLAGS = ("target_token_num", "budget_mode", "target_flops", "target_kv")
-_CURVE = ("x0", "k0", "gamma", "beta")
+# The scripts always pass these; a method without them ignores them.
+_COMMON = ("target_token_num", "budget_mode", "x0", "k0", "gamma", "beta")
+_FRACTIONS = ("target_flops", "target_kv")
 
 
 def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,17 +55,22 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
 def pruner_from_args(args: argparse.Namespace) -> Pruner:
     """The pruner that the parsed flags describe.
 
-    Budget and curve flags that the method lacks are ignored: one script serves all methods.
-    Raises ValueError for unknown fields in --set and for values of the wrong type.
+    Token budgets and curve flags that the method lacks are ignored: one script serves all methods.
+    Raises ValueError for a fraction of FLOPs or KV bytes that the method cannot aim at, for unknown
+    fields in --set and for values of the wrong type.
     """
     cls = METHODS[args.method]
     known = {field.name for field in fields(cls)}
     settings = {}
-    for name in (*_FLAGS, *_CURVE):
+    for name in (*_COMMON, *_FRACTIONS):
         value = getattr(args, name)
-        # The scripts always pass a budget and a curve; a method without them ignores them.
-        if value is not None and name in known:
+        if value is None:
+            continue
+        if name in known:
             settings[name] = value
+        elif name in _FRACTIONS:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"method {args.method} has no {flag}; give it --target-token-num")
     for item in args.set:
         name, separator, text = item.partition("=")
         if not separator:

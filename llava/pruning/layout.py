@@ -171,7 +171,9 @@ class TokenLayout:
             moved["image"] = moved["image"].masked_fill(filling, TEXT)
             moved["patch"] = moved["patch"].masked_fill(filling, TEXT)
             moved["valid"] = selection.valid
-        return replace(self, **moved, lengths=selection.lengths, n_visual=selection.n_visual)
+        tail = tuple(t if visual else 0 for t, visual in zip(self.tail, selection.n_visual))
+        host = {"lengths": selection.lengths, "n_visual": selection.n_visual, "tail": tail}
+        return replace(self, **moved, **host)
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,10 @@ def model():
     return tiny.model(0, attn="eager")
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("preselect", [2.5, 1.5, None])
-@pytest.mark.parametrize("images", [1, 3])
 @torch.no_grad()
-def test_prefill_and_decode_equal_the_oracle(model, positions, preselect, images) -> None:
+def check_against_the_oracle(model, chosen: pruning.Pruner, positions: str, images: int):
+    """Compare a prefill and some steps of decoding under `chosen`; returns the prefill's counts."""
     ids, pixels = tiny.prompt(2, images=images), tiny.pixels(2, images)
-    chosen = pruner(positions, preselect_ratio=preselect)
     prompt = model.embed_prompt(ids[None], None, pixels, pruner=chosen)
     cache = PrunedCache(chosen, prompt.layout)
     out = model(inputs_embeds=prompt.embeds, past_key_values=cache, use_cache=True)
@@ -66,8 +63,6 @@ def test_prefill_and_decode_equal_the_oracle(model, positions, preselect, images
     patch = prompt.layout.patch[0].tolist()
     text = {i for i, p in enumerate(patch) if p == pruning.layout.TEXT}
     seen = [text | {patch.index(p) for p in patches} for patches in cache.trace.kept_patches(0)]
-    counts = cache.trace.samples[0].entering
-    assert counts[0] == 16 * images and counts[-1] < counts[1] <= counts[0]
 
     full = oracle(model, prompt.embeds, seen, positions)
     last = sorted(seen[-1])
@@ -85,6 +80,31 @@ def test_prefill_and_decode_equal_the_oracle(model, positions, preselect, images
         full = oracle(model, embeds, seen, positions)
         torch.testing.assert_close(step.logits[0, -1], model.lm_head(full[-1]), atol=1e-5, rtol=0)
         token = step.logits[0, -1].argmax()
+    return cache.trace.samples[0]
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("preselect", [2.5, 1.5, None])
+@pytest.mark.parametrize("images", [1, 3])
+def test_prefill_and_decode_equal_the_oracle(model, positions, preselect, images) -> None:
+    chosen = pruner(positions, preselect_ratio=preselect)
+    counts = check_against_the_oracle(model, chosen, positions, images).entering
+    assert counts[0] == 16 * images and counts[-1] < counts[1] <= counts[0]
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("method", ["random", "uniform-grid"])
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_choice_before_layer_0_equals_the_oracle(model, method, positions, images) -> None:
+    chosen = pruning.build(method, target_token_num=7, positions=positions)
+    trace = check_against_the_oracle(model, chosen, positions, images)
+    assert trace.entering == trace.leaving == [7] * 6
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_no_visual_token_at_all_equals_the_oracle(model, images) -> None:
+    trace = check_against_the_oracle(model, pruning.build("no-image"), "compact", images)
+    assert trace.entering == trace.leaving == [0] * 6
 
 
 @torch.no_grad()

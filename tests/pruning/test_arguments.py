@@ -126,3 +126,9 @@ def test_argparse_refuses_what_it_knows_to_be_wrong(flags, capsys) -> None:
 def test_values_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="target_token_num must be at least 1"):
         parse("--target-token-num", "0")
+
+
+def test_a_fraction_that_a_method_cannot_aim_at_is_refused() -> None:
+    assert parse("--method", "random", "--target-token-num", "9", "--x0", "3").target_token_num == 9
+    with pytest.raises(ValueError, match="random has no --target-flops"):
+        parse("--method", "random", "--target-flops", "0.25")

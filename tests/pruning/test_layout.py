@@ -93,6 +93,16 @@ def test_select_moves_every_tensor_and_takes_the_new_counts() -> None:
     assert (after.lengths, after.n_visual, after.tail) == ((7, 4), (2, 0), (1, 0))
 
 
+def test_a_sample_that_loses_its_last_visual_token_has_no_tail() -> None:
+    layout = TokenLayout.from_segments(
+        [[Segment(1), Segment(2, 0, torch.arange(2)), Segment(3)], [Segment(4)]]
+    )
+    assert layout.tail == (3, 0)
+    kept = torch.tensor([[0, 3, 4, 5], [2, 3, 4, 5]])
+    after = layout.select(Selection(kept, None, (4, 4), (0, 0)))
+    assert (after.n_visual, after.tail) == ((0, 0), (0, 0))
+
+
 def test_select_without_validity_keeps_what_the_columns_had() -> None:
     layout = two_images_and_text()
     index = torch.arange(1, 10).expand(2, -1)

@@ -1,0 +1,136 @@
+"""What methods share that choose a number of visual tokens once, before layer 0.
+
+The target T is the total of a sample. Several images divide it in proportion to their tokens, by
+largest remainder (of equal ones the first image's), and the method chooses in each of them. T
+tokens enter and leave every layer, so both ways of counting a budget, `published` on tokens leaving
+a layer and `strict` on tokens entering it, mean the same here. A sample with no more than T visual
+tokens keeps all.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import Literal
+
+import torch
+
+from .base import Pruner, PrunerRun
+from .cost import DecoderShape
+from .layout import TEXT, Selection, TokenLayout
+from .selectors import keep_top
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The tokens of one image: their columns in the layout, ascending.
+
+    side: of the square of patches that they are, row by row; None if they are no whole square.
+    """
+
+    columns: Sequence[int]
+    side: int | None
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryPruner(Pruner):
+    """Settings of every method of this kind.
+
+    target_token_num: visual tokens of a sample (a whole number), in every layer.
+    budget_mode: accepted as AutoPrune has it; both modes are the same here, see the module.
+    positions: rotary positions "compact" (0, 1, 2, ... over what is left) or "original".
+
+    Raises ValueError on values that make no sense.
+    """
+
+    target_token_num: float = 64
+    budget_mode: Literal["published", "strict"] = "published"
+    positions: Literal["compact", "original"] = "compact"
+
+    def __post_init__(self) -> None:
+        target = self.target_token_num
+        if not (target >= 1 and float(target).is_integer()):
+            raise ValueError(f"target_token_num must be a whole number, 1 or more, got {target!r}")
+        choices = {
+            "budget_mode": ("published", "strict"),
+            "positions": ("compact", "original"),
+        }
+        for field, allowed in choices.items():
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+
+    @abc.abstractmethod
+    def choose(self, image: ImageTokens, count: int) -> Iterable[int]:
+        """`count` different indices into the tokens of an image, 0 <= count <= len(image)."""
+
+    def start(self, layout: TokenLayout, shape: DecoderShape) -> EntryRun:
+        return EntryRun(self)
+
+
+class EntryRun(PrunerRun):
+    """One prefill: everything happens at its entry."""
+
+    def __init__(self, config: EntryPruner) -> None:
+        self.config = config
+        self.positions = config.positions
+
+    def at_entry(self, layout: TokenLayout) -> Selection | None:
+        """Keep what the method chooses in each image. Waits for the device, to see the images."""
+        target = int(self.config.target_token_num)
+        if max(layout.n_visual) <= target:
+            return None
+        chosen = torch.zeros(layout.image.shape)
+        keep = []
+        for sample, images in enumerate(find_images(layout)):
+            counts = divide(target, [len(image) for image in images])
+            keep.append(sum(counts))
+            for image, count in zip(images, counts):
+                columns = [image.columns[index] for index in self.config.choose(image, count)]
+                chosen[sample, columns] = 1
+        return keep_top(layout, chosen.to(layout.image.device), keep)
+
+
+def divide(total: int, sizes: Sequence[int]) -> list[int]:
+    """Split `total` over images of `sizes` tokens in proportion, by largest remainder.
+
+    No image gets more than it has; a total at or above the sum of the sizes gives all of each.
+    """
+    whole = sum(sizes)
+    if total >= whole:
+        return list(sizes)
+    counts = [total * size // whole for size in sizes]
+    # The sort is stable: of equal remainders the first image's comes first.
+    by_remainder = sorted(range(len(sizes)), key=lambda i: -(total * sizes[i] % whole))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def find_images(layout: TokenLayout) -> list[list[ImageTokens]]:
+    """The images of each sample, in order."""
+    return [
+        _images_of(image, patch)
+        for image, patch in zip(layout.image.tolist(), layout.patch.tolist())
+    ]
+
+
+def _images_of(image: Sequence[int], patch: Sequence[int]) -> list[ImageTokens]:
+    columns: dict[int, list[int]] = {}
+    for column, owner in enumerate(image):
+        if owner != TEXT:
+            columns.setdefault(owner, []).append(column)
+    found = []
+    next_patch = 0
+    for own in columns.values():
+        ids, side = [patch[column] for column in own], isqrt(len(own))
+        # Where the vision tower handed over only some patches, their ids have gaps.
+        whole = ids == list(range(next_patch, next_patch + len(own)))
+        found.append(ImageTokens(own, side if whole and side * side == len(own) else None))
+        next_patch = ids[-1] + 1
+    return found
