@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from llava.train.items import IMAGE_SIZE, PATCH_SIZE
 from llava.train.model import SELECT_LAYER, DemoModel, Shape
-from llava.train.scenes import IMAGE_SIZE, PATCH_SIZE
 from llava.train.tokenizer import write_tokenizer
 
 VISION_FOLDER = "vision_tower"

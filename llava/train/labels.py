@@ -1,54 +1,70 @@
 """What every patch of a scene shows, as class labels: the dense supervision of the vision tower.
 
-The graph of a scene says which sign covers a patch, its colour, the letter under the patch and the
-whole text of the sign. Predicting these from the patch features teaches a small tower to read from
-thousands of pictures, where the answers to questions alone would need far more.
+The graph of a scene says which item covers a patch, its colour, shape, pattern and size, the letter
+under the patch and the whole text of a sign, and where the item's centre lies. Predicting these
+from the patch features teaches a small tower to see from thousands of pictures, where the answers
+to questions alone would need far more.
 """
 
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
-from llava.train.scenes import COLOURS, PATCH_SIZE, WORDS, Scene
+from llava.train.items import IMAGE_SIZE, PATCH_SIZE, Item, Sign
+from llava.train.scenes import Scene
+from llava.train.vocabulary import COLOURS, PATTERNS, SHAPES, SIZES, UNSEEN_WORDS, WORDS
 
 CHARACTERS = string.ascii_lowercase + string.digits
-SLOTS = max(len(word) for word in WORDS)
+SLOTS = max(map(len, (*WORDS, *UNSEEN_WORDS)))
 
-_COLOUR_INDEX = {name: index for index, name in enumerate(COLOURS, start=1)}
-_CHARACTER_INDEX = {character: index for index, character in enumerate(CHARACTERS, start=1)}
+#: Classes of the attributes that every item has, or only things have; 0 is "none" everywhere.
+COLOUR = {name: index for index, name in enumerate(COLOURS, start=1)}
+KIND = {name: index for index, name in enumerate(("sign", *SHAPES), start=1)}
+LOOK = {
+    (pattern, size): index
+    for index, (pattern, size) in enumerate(((p, s) for p in PATTERNS for s in SIZES), start=1)
+}
+_CHARACTER = {character: index for index, character in enumerate(CHARACTERS, start=1)}
 
 
 @dataclass
 class PatchLabels:
-    """Labels of the n patches of a window in row order; class 0 is "none" everywhere.
+    """Labels of the n patches of a window in row order.
 
-    `colour` (..., n) is the sign's colour, `letter` (..., n) the letter at the patch, `text`
-    (..., n, SLOTS) the sign's text letter by letter, all long. `weight` (..., n) float gives every
-    sign the same total weight 1, whatever its size, and is 0 off the signs.
+    Long: `colour`, `kind` (sign or shape), `look` (pattern and size of a thing), `letter` (the
+    letter at the patch), each (..., n), and `text` (..., n, SLOTS), the sign's text letter by
+    letter. Float: `centre` (..., n, 2), x and y of the item's centre from 0 to 1 over the full
+    picture, and `weight` (..., n), which gives every item the same total weight 1, whatever its
+    size, and is 0 off the items.
     """
 
     colour: torch.Tensor
+    kind: torch.Tensor
+    look: torch.Tensor
     letter: torch.Tensor
     text: torch.Tensor
+    centre: torch.Tensor
     weight: torch.Tensor
 
     @classmethod
     def stack(cls, samples: list[PatchLabels]) -> PatchLabels:
-        names = ("colour", "letter", "text", "weight")
+        names = [field.name for field in fields(cls)]
         return cls(*(torch.stack([getattr(sample, name) for sample in samples]) for name in names))
 
 
 def spell(text: str) -> list[int]:
     """The character classes of a sign's text, padded with 0 to `SLOTS`."""
-    return [_CHARACTER_INDEX[c] for c in text] + [0] * (SLOTS - len(text))
+    return [_CHARACTER[c] for c in text] + [0] * (SLOTS - len(text))
 
 
-def colour_index(name: str) -> int:
-    """The class of a sign's colour, from 1."""
-    return _COLOUR_INDEX[name]
+def caption(item: Item) -> list[int]:
+    """An item as classes: colour, kind, look, and the letters of its text."""
+    if isinstance(item, Sign):
+        return [COLOUR[item.colour], KIND["sign"], 0, *spell(item.text)]
+    return [COLOUR[item.colour], KIND[item.shape], LOOK[item.pattern, item.size], *spell("")]
 
 
 def label_patches(scene: Scene) -> PatchLabels:
@@ -57,19 +73,21 @@ def label_patches(scene: Scene) -> PatchLabels:
     steps = torch.arange(side) * PATCH_SIZE + PATCH_SIZE / 2
     y, x = (axis.flatten() for axis in torch.meshgrid(steps, steps, indexing="ij"))
     x, y = x + scene.left, y + scene.top
-    colour, letter = (torch.zeros(side * side, dtype=torch.long) for _ in range(2))
+    colour, kind, look, letter = (torch.zeros(side * side, dtype=torch.long) for _ in range(4))
     text = torch.zeros(side * side, SLOTS, dtype=torch.long)
-    weight = torch.zeros(side * side)
-    for sign in scene.signs:
-        across, down = sign.to_plate(x, y)
-        on_plate = (across.abs() < sign.width / 2) & (down.abs() < sign.height / 2)
-        colour[on_plate] = _COLOUR_INDEX[sign.colour]
-        text[on_plate] = torch.tensor(spell(sign.text))
+    centre, weight = torch.zeros(side * side, 2), torch.zeros(side * side)
+    for item in scene.items:
+        across, down = item.to_plate(x, y)
+        on_plate = (across.abs() < item.width / 2) & (down.abs() < item.height / 2)
+        classes = caption(item)
+        colour[on_plate], kind[on_plate], look[on_plate] = classes[:3]
+        text[on_plate] = torch.tensor(classes[3:])
+        centre[on_plate] = torch.tensor([item.x, item.y]) / IMAGE_SIZE
         weight[on_plate] = 1 / max(1, int(on_plate.sum()))
-        # a letter is seen by a patch that contains a part of its middle
-        on_line = on_plate & (down.abs() < (sign.letter_height + PATCH_SIZE) / 2)
-        position = torch.searchsorted(torch.tensor(sign.letter_edges()), across) - 1
-        inside = on_line & (position >= 0) & (position < len(sign.text))
-        classes = torch.tensor(spell(sign.text))
-        letter[inside] = classes[position[inside]]
-    return PatchLabels(colour, letter, text, weight)
+        if isinstance(item, Sign):
+            # a letter is seen by a patch that contains a part of its middle
+            on_line = on_plate & (down.abs() < (item.letter_height + PATCH_SIZE) / 2)
+            position = torch.searchsorted(torch.tensor(item.letter_edges()), across) - 1
+            inside = on_line & (position >= 0) & (position < len(item.text))
+            letter[inside] = torch.tensor(spell(item.text))[position[inside]]
+    return PatchLabels(colour, kind, look, letter, text, centre, weight)

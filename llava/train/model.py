@@ -16,8 +16,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 
 from llava.constants import IGNORE_INDEX
 from llava.train.data import Turns
-from llava.train.labels import CHARACTERS, SLOTS, PatchLabels
-from llava.train.scenes import COLOURS, GRID, IMAGE_SIZE, PATCH_SIZE
+from llava.train.items import GRID, IMAGE_SIZE, PATCH_SIZE
+from llava.train.labels import CHARACTERS, COLOUR, KIND, LOOK, SLOTS, PatchLabels
 
 SELECT_LAYER = -2  # as in LLaVA-1.5: the tower's last layer does not reach the language model
 
@@ -26,7 +26,7 @@ SELECT_LAYER = -2  # as in LLaVA-1.5: the tower's last layer does not reach the 
 class Shape:
     """Sizes of the model. The defaults are the embedded demo."""
 
-    vocab_size: int = 600
+    vocab_size: int = 720
     hidden_size: int = 192
     intermediate_size: int = 512
     layers: int = 12
@@ -69,11 +69,10 @@ class Shape:
 class DemoModel(nn.Module):
     """Tower, projector and decoder, with the heads of the auxiliary objectives."""
 
-    def __init__(self, shape: Shape = Shape(), attn_implementation: str = "eager") -> None:
+    def __init__(self, shape: Shape = Shape(), attn_implementation: str = "sdpa") -> None:
         super().__init__()
         self.shape = shape
         width = shape.vision_hidden_size
-        # on CPUs torch's fused attention is half as fast as plain matrix products at these sizes
         self.tower = CLIPVisionModel._from_config(
             shape.vision_config(), attn_implementation=attn_implementation
         )
@@ -119,7 +118,7 @@ class DemoModel(nn.Module):
     def contrastive_loss(
         self, selected: torch.Tensor, last: torch.Tensor, captions: list[torch.Tensor]
     ) -> torch.Tensor:
-        """CLIP's loss between the CLS token and what the picture's signs say.
+        """CLIP's loss between the CLS token and what is in the picture.
 
         It is applied to the selected layer and to the last one: pruning methods read the attention
         of the CLS token in the selected layer, so this layer must have learned where to look.
@@ -134,24 +133,27 @@ class DemoModel(nn.Module):
         return loss / 4
 
     def answer(
-        self, selected: torch.Tensor, corners: torch.Tensor, turns: Turns
+        self, selected: torch.Tensor, corners: torch.Tensor, kept: torch.Tensor, turns: Turns
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Teacher-forced answers to packed turns.
 
         Args:
             selected: (batch, 1 + patches, width), the tower's selected layer.
             corners: (batch, 2) long, as for `see`.
+            kept: (batch, n) long, the window's patches that become visual tokens.
             turns: the turns of each picture of the batch.
 
         Returns:
             Logits (tokens, vocabulary) for the tokens of all answers, `</s>` included, in the order
             of the batch, and the tokens themselves (tokens,).
         """
-        visual = self.projector(selected[:, 1:])
+        side = math.isqrt(selected.shape[1] - 1)
+        chosen = kept[:, :, None].expand(-1, -1, selected.shape[2])
+        visual = self.projector(selected[:, 1:].gather(1, chosen))
         embed = self.decoder.model.embed_tokens
         prefix = embed(turns.prefix).expand(len(visual), -1, -1)
         inputs = torch.cat([prefix, visual, embed(turns.ids)], dim=1)
-        patches = window_patches(corners, math.isqrt(visual.shape[1]))
+        patches = window_patches(corners, side).gather(1, kept)
         mask, positions, labels = turns.layout(patches)
         # additive, because eager attention would add a boolean mask as 0 and 1
         bias = torch.zeros_like(mask, dtype=visual.dtype)
@@ -170,57 +172,65 @@ class PatchHeads(nn.Module):
         super().__init__()
         self.characters = len(CHARACTERS) + 1
         self.norm = nn.LayerNorm(width)
-        self.colour = nn.Linear(width, len(COLOURS) + 1)
+        self.kind = nn.Linear(width, len(KIND) + 1)
+        self.colour = nn.Linear(width, len(COLOUR) + 1)
+        self.look = nn.Linear(width, len(LOOK) + 1)
         self.letter = nn.Linear(width, self.characters)
         self.text = nn.Linear(width, SLOTS * self.characters)
+        self.centre = nn.Linear(width, 2)
 
     def forward(self, features: torch.Tensor, labels: PatchLabels) -> dict[str, torch.Tensor]:
-        """Losses by name, and under `text_accuracy` the share of signs that their patches spell.
+        """Losses by name, and `..._right`: shares of items that their patches name rightly.
 
         Args:
             features: (batch, patches, width) of the selected layer, without CLS.
             labels: of the same (batch, patches).
         """
         features = self.norm(features)
-        on_sign = labels.weight > 0
-        weight = labels.weight[on_sign] / labels.weight.sum().clamp(min=1)
-        colour = F.cross_entropy(
-            self.colour(features).flatten(0, 1).float(), labels.colour.flatten()
-        )
-        signs = features[on_sign]
-        letters = self.letter(signs).float()
-        spelt = self.text(signs).float().view(-1, SLOTS, self.characters)
-        target = labels.text[on_sign]
+        everywhere = self.kind(features).flatten(0, 1).float()
+        losses = {"where": F.cross_entropy(everywhere, labels.kind.flatten())}
+        on_item = labels.weight > 0
+        weight = labels.weight[on_item]
+        items = features[on_item]
+        sign = weight * (labels.kind[on_item] == KIND["sign"])
+        thing = weight - sign
+        sign, thing, weight = (w / w.sum().clamp(min=1e-6) for w in (sign, thing, weight))
+        for name, share in (
+            *(("kind", weight), ("colour", weight)),
+            *(("look", thing), ("letter", sign)),
+        ):
+            logits = getattr(self, name)(items).float()
+            target = getattr(labels, name)[on_item]
+            losses[name] = (F.cross_entropy(logits, target, reduction="none") * share).sum()
+            losses[f"{name}_right"] = ((logits.argmax(-1) == target) * share).sum().detach()
+        spelt = self.text(items).float().view(-1, SLOTS, self.characters)
+        target = labels.text[on_item]
         text = F.cross_entropy(spelt.flatten(0, 1), target.flatten(), reduction="none")
-        letter = F.cross_entropy(letters, labels.letter[on_sign], reduction="none")
-        right = (spelt.argmax(-1) == target).all(-1)
-        return {
-            "colour": colour,
-            "letter": (letter * weight).sum(),
-            "text": (text.view(-1, SLOTS).mean(1) * weight).sum(),
-            "text_accuracy": (right * weight).sum().detach(),
-        }
+        losses["text"] = (text.view(-1, SLOTS).mean(1) * sign).sum()
+        losses["text_right"] = ((spelt.argmax(-1) == target).all(-1) * sign).sum().detach()
+        distance = (self.centre(items).float() - labels.centre[on_item]).square().sum(-1)
+        losses["centre"] = (distance * weight).sum() * 10
+        return losses
 
 
 class CaptionEncoder(nn.Module):
-    """The text side of the contrastive objective: a bag of (colour, text) pairs, one per sign."""
+    """The text side of the contrastive objective: a bag of items, each a few classes."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.colour = nn.Embedding(len(COLOURS) + 1, width)
-        self.letter = nn.Embedding(SLOTS * (len(CHARACTERS) + 1), width)
-        self.sign = nn.Sequential(
+        sizes = [len(COLOUR) + 1, len(KIND) + 1, len(LOOK) + 1] + SLOTS * [len(CHARACTERS) + 1]
+        self.register_buffer("starts", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
+        self.classes = nn.Embedding(sum(sizes), width)
+        self.item = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
         self.image = nn.Linear(width, width)
 
     def forward(self, captions: list[torch.Tensor]) -> torch.Tensor:
-        """Unit vectors (batch, width) from one (signs, 1 + SLOTS) tensor of classes per picture."""
+        """Unit vectors (batch, width) from one (items, classes) tensor per picture."""
+        items = self.item(self.classes(torch.cat(captions) + self.starts).sum(1))
         counts = [len(caption) for caption in captions]
-        classes = torch.cat(captions)
-        offsets = torch.arange(SLOTS, device=classes.device) * (len(CHARACTERS) + 1)
-        signs = self.colour(classes[:, 0]) + self.letter(classes[:, 1:] + offsets).sum(1)
-        bags = torch.stack([bag.sum(0) for bag in self.sign(signs).split(counts)])
+        bags = torch.stack([bag.sum(0) for bag in items.split(counts)])
         return F.normalize(bags.float(), dim=-1)
 
 

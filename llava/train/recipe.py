@@ -1,9 +1,10 @@
-"""The stages of training, from easy to the benchmark's own scenes, as data.
+"""The stages of training, from easy to the benchmarks' own scenes, as data.
 
-First the tower alone learns to read small windows under dense labels (cheap: no decoder), then the
-decoder learns to answer from windows (64, then 144 visual tokens), last both learn to do so on full
-pictures (576). A window keeps its letters' true size and its place in the position table, so that
-most of what is learned there carries over.
+First the tower alone learns to see small windows under dense labels (cheap: no decoder), then whole
+pictures; then, with the tower held still, the decoder learns to describe them and to answer from an
+eighth of their patches. A window keeps its items' true size and its place in the position table,
+and so does a patch, so that what is learned there carries over: validation is on whole pictures
+(576 visual tokens).
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from llava.train.scenes import Style
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `turns` is the number of questions a picture, 0 to train the tower alone.
+    """One stage. `turns` is the number of questions a picture, 0 to train the tower alone, and
+    `lists` the share of pictures that are also described; what goes beyond `length` tokens is left
+    out.
 
-    Scenes go from style `start` to style `end` over the share `ramp` of the steps. `rate` is the
-    peak learning rate: a short linear warm-up, then a cosine to a twentieth. The tower's rate is
-    `tower` times as high: once it reads, the first wild gradients of the decoder would spoil it.
+    `visual` is how many patches of a picture the decoder gets, None for all. Scenes go from style
+    `start` to style `end` over the share `ramp` of the steps. `rate` is the peak learning rate: a
+    short linear warm-up, then a cosine to a twentieth. The tower's rate is `tower` times as high;
+    with 0 the tower is held still, which saves its backward pass.
     """
 
     name: str
@@ -30,6 +34,9 @@ class Stage:
     end: Style
     rate: float
     turns: int = 0
+    lists: float = 1.0
+    length: int | None = None
+    visual: int | None = None
     tower: float = 1.0
     ramp: float = 0.6
     warmup: int = 50
@@ -50,15 +57,26 @@ class Stage:
         return self.rate * (0.525 + 0.475 * math.cos(math.pi * share))
 
 
-_EASY = Style(window=112, signs=(1, 1), letters=(24, 36), clutter=(0, 3), tilt=3.0)
-_WINDOW = Style(window=112, signs=(1, 2), clutter=(1, 4))
-_LARGER = Style(window=168, signs=(1, 3), clutter=(1, 6))
+_EASY = Style(window=112, things=(1, 1), signs=(0, 1), letters=(20, 30), clutter=(0, 3), tilt=3.0)
+_WINDOW = Style(window=112, things=(1, 2), signs=(0, 1), clutter=(1, 4))
+_FEW = Style(things=(1, 2), signs=(0, 1))
 _PICTURE = Style()
 
 DEMO = (
-    Stage("read windows", 2500, 32, _EASY, _WINDOW, rate=2e-3),
-    Stage("answer windows", 600, 16, _WINDOW, _WINDOW, rate=2e-3, turns=5, tower=0.15),
-    Stage("answer larger windows", 300, 16, _LARGER, _LARGER, rate=1.5e-3, turns=6, tower=0.2),
-    Stage("read pictures", 220, 16, _PICTURE, _PICTURE, rate=1e-3),
-    Stage("answer pictures", 180, 8, _PICTURE, _PICTURE, rate=1e-3, turns=8, tower=0.3),
+    Stage("see windows", 1500, 32, _EASY, _WINDOW, rate=2e-3),
+    Stage("see more windows", 1500, 32, _WINDOW, _WINDOW, rate=1.5e-3),
+    Stage("see pictures", 700, 8, _PICTURE, _PICTURE, rate=1e-3),
+    Stage("see more pictures", 300, 8, _PICTURE, _PICTURE, rate=6e-4),
+    Stage(
+        *("answer pictures", 1500, 8, _FEW, _PICTURE, 2e-3),
+        **{"turns": 12, "length": 340, "visual": 72, "tower": 0, "ramp": 0.3},
+    ),
+    Stage(
+        *("answer more questions", 1500, 8, _PICTURE, _PICTURE, 1.5e-3),
+        **{"turns": 14, "lists": 0.2, "length": 340, "visual": 72, "tower": 0},
+    ),
+    Stage(
+        *("answer from all patches", 150, 8, _PICTURE, _PICTURE, 5e-4),
+        **{"turns": 14, "lists": 0.2, "length": 340, "tower": 0, "warmup": 10},
+    ),
 )

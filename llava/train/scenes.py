@@ -1,78 +1,66 @@
-"""Deterministic synthetic scenes: signs with words and numbers among clutter.
+"""Deterministic synthetic scenes: coloured shapes and signs with words and numbers, among clutter.
 
 A scene is a plain description (the graph) from which everything else follows: the picture
 (`drawing`), the questions about it (`questions`) and the labels of every patch (`labels`). Only
 `random.Random(seed)` and the measures of Pillow's own font enter, so a seed gives the same scene
 every time (for one version of Pillow).
-
-Units are pixels of the full 336 x 336 picture, x to the right and y down, unless said otherwise.
-Angles are degrees counter-clockwise as seen on the picture.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
-from functools import cache, lru_cache
 
-from PIL import ImageFont
-
-IMAGE_SIZE = 336
-PATCH_SIZE = 14
-GRID = IMAGE_SIZE // PATCH_SIZE
+from llava.train.items import (
+    IMAGE_SIZE,
+    MARGIN,
+    PATCH_SIZE,
+    Item,
+    Mark,
+    Sign,
+    Thing,
+    extent,
+    font_for,
+    half,
+    touch,
+)
+from llava.train.vocabulary import (
+    COLOURS,
+    PARTNERS,
+    PATTERNS,
+    SHAPES,
+    SIZES,
+    UNSEEN_THINGS,
+    UNSEEN_WORDS,
+    WORDS,
+)
 
 # Disjoint by construction: a picture of a test set can never be a picture of a training set.
 TEST_SEEDS = range(0, 1_000_000)
 VALIDATION_SEEDS = range(1_000_000, 2_000_000)
 TRAINING_SEEDS = range(2_000_000, 2**40)
 
-# fmt: off
-WORDS = (
-    "stop", "exit", "open", "shop", "park", "taxi", "milk", "cafe", "bank", "hotel", "book",
-    "farm", "gate", "fire", "ice", "pizza", "bus", "zoo", "key", "door", "left", "slow", "food",
-    "fish", "tea", "art", "jazz", "king", "lake", "moon", "news", "north", "club", "gym",
-    "port", "quiz", "road", "sale", "west", "yoga",
-)
-# fmt: on
-
-COLOURS = {
-    "red": (205, 35, 40),
-    "orange": (240, 130, 25),
-    "yellow": (245, 215, 40),
-    "green": (35, 145, 60),
-    "blue": (40, 80, 205),
-    "purple": (125, 45, 160),
-    "pink": (245, 145, 190),
-    "brown": (115, 70, 35),
-    "white": (246, 246, 240),
-    "black": (25, 25, 28),
-}
-
-PLACES = (
-    ("top left", "top", "top right"),
-    ("left", "middle", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
-
-_MARGIN = 4  # free pixels between two signs and between a sign and the border
 _TRIES = 40
 _SMALLEST = 14  # letter height down to which a sign that finds no room is shrunk
+_UNSEEN_SHARE = 0.25  # of the test scenes, with something that training never shows
+_REPEATED, _PARTNER = 0.22, 0.3  # chances that a shape repeats the one before, or is its partner
+_SAME_COLOUR = 0.25  # chance that a thing takes the colour of the one before
 
 
 @dataclass(frozen=True)
 class Style:
-    """What scenes are drawn from. The defaults define the benchmark; a curriculum narrows them.
+    """What scenes are drawn from. The defaults define the benchmarks; a curriculum narrows them.
 
-    `signs`, `letters` (letter height in pixels) and `clutter` (number of shapes) are inclusive
-    ranges; `tilt` is the largest rotation of a sign; `window` is the side of the square part of the
-    picture that holds the signs and is rendered, a multiple of the patch size.
+    `things`, `signs`, `letters` (letter height in pixels) and `clutter` (number of marks) are
+    inclusive ranges; `tilt` is the largest rotation of a sign; `window` is the side of the square
+    part of the picture that holds everything and is rendered, a multiple of the patch size.
     """
 
-    signs: tuple[int, int] = (1, 4)
-    letters: tuple[int, int] = (14, 40)
+    things: tuple[int, int] = (2, 5)
+    signs: tuple[int, int] = (0, 3)
+    letters: tuple[int, int] = (14, 36)
     clutter: tuple[int, int] = (3, 10)
-    tilt: float = 8.0
+    tilt: float = 12.0
     window: int = IMAGE_SIZE
 
     def __post_init__(self) -> None:
@@ -80,7 +68,7 @@ class Style:
             raise ValueError(
                 f"window must be a multiple of {PATCH_SIZE} up to {IMAGE_SIZE}, got {self.window}"
             )
-        for name in ("signs", "letters", "clutter"):
+        for name in ("things", "signs", "letters", "clutter"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise ValueError(f"{name} must be a range (low, high), got {(low, high)}")
@@ -93,59 +81,13 @@ class Style:
             return low, high
 
         return Style(
+            things=between(self.things, other.things),
             signs=between(self.signs, other.signs),
             letters=between(self.letters, other.letters),
             clutter=between(self.clutter, other.clutter),
             tilt=self.tilt + (other.tilt - self.tilt) * share,
             window=other.window,
         )
-
-
-@dataclass(frozen=True)
-class Sign:
-    """A coloured plate with one word or number. `width` and `height` are the plate's, unrotated."""
-
-    text: str
-    colour: str
-    rgb: tuple[int, int, int]
-    ink: tuple[int, int, int]
-    letter_height: int
-    tilt: float
-    x: float  # centre
-    y: float
-    width: int
-    height: int
-
-    @property
-    def is_number(self) -> bool:
-        return self.text.isdigit()
-
-    @property
-    def place(self) -> str:
-        """The cell of a 3 x 3 division of the full picture that holds the centre."""
-        third = IMAGE_SIZE / 3
-        return PLACES[min(2, int(self.y / third))][min(2, int(self.x / third))]
-
-    def to_plate(self, x: float, y: float) -> tuple[float, float]:
-        """A point of the picture in the plate's own axes, relative to the plate's centre."""
-        sine, cosine = _sine_cosine(self.tilt)
-        dx, dy = x - self.x, y - self.y
-        return dx * cosine - dy * sine, dx * sine + dy * cosine
-
-    def letter_edges(self) -> list[float]:
-        """Left edge of each letter and right edge of the last, on the plate's horizontal axis."""
-        font = font_for(self.letter_height)
-        half = font.getlength(self.text) / 2
-        return [font.getlength(self.text[:end]) - half for end in range(len(self.text) + 1)]
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A piece of clutter: `kind` of ellipse, ring, box, triangle or stroke, in its bounding box."""
-
-    kind: str
-    rgb: tuple[int, int, int]
-    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -158,25 +100,20 @@ class Scene:
     window: int
     cells: int
     texture: bytes
-    clutter: tuple[Blob, ...]
+    clutter: tuple[Mark, ...]
     signs: tuple[Sign, ...]
+    things: tuple[Thing, ...]
 
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return (*self.things, *self.signs)
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-@cache
-def font_for(letter_height: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font at the size at which a capital letter is `letter_height` pixels high."""
-    _, top, _, bottom = _font(1000).getbbox("H", anchor="ls")
-    return _font(round(letter_height * 1000 / (bottom - top)))
-
-
-@lru_cache(maxsize=4096)
-def _sine_cosine(degrees: float) -> tuple[float, float]:
-    return math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    @property
+    def unseen(self) -> bool:
+        """Whether something in it never occurs in training."""
+        return any(sign.text in UNSEEN_WORDS for sign in self.signs) or any(
+            (thing.colour, thing.shape) in UNSEEN_THINGS for thing in self.things
+        )
 
 
 def make_scene(seed: int, style: Style = Style()) -> Scene:
@@ -187,98 +124,134 @@ def make_scene(seed: int, style: Style = Style()) -> Scene:
         style: ranges to draw from.
 
     Returns:
-        The scene graph. Colours and texts of its signs are distinct, and signs do not overlap;
-        where there is no room for a sign it is drawn smaller, and left out if that does not help.
+        The scene graph. Colours and texts of its signs are distinct, items do not overlap; where
+        there is no room for a sign it is drawn smaller, and what finds no room is left out. Scenes
+        of test seeds may hold what training scenes never do.
     """
     rng = random.Random(seed)
     offsets = (IMAGE_SIZE - style.window) // PATCH_SIZE
     left, top = (rng.randint(0, offsets) * PATCH_SIZE for _ in range(2))
     cells = rng.choice((4, 8, 16, 32))
-    texture = _texture(rng, cells)
+    base, texture = _texture(rng, cells)
     clutter = tuple(
-        _shape(rng, left, top, style.window) for _ in range(rng.randint(*style.clutter))
+        _mark(rng, base, left, top, style.window) for _ in range(rng.randint(*style.clutter))
+    )
+    unseen = seed in TEST_SEEDS and rng.random() < _UNSEEN_SHARE
+    room = _Room(rng, left, top, style.window)
+    _add_signs(rng, style, room, unseen)
+    _add_things(rng, rng.randint(*style.things), room, unseen)
+    return Scene(
+        *(seed, left, top, style.window, cells, texture, clutter),
+        signs=tuple(item for item in room.items if isinstance(item, Sign)),
+        things=tuple(item for item in room.items if isinstance(item, Thing)),
     )
 
-    signs: list[Sign] = []
-    count = rng.randint(*style.signs)
-    for colour in rng.sample(list(COLOURS), count):
-        taken = {sign.text for sign in signs}
-        text = rng.choice(WORDS) if rng.random() < 0.6 else str(rng.randint(10, 99))
-        while text in taken:
-            text = rng.choice(WORDS)
-        height = rng.randint(*style.letters)
-        while height >= min(_SMALLEST, style.letters[0]):
-            sign = _place(rng, text, colour, height, style, left, top, signs)
-            if sign is not None:
-                signs.append(sign)
-                break
-            height = int(height * 0.8)
-    return Scene(seed, left, top, style.window, cells, texture, clutter, tuple(signs))
 
-
-def _texture(rng: random.Random, cells: int) -> bytes:
-    """A muted base colour with noise, `cells` * `cells` * 3 bytes."""
+def _texture(rng: random.Random, cells: int) -> tuple[list[int], bytes]:
+    """A muted base colour, and `cells` * `cells` * 3 bytes of noise around it."""
     grey, contrast = rng.randint(80, 190), rng.randint(4, 26)
     base = [grey + rng.randint(-28, 28) for _ in range(3)]
     noise = rng.randbytes(cells * cells)
-    return bytes(
-        max(0, min(255, channel + (value - 128) * contrast // 128))
-        for value in noise
-        for channel in base
+    return base, bytes(
+        _clip(channel + (value - 128) * contrast // 128) for value in noise for channel in base
     )
 
 
-def _shape(rng: random.Random, left: int, top: int, side: int) -> Blob:
-    kind = rng.choice(("ellipse", "ring", "box", "triangle", "stroke"))
-    rgb = (rng.randint(20, 245), rng.randint(20, 245), rng.randint(20, 245))
-    width, height = rng.randint(10, 64), rng.randint(10, 64)
+def _mark(rng: random.Random, base: list[int], left: int, top: int, side: int) -> Mark:
+    """Clutter of any colour if it is thin or tiny, else one that hardly differs from the ground:
+    nothing that could be taken for one of the things."""
+    kind = rng.choice(("stroke", "speck", "smear"))
     x, y = left + rng.randint(-8, side - 8), top + rng.randint(-8, side - 8)
-    return Blob(kind, rgb, (x, y, x + width, y + height))
+    if kind == "smear":
+        width, height = rng.randint(20, 80), rng.randint(20, 80)
+        shift = rng.choice((-1, 1)) * rng.randint(10, 22)
+        red, green, blue = (_clip(channel + shift) for channel in base)
+    else:
+        low, high = (10, 64) if kind == "stroke" else (4, 8)
+        width, height = rng.randint(low, high), rng.randint(low, high)
+        red, green, blue = (rng.randint(20, 245) for _ in range(3))
+    return Mark(kind, (red, green, blue), (x, y, x + width, y + height))
 
 
-def _place(
-    rng: random.Random,
-    text: str,
-    colour: str,
-    letter_height: int,
-    style: Style,
-    left: int,
-    top: int,
-    others: list[Sign],
-) -> Sign | None:
-    """A sign at a free place of the window, or None when none was found."""
-    tilt = round(rng.uniform(-style.tilt, style.tilt), 1)
-    pad = letter_height * rng.uniform(0.35, 0.8)
-    width = round(font_for(letter_height).getlength(text) + 2 * pad)
-    height = round(letter_height + 1.6 * pad)
-    rgb = tuple(max(0, min(255, c + rng.randint(-10, 10))) for c in COLOURS[colour])
-    bright = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] > 135
-    shade = rng.randint(0, 30)
-    ink = (shade,) * 3 if bright else (255 - shade,) * 3
-    half_x, half_y = (side / 2 + _MARGIN for side in _extent(width, height, tilt))
-    if 2 * max(half_x, half_y) > style.window:
+class _Room:
+    """The items placed so far, and the search for a free place for the next."""
+
+    def __init__(self, rng: random.Random, left: int, top: int, window: int) -> None:
+        self.items: list[Item] = []
+        self._rng, self._left, self._top, self._window = rng, left, top, window
+
+    def place(self, width: float, height: float, tilt: float) -> tuple[float, float] | None:
+        """A centre at which a plate of this size is free, or None when none was found."""
+        half_x, half_y = (side / 2 for side in extent(width, height, tilt))
+        free = self._window - 2 * MARGIN
+        if 2 * max(half_x, half_y) > free:
+            return None
+        for _ in range(_TRIES):
+            x = self._left + MARGIN + half_x + self._rng.random() * (free - 2 * half_x)
+            y = self._top + MARGIN + half_y + self._rng.random() * (free - 2 * half_y)
+            if not any(
+                touch((x, y, half_x, half_y), (item.x, item.y, *half(item))) for item in self.items
+            ):
+                return x, y
         return None
-    for _ in range(_TRIES):
-        x = rng.uniform(left + half_x, left + style.window - half_x)
-        y = rng.uniform(top + half_y, top + style.window - half_y)
-        sign = Sign(text, colour, rgb, ink, letter_height, tilt, x, y, width, height)
-        if not any(overlap(sign, other) for other in others):
-            return sign
-    return None
 
 
-def _extent(width: float, height: float, tilt: float) -> tuple[float, float]:
-    """Width and height of the upright box around a rotated plate."""
-    sine, cosine = (abs(value) for value in _sine_cosine(tilt))
-    return width * cosine + height * sine, width * sine + height * cosine
+def _add_signs(rng: random.Random, style: Style, room: _Room, unseen: bool) -> None:
+    texts: set[str] = set()
+    for colour in rng.sample(list(COLOURS), rng.randint(*style.signs)):
+        words = UNSEEN_WORDS if unseen and rng.random() < 0.4 else WORDS
+        text = rng.choice(words) if rng.random() < 0.6 else str(rng.randint(10, 99))
+        while text in texts:
+            text = rng.choice(WORDS)
+        height = rng.randint(*style.letters)
+        while height >= min(_SMALLEST, style.letters[0]):
+            tilt = round(rng.uniform(-style.tilt, style.tilt), 1)
+            pad = height * rng.uniform(0.35, 0.8)
+            size = round(font_for(height).getlength(text) + 2 * pad), round(height + 1.6 * pad)
+            centre = room.place(*size, tilt)
+            if centre is not None:
+                rgb = _tint(rng, colour)
+                bright = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] > 135
+                shade = rng.randint(0, 30)
+                ink = (shade,) * 3 if bright else (255 - shade,) * 3
+                room.items.append(Sign(colour, rgb, tilt, *centre, *size, text, ink, height))
+                texts.add(text)
+                break
+            height = int(height * 0.8)
 
 
-def overlap(one: Sign, other: Sign) -> bool:
-    """Whether the upright boxes around two signs come closer than the margin."""
-    (width_1, height_1), (width_2, height_2) = (
-        _extent(sign.width, sign.height, sign.tilt) for sign in (one, other)
-    )
-    return (
-        abs(one.x - other.x) < (width_1 + width_2) / 2 + _MARGIN
-        and abs(one.y - other.y) < (height_1 + height_2) / 2 + _MARGIN
-    )
+def _add_things(rng: random.Random, count: int, room: _Room, unseen: bool) -> None:
+    shape = colour = ""
+    for _ in range(count):
+        shape = _next_shape(rng, shape)
+        if not colour or rng.random() >= _SAME_COLOUR:
+            colour = rng.choice(list(COLOURS))
+        if unseen and rng.random() < 0.4:
+            colour, shape = rng.choice(UNSEEN_THINGS)
+        while not unseen and (colour, shape) in UNSEEN_THINGS:
+            colour = rng.choice(list(COLOURS))
+        size = rng.choice(list(SIZES))
+        side = rng.randint(*SIZES[size])
+        pattern = rng.choice(PATTERNS)
+        if (centre := room.place(side, side, 0.0)) is not None:
+            room.items.append(
+                Thing(colour, _tint(rng, colour), 0.0, *centre, side, side, shape, pattern, size)
+            )
+
+
+def _next_shape(rng: random.Random, before: str) -> str:
+    chance = rng.random()
+    if before and chance < _REPEATED:
+        return before
+    if before and chance < _REPEATED + _PARTNER:
+        return PARTNERS[before]
+    return rng.choices(list(SHAPES), weights=SHAPES.values())[0]
+
+
+def _tint(rng: random.Random, colour: str) -> tuple[int, int, int]:
+    red, green, blue = (_clip(channel + rng.randint(-10, 10)) for channel in COLOURS[colour])
+    return red, green, blue
+
+
+def _clip(value: int) -> int:
+    return max(0, min(255, value))

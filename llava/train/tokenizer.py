@@ -9,34 +9,37 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import string
 from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
 from llava.conversation import conv_templates
-from llava.train.questions import KINDS, LIST_PROMPT, TEXTVQA_PROMPT, ask, describe
-from llava.train.scenes import COLOURS, PLACES, TRAINING_SEEDS, WORDS, make_scene
+from llava.train.data import CONV_MODE
+from llava.train.scenes import TRAINING_SEEDS, make_scene
+from llava.train.turns import training_turns
 
-VOCAB_SIZE = 600
-CONV_MODE = "vicuna_v1"
+VOCAB_SIZE = 720
+_CAPITALS = re.compile(r"\b[A-Z]{2,}\b(?<!USER)(?<!ASSISTANT)(?<!OCR)")
 
 
-def corpus(scenes: int = 300) -> list[str]:
-    """Lines the pieces are learned from: prompts with answers, and every word of the answers."""
+def corpus(scenes: int = 400) -> list[str]:
+    """Lines the pieces are learned from: the prompts and answers of training scenes.
+
+    The words on signs are left out: they come as capitals, and without them no piece joins these,
+    so that a model spells a word letter by letter, also one it has never met.
+    """
     lines = []
     for seed in TRAINING_SEEDS[:scenes]:
-        scene = make_scene(seed)
-        turns = [
-            (TEXTVQA_PROMPT.format(question=q.text), q.answer) for q in ask(scene, tuple(KINDS))
-        ]
-        for text, answer in [*turns, (LIST_PROMPT, describe(scene))]:
+        for turn in training_turns(make_scene(seed), 12):
             conversation = conv_templates[CONV_MODE].copy()
-            conversation.append_message(conversation.roles[0], text)
-            conversation.append_message(conversation.roles[1], answer)
-            lines += conversation.get_prompt().removesuffix("</s>").split("\n")
-    words = [*WORDS, *COLOURS, *(place for row in PLACES for place in row)]
-    return lines + [word for word in words for _ in range(scenes)]
+            conversation.append_message(conversation.roles[0], turn.text)
+            conversation.append_message(conversation.roles[1], turn.answer)
+            text = _CAPITALS.sub("", conversation.get_prompt().removesuffix("</s>"))
+            lines += text.split("\n")
+    return [*lines, *(f" {letter}" for letter in string.ascii_uppercase for _ in range(50))]
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int = VOCAB_SIZE) -> bytes:

@@ -2,8 +2,7 @@
 
     python -m llava.train.train_demo --out playground/demo/llava-demo
 
-A run that was stopped continues where it was when started again with the same work folder. It needs
-a torch with `torch.optim.Muon` (2.9 or later).
+A run that was stopped continues where it was when started again with the same work folder.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from llava.train.model import DemoModel, Shape
 from llava.train.recipe import DEMO
 from llava.train.tokenizer import corpus, train_tokenizer, write_tokenizer
 from llava.train.trainer import Trainer
+from llava.train.warm_start import start_from
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,9 +34,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--precision",
+        choices=("bfloat16", "float32"),
+        default="bfloat16" if torch.cuda.is_available() else "float32",
+        help="bfloat16 is slow on processors without instructions for it",
+    )
+    parser.add_argument("--init", type=Path, help="checkpoint folder whose weights to start from")
+    parser.add_argument("--start", metavar="STAGE", help="with --init: the stage to begin with")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.start and not args.init:
+        parser.error("--start needs --init: the stages before it would be missing")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     trainer = Trainer(
-        DemoModel(shape, attn_implementation="eager" if device.type == "cpu" else "sdpa"),
+        DemoModel(shape),
         DEMO,
         tokenizer,
         args.work,
@@ -58,6 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
         bfloat16=args.precision == "bfloat16",
         workers=args.workers,
     )
+    if args.init and trainer.fresh:
+        known = start_from(trainer.model, tokenizer, args.init)
+        message = f"started from {args.init}, which knows {known} of {len(tokenizer)} pieces"
+        print(message, file=sys.stderr)
+        if args.start:
+            trainer.skip_to(args.start)
     trainer.run(args.minutes)
     export(trainer.model, tokenizer_model, args.out)
     state = "the recipe is finished" if trainer.finished else "stopped early, run again to go on"

@@ -19,21 +19,18 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from llava.model.tokenizer import LlavaTokenizer
-from llava.train.data import (
-    EOS,
-    Batch,
-    TurnEncoder,
-    benchmark_turns,
-    make_batch,
-    to_device,
-    training_turns,
-)
+from llava.train.data import EOS, Batch, TurnEncoder, make_batch, to_device
 from llava.train.model import DemoModel
+from llava.train.muon import Muon
 from llava.train.recipe import Stage
 from llava.train.scenes import TRAINING_SEEDS, VALIDATION_SEEDS, Style, make_scene
+from llava.train.turns import training_turns, validation_turns
 
-_TEXT_WEIGHT = 1.0  # of reading a sign's text from its patches
-_CONTRAST_WEIGHT = 0.2
+# Weights of the losses of seeing, beside which answering has 1.
+_SEEING = {
+    **{"where": 1.0, "kind": 2.0, "colour": 1.0, "look": 1.0, "letter": 1.0, "text": 1.0},
+    **{"centre": 1.0, "contrast": 0.2},
+}
 
 
 class StageData(Dataset):
@@ -53,9 +50,10 @@ class StageData(Dataset):
         scenes = [make_scene(seed, stage.style(step)) for seed in range(start, start + stage.batch)]
         if not stage.turns:
             return make_batch(scenes, None)
-        return make_batch(
-            scenes, self.encoder.pack([training_turns(scene, stage.turns) for scene in scenes])
+        turns = self.encoder.pack(
+            [training_turns(scene, stage.turns, stage.lists) for scene in scenes], stage.length
         )
+        return make_batch(scenes, turns, stage.visual)
 
 
 class Trainer:
@@ -106,8 +104,26 @@ class Trainer:
         return self.work / "checkpoint.pt"
 
     @property
+    def fresh(self) -> bool:
+        """Whether nothing has been trained yet."""
+        return self.stage == self.step == 0
+
+    @property
     def finished(self) -> bool:
         return self.stage == len(self.stages)
+
+    def skip_to(self, name: str) -> None:
+        """Begin with a later stage, for a model that was not trained here.
+
+        Raises:
+            ValueError: no stage of that name, or something has been trained already.
+        """
+        names = [stage.name for stage in self.stages]
+        if name not in names:
+            raise ValueError(f"no stage {name!r}; there are {', '.join(map(repr, names))}")
+        if not self.fresh:
+            raise ValueError(f"{self._checkpoint} has begun already; choose another work folder")
+        self.stage = names.index(name)
 
     def run(self, minutes: float = float("inf"), every: int = 50, save_minutes: float = 3) -> None:
         """Train until the recipe's end or the time limit, saving now and then and at the end.
@@ -139,33 +155,38 @@ class Trainer:
                     self.save()
                     last_save = now
             if stage.turns:
-                self._log({"validation": round(self.exact_match(stage.end), 4)})
+                self._log(self.validate(stage.end))
             self.stage, self.step = self.stage + 1, 0
             self.optimisers = _optimisers(self.model)
             self.save()
 
     @torch.no_grad()
-    def exact_match(self, style: Style, scenes: int = 128, batch: int = 8) -> float:
-        """Share of the benchmark's questions about validation scenes that are answered exactly.
+    def validate(self, style: Style, scenes: int = 128, batch: int = 8) -> dict[str, float]:
+        """Shares of questions about validation scenes that are answered exactly: by kind, and
+        `validation` over all.
 
         Every token of the answer and `</s>` must be the model's first choice given those before it,
         which is when greedy decoding gives the answer.
         """
-        right = total = 0
+        found: dict[str, list[int]] = {}
         for start in range(0, scenes, batch):
             seeds = VALIDATION_SEEDS[start : min(start + batch, scenes)]
             chosen = [make_scene(seed, style) for seed in seeds]
-            turns = self.encoder.pack([benchmark_turns(scene) for scene in chosen])
+            asked = [validation_turns(scene) for scene in chosen]
+            turns = self.encoder.pack([[turn for _, turn in row] for row in asked])
             data = to_device(make_batch(chosen, turns), self.device)
             with self._autocast():
                 selected, _ = self.model.see(data.normalised(), data.corners)
-                logits, targets = self.model.answer(selected, data.corners, data.turns)
+                logits, targets = self.model.answer(selected, data.corners, data.kept, data.turns)
             wrong = (logits.argmax(-1) != targets).long().cpu()
             ends = (targets == EOS).nonzero().flatten().tolist()
             mistakes = [0, *wrong.cumsum(0)[ends].tolist()]
-            right += sum(before == after for before, after in pairwise(mistakes))
-            total += len(ends)
-        return right / total
+            kinds = [kind for row in asked for kind, _ in row]
+            for kind, (before, after) in zip(kinds, pairwise(mistakes), strict=True):
+                found.setdefault(kind, []).append(before == after)
+        right = [value for values in found.values() for value in values]
+        shares = {"validation": right, **{kind: found[kind] for kind in sorted(found)}}
+        return {name: round(sum(values) / len(values), 4) for name, values in shares.items()}
 
     def save(self) -> None:
         """Write the checkpoint; an interrupted write leaves the old one."""
@@ -220,16 +241,22 @@ class Trainer:
 
     def _train_step(self, batch: Batch, stage: Stage) -> dict[str, float]:
         batch = to_device(batch, self.device)
+        frozen = stage.tower == 0
         with self._autocast():
-            selected, last = self.model.see(batch.normalised(), batch.corners)
-            losses = self.model.patch_heads(selected[:, 1:], batch.labels)
-            losses["contrast"] = self.model.contrastive_loss(selected, last, batch.captions)
-            loss = losses["colour"] + losses["letter"] + _TEXT_WEIGHT * losses["text"]
-            loss = loss + _CONTRAST_WEIGHT * losses["contrast"]
+            with torch.set_grad_enabled(not frozen):
+                selected, last = self.model.see(batch.normalised(), batch.corners)
+            losses = {}
+            loss = selected.new_zeros((), dtype=torch.float32)
+            if not frozen:
+                losses = self.model.patch_heads(selected[:, 1:], batch.labels)
+                losses["contrast"] = self.model.contrastive_loss(selected, last, batch.captions)
+                loss = sum(weight * losses[name] for name, weight in _SEEING.items())
             if batch.turns is not None:
-                logits, targets = self.model.answer(selected, batch.corners, batch.turns)
+                logits, targets = self.model.answer(
+                    selected, batch.corners, batch.kept, batch.turns
+                )
                 losses["answer"] = F.cross_entropy(logits, targets)
-                losses["token_accuracy"] = (logits.argmax(-1) == targets).float().mean()
+                losses["token_right"] = (logits.argmax(-1) == targets).float().mean()
                 loss = loss + losses["answer"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -237,7 +264,8 @@ class Trainer:
             for group in optimiser.param_groups:
                 factor = stage.tower if group["in_tower"] else 1.0
                 group["lr"] = stage.learning_rate(self.step) * factor * group["scale"]
-            optimiser.step()
+            with self._autocast():  # Muon's products are a sixth of a step in float32
+                optimiser.step()
             optimiser.zero_grad()
         return {name: float(value.detach()) for name, value in losses.items()}
 
@@ -265,6 +293,6 @@ def _optimisers(model: DemoModel) -> list[torch.optim.Optimizer]:
             group = {"params": parameters, "in_tower": in_tower, "scale": scale}
             groups.setdefault(inner, []).append(group)
     return [
-        torch.optim.Muon(groups[True], weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        Muon(groups[True]),
         torch.optim.AdamW(groups[False], betas=(0.9, 0.98), weight_decay=0.0),
     ]

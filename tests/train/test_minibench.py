@@ -1,95 +1,201 @@
-"""The TextVQA-shaped benchmark: formats, determinism, balance."""
+"""The mini benchmarks as they lie in the repository: official files, balance, held-out scenes."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from llava.train.minibench import (
-    ANNOTATION_FILE,
-    IMAGE_FOLDER,
-    QUESTION_FILE,
-    choose_questions,
-    main,
-    write_textvqa,
-)
-from llava.train.scenes import COLOURS, TEST_SEEDS, make_scene
+from llava.eval.benchmarks import BENCHMARKS
+from llava.train.benchmarks import WRITERS
+from llava.train.benchmarks.common import collect, scenes
+from llava.train.minibench import main
+from llava.train.questions import ask
+from llava.train.scenes import TEST_SEEDS, TRAINING_SEEDS, make_scene
+from llava.train.turns import LETTER, OCR_LINE, SHORT
+from llava.train.vocabulary import UNSEEN_THINGS, UNSEEN_WORDS
 
-SCENES = 12
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("textvqa")
-    assert write_textvqa(out, SCENES) == 2 * SCENES
-    return out
+MINI = Path(__file__).parents[2] / "playground" / "data" / "mini"
+NAMES = [name for name, bench in BENCHMARKS.items() if (MINI / bench.folder).is_dir()]
 
 
-def _questions(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / QUESTION_FILE).read_text().splitlines()]
+def _metadata(name: str) -> list[dict[str, Any]]:
+    path = MINI / BENCHMARKS[name].folder / "metadata.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _annotations(out: Path) -> list[dict]:
-    return json.loads((out / ANNOTATION_FILE).read_text())["data"]
+def _score(name: str, texts: list[str]) -> dict[str, Any]:
+    bench = BENCHMARKS[name]
+    questions = bench.load_questions(MINI / bench.folder)
+    answers = [
+        {
+            "question_id": questions[i].question_id,
+            "prompt": questions[i].text,
+            "text": text,
+            "metadata": {"index": questions[i].index},
+        }
+        for i, text in enumerate(texts)
+    ]
+    return bench.score(MINI / bench.folder, answers)
 
 
-def test_a_second_run_writes_the_same_bytes(bench: Path, tmp_path: Path) -> None:
-    main(["--out", str(tmp_path), "--scenes", str(SCENES)])
-    names = sorted(p.relative_to(bench) for p in bench.rglob("*") if p.is_file())
-    assert names == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
-    assert len(names) == SCENES + 2
+def test_every_folder_serves_a_benchmark() -> None:
+    assert {BENCHMARKS[name].folder for name in NAMES} == set(WRITERS)
+    assert {
+        "vqav2",
+        "gqa",
+        "scienceqa",
+        "textvqa",
+        "textvqa-noocr",
+        "pope",
+        "mme",
+        "mmbench",
+    } == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_real_loader_reads_it_and_the_real_scorer_scores_it(name: str) -> None:
+    metadata = _metadata(name)
+    questions = BENCHMARKS[name].load_questions(MINI / BENCHMARKS[name].folder)
+    assert 300 <= len(questions) == len(metadata) <= 1000
+    for question, entry in zip(
+        (questions[i] for i in range(len(questions))), metadata, strict=True
+    ):
+        assert (question.index, question.question_id) == (entry["index"], entry["question_id"])
+    result = _score(name, [entry["answer"] for entry in metadata])
+    best = result.get("best", BENCHMARKS[name].best)
+    assert result[BENCHMARKS[name].metric] == pytest.approx(best)
+    # MME gives 100 points for half of all questions right and none for pairs
+    silent = _score(name, ["?"] * len(metadata))
+    assert silent[BENCHMARKS[name].metric] <= 70 if name == "pope" else best / 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_can_be_opened(name: str) -> None:
+    bench = BENCHMARKS[name]
+    questions = bench.load_questions(MINI / bench.folder)
+    seen = 0
+    for question in (questions[i] for i in range(0, len(questions), 40)):
+        if question.image is not None:
+            picture = questions.open_image(question, MINI / bench.folder / bench.images)
+            assert isinstance(picture, Image.Image) and picture.size == (336, 336)
+            seen += 1
+    assert seen >= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_language_alone_does_not_answer(name: str) -> None:
+    """Yes as often as no for every kind; no other answer of a kind in more than two fifths."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in _metadata(name):
+        answers[entry["kind"]][entry["answer"]] += 1
+    for kind, counts in answers.items():
+        if counts.keys() <= {"yes", "no"}:
+            assert counts["yes"] == counts["no"], kind
+        elif len(counts) == 2:
+            assert max(counts.values()) == min(counts.values()), kind
+        else:
+            assert max(counts.values()) <= 0.4 * counts.total(), kind
+
+
+@pytest.mark.parametrize("name", ["pope", "mme"])
+def test_every_noun_is_there_as_often_as_not(name: str) -> None:
+    questions = BENCHMARKS[name].load_questions(MINI / BENCHMARKS[name].folder)
+    surplus: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in _metadata(name):
+        question = questions[entry["index"]]
+        if entry["kind"] == "exists":
+            path = question.image if name == "mme" else json.loads(_line(questions.path, entry))
+            category = "existence" if name == "mme" else path["category"]
+            noun = question.text.split(" in the image")[0].split()[-1]
+            surplus[category][noun] += 1 if entry["answer"] == "yes" else -1
+    assert surplus
+    for category, counts in surplus.items():
+        limit = 0 if name == "pope" else 2  # MME's pairs share a picture, which fixes the nouns
+        assert all(abs(value) <= limit for value in counts.values()), (category, counts)
+
+
+def _line(path: Path, entry: dict[str, Any]) -> str:
+    return path.read_text().splitlines()[entry["index"]]
+
+
+def test_simple_and_complex_questions_about_the_same_picture() -> None:
+    bench = BENCHMARKS["gqa"]
+    questions = bench.load_questions(MINI / bench.folder)
+    hops: dict[str, set[int]] = defaultdict(set)
+    for entry in _metadata("gqa"):
+        hops[questions[entry["index"]].image].add(entry["hops"])
+    assert sum(1 in found and max(found) > 1 for found in hops.values()) > 50
+    assert {hop for found in hops.values() for hop in found} == {1, 2, 3}
+
+
+def test_prompts_are_those_of_the_real_benchmarks() -> None:
+    endings = {name: SHORT for name in NAMES} | {"scienceqa": LETTER, "mmbench": LETTER}
+    for name in NAMES:
+        questions = BENCHMARKS[name].load_questions(MINI / BENCHMARKS[name].folder)
+        for i in range(0, len(questions), 25):
+            assert questions[i].text.endswith(endings[name]), name
+            assert (OCR_LINE in questions[i].text) == (name == "textvqa")
+
+
+def test_scienceqa_has_questions_without_a_picture_and_mmbench_all_rotations() -> None:
+    questions = BENCHMARKS["scienceqa"].load_questions(MINI / "scienceqa")
+    blank = [questions[i].image is None for i in range(len(questions))]
+    assert 0.25 < sum(blank) / len(blank) < 0.4
+    result = _score("mmbench", [entry["answer"] for entry in _metadata("mmbench")])
+    sizes = {int(size): count for size, count in result["rotations"].items()}
+    assert sum(size * count for size, count in sizes.items()) == len(_metadata("mmbench"))
+    assert min(sizes) == 2 and max(sizes) == 4
+
+
+def test_always_the_same_letter_is_worth_nothing_in_circles() -> None:
+    count = len(_metadata("mmbench"))
+    assert _score("mmbench", ["A"] * count)["circular"] == 0
+
+
+def test_annotators_disagree_but_the_right_answer_counts_full() -> None:
+    content = json.loads((MINI / "vqav2" / "v2_mscoco_val2014_annotations.json").read_text())
+    agreement = [
+        sum(a["answer"] == entry["multiple_choice_answer"] for a in entry["answers"])
+        for entry in content["annotations"]
+    ]
+    assert min(agreement) >= 6 and 0.2 < sum(n < 10 for n in agreement) / len(agreement) < 0.9
+
+
+def test_a_part_of_the_test_scenes_shows_what_training_never_does() -> None:
+    shares = [sum(e["unseen"] for e in _metadata(n)) / len(_metadata(n)) for n in NAMES]
+    assert all(0.1 < share < 0.35 for share in shares)
+    for seed in TRAINING_SEEDS[:300]:
+        scene = make_scene(seed)
+        assert not scene.unseen
+        assert not any(
+            f"{colour} {shape}" in question.text
+            for question in ask(scene, ("exists colored",))
+            for colour, shape in UNSEEN_THINGS
+        )
+        assert not {sign.text for sign in scene.signs} & set(UNSEEN_WORDS)
+
+
+def test_no_two_benchmarks_share_a_scene() -> None:
+    first = [next(scenes(block)).seed for block in range(len(WRITERS))]
+    assert len(set(first)) == len(WRITERS) and all(seed in TEST_SEEDS for seed in first)
+
+
+def test_a_choice_meets_its_quotas_and_the_limit_of_a_picture() -> None:
+    quotas = {"color": 10, "is color": 8, "count": 6}
+    asked = collect(scenes(9), quotas, per_scene=3, seed=0)
+    assert Counter(entry.question.kind for entry in asked) == quotas
+    assert max(Counter(entry.scene.seed for entry in asked).values()) <= 3
+    assert asked == collect(scenes(9), quotas, per_scene=3, seed=0)
+
+
+def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    main(["--out", str(tmp_path), "--only", "pope"])
+    names = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    assert len(names) > 50
     for name in names:
-        assert (bench / name).read_bytes() == (tmp_path / name).read_bytes(), name
-
-
-def test_question_file_has_the_official_shape(bench: Path) -> None:
-    for row in _questions(bench):
-        assert list(row) == ["question_id", "image", "text", "category"]
-        assert row["image"] == row["question_id"] + ".jpg"
-        assert row["category"] == "default"
-        question, hint, suffix = row["text"].split("\n")
-        assert question.endswith("?") and "<image>" not in question
-        assert hint == "Reference OCR token: "
-        assert suffix == "Answer the question using a single word or phrase."
-        with Image.open(bench / IMAGE_FOLDER / row["image"]) as picture:
-            picture.load()
-            assert picture.size == (336, 336) and picture.mode == "RGB"
-
-
-def test_annotations_join_with_the_questions(bench: Path) -> None:
-    annotations = _annotations(bench)
-    asked = [(row["question_id"], row["text"].split("\n")[0].lower()) for row in _questions(bench)]
-    keys = [(a["image_id"], a["question"].lower()) for a in annotations]
-    assert keys == asked
-    assert len(set(keys)) == len(keys)
-    assert len({a["question_id"] for a in annotations}) == len(annotations)
-    for annotation in annotations:
-        assert len(annotation["answers"]) == 10
-        assert annotation["kind"] in ("read", "colour")
-        hardness = annotation["hardness"]
-        assert 1 <= hardness["signs"] <= 4
-        assert 1 <= hardness["letter_height_patches"] <= 40 / 14 + 0.01
-
-
-def test_no_answer_is_frequent_and_colours_are_asked_fairly() -> None:
-    """Language alone must not answer: this is the very set of the default 150 scenes."""
-    questions = [q for seed in TEST_SEEDS[:150] for q in choose_questions(make_scene(seed))]
-    assert len(questions) == 300
-    answers = Counter(question.answer for question in questions)
-    rate = answers.most_common(1)[0][1] / len(questions)
-    print(f"majority answer: {rate:.1%}")
-    assert rate < 0.10
-    colours = Counter(question.answer for question in questions if question.kind == "colour")
-    assert set(colours) == set(COLOURS)
-    assert max(colours.values()) / sum(colours.values()) < 0.2
-    kinds = Counter(question.kind for question in questions)
-    assert kinds["read"] > kinds["colour"] > 50
-
-
-def test_scene_count_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="scenes must be from 1"):
-        write_textvqa(tmp_path, 0)
+        assert (tmp_path / name).read_bytes() == (MINI / name).read_bytes(), name

@@ -17,15 +17,18 @@ from llava.conversation import conv_templates
 from llava.mm_utils import load_image_processor, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.tokenizer import LlavaTokenizer, load_tokenizer
-from llava.train.data import EOS, TurnEncoder, benchmark_turns, make_batch, training_turns
+from llava.train.data import EOS, TurnEncoder, choose_patches, make_batch
 from llava.train.drawing import render
 from llava.train.export import export, llava_config
 from llava.train.model import DemoModel, Shape
-from llava.train.questions import LIST_PROMPT
+from llava.train.muon import Muon, orthogonal
 from llava.train.recipe import DEMO, Stage
-from llava.train.scenes import TRAINING_SEEDS, Style, make_scene
+from llava.train.scenes import TRAINING_SEEDS, Scene, Style, make_scene
 from llava.train.tokenizer import corpus, train_tokenizer, write_tokenizer
 from llava.train.trainer import StageData, Trainer
+from llava.train.turns import Turn, View, validation_turns
+from llava.train.vocabulary import UNSEEN_WORDS, WORDS
+from llava.train.warm_start import start_from
 
 TINY = Shape(
     hidden_size=32,
@@ -37,11 +40,17 @@ TINY = Shape(
     vision_layers=3,
     vision_heads=2,
 )
-WINDOW = Style(window=112, signs=(1, 2))
+WINDOW = Style(window=112, things=(1, 2), signs=(0, 1))
 STAGES = (
-    Stage("read", 1, 2, WINDOW, WINDOW, rate=1e-3),
-    Stage("answer", 2, 2, WINDOW, WINDOW, rate=1e-3, turns=2),
+    Stage("see", 1, 2, WINDOW, WINDOW, rate=1e-3),
+    Stage("answer", 2, 2, WINDOW, WINDOW, rate=1e-3, turns=2, length=200, visual=20),
 )
+
+
+def _turns(scene: Scene) -> list[Turn]:
+    """A few of the validation questions, one with its picture hidden and one without any."""
+    seen = [turn for _, turn in validation_turns(scene)[:4]]
+    return [*seen, replace(seen[0], view=View.HIDDEN), replace(seen[1], view=View.NOTHING)]
 
 
 @pytest.fixture(scope="module")
@@ -72,48 +81,118 @@ def test_tokenizer_is_deterministic_and_shaped_like_llamas(
     assert train_tokenizer(corpus()) == tokenizer_model
     assert len(tokenizer) == Shape().vocab_size
     assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>", "<0x0A>"]) == [0, 1, 2, 13]
-    for text in ("stop", "yellow", "bottom right", "two  spaces", "42", "unseen wörds\n"):
+    for text in ("STOP", "yellow", "bottom right", "two  spaces", "42", "unseen wörds\n"):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert 0 not in ids
         assert tokenizer.decode(ids) == text
-    assert len(tokenizer("stop", add_special_tokens=False).input_ids) == 1
+    assert len(tokenizer("yellow", add_special_tokens=False).input_ids) == 1
+    # signs are spelt, so that a word that training never shows can be read
+    for word in (*WORDS, *UNSEEN_WORDS):
+        assert len(tokenizer(word.upper(), add_special_tokens=False).input_ids) >= len(word) - 1
 
 
 def test_each_packed_turn_is_the_evaluation_prompt(tokenizer: LlavaTokenizer) -> None:
     scenes = [make_scene(seed, WINDOW) for seed in TRAINING_SEEDS[:2]]
-    conversations = [benchmark_turns(scene) for scene in scenes]
+    conversations = [_turns(scene) for scene in scenes]
     turns = TurnEncoder(tokenizer).pack(conversations)
     for row, conversation in enumerate(conversations):
-        for number, (text, answer) in enumerate(conversation):
+        for number, turn in enumerate(conversation):
             prompt = conv_templates["vicuna_v1"].copy()
-            prompt.append_message(prompt.roles[0], "<image>\n" + text)
+            image = "" if turn.view == View.NOTHING else "<image>\n"
+            prompt.append_message(prompt.roles[0], image + turn.text)
             prompt.append_message(prompt.roles[1], None)
             expected = tokenizer_image_token(prompt.get_prompt(), tokenizer)
             mine = turns.turn[row] == number
             ids, labels = turns.ids[row, mine].tolist(), turns.labels[row, mine]
             n_prompt = int((labels == IGNORE_INDEX).sum())
-            assert [*turns.prefix.tolist(), IMAGE_TOKEN_INDEX, *ids[:n_prompt]] == expected
+            before = [*turns.prefix.tolist(), IMAGE_TOKEN_INDEX] if image else []
+            assert [*before, *ids[:n_prompt]] == expected
             assert labels[n_prompt:].tolist() == ids[n_prompt:]
             assert ids[-1] == EOS
-            assert tokenizer.decode(ids[n_prompt:]).strip() == answer
+            assert tokenizer.decode(ids[n_prompt:]).strip() == turn.answer
             assert turns.offset[row, mine].tolist() == list(range(len(ids)))
+            assert set(turns.view[row, mine].tolist()) == {turn.view}
+
+
+def test_a_row_is_cut_between_turns(tokenizer: LlavaTokenizer) -> None:
+    conversation = _turns(make_scene(TRAINING_SEEDS[0], WINDOW))
+    whole = TurnEncoder(tokenizer).pack([conversation])
+    lengths = [int((whole.turn == number).sum()) for number in range(len(conversation))]
+    cut = TurnEncoder(tokenizer).pack([conversation], length=lengths[0] + lengths[1])
+    assert cut.ids[0].tolist() == whole.ids[0, : lengths[0] + lengths[1]].tolist()
+
+
+def _logits(
+    model: DemoModel,
+    encoder: TurnEncoder,
+    scene: Scene,
+    turns: list[Turn],
+    visual: int | None = None,
+) -> torch.Tensor:
+    batch = make_batch([scene], encoder.pack([turns]), visual)
+    selected, _ = model.see(batch.normalised(), batch.corners)
+    return model.answer(selected, batch.corners, batch.kept, batch.turns)[0]
 
 
 def test_a_packed_turn_is_answered_as_if_alone(tokenizer: LlavaTokenizer) -> None:
     model, encoder = _model().eval(), TurnEncoder(tokenizer)
-    scene = make_scene(TRAINING_SEEDS[3], Style(window=112, signs=(2, 2), letters=(14, 16)))
-    conversation = benchmark_turns(scene)
-    assert len(conversation) == 4
-
-    def logits(turns: list[tuple[str, str]]) -> torch.Tensor:
-        batch = make_batch([scene], encoder.pack([turns]))
-        selected, _ = model.see(batch.normalised(), batch.corners)
-        return model.answer(selected, batch.corners, batch.turns)[0]
-
+    scene = make_scene(TRAINING_SEEDS[3], WINDOW)
+    conversation = _turns(scene)
     with torch.no_grad():
-        together = logits(conversation)
-        alone = torch.cat([logits([turn]) for turn in conversation])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        together = _logits(model, encoder, scene, conversation, visual=20)
+        alone = [_logits(model, encoder, scene, [turn], visual=20) for turn in conversation]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_a_hidden_picture_makes_no_difference(tokenizer: LlavaTokenizer) -> None:
+    model, encoder = _model().eval(), TurnEncoder(tokenizer)
+    one, other = (make_scene(seed, WINDOW) for seed in TRAINING_SEEDS[3:5])
+    for view, same in ((View.HIDDEN, True), (View.NOTHING, True), (View.PICTURE, False)):
+        turns = [replace(turn, view=view) for turn in _turns(one)[:3]]
+        with torch.no_grad():
+            found = [_logits(model, encoder, scene, turns) for scene in (one, other)]
+        assert torch.allclose(*found, atol=1e-6) == same, view
+
+
+def test_patches_are_chosen_from_every_item_and_the_ground() -> None:
+    weight = torch.zeros(576)
+    weight[:4], weight[100:200] = 1 / 4, 1 / 100  # a small item and a large one
+    kept = choose_patches(weight, 60, seed=0)
+    assert len(kept) == len(kept.unique()) == 60 and kept.tolist() == sorted(kept.tolist())
+    assert torch.equal(kept, choose_patches(weight, 60, seed=0))
+    assert set(range(4)) <= set(kept.tolist())
+    large = int(((kept >= 100) & (kept < 200)).sum())
+    assert 20 < large < 54 and 60 - large - 4 > 5
+    assert choose_patches(weight, None, seed=0).tolist() == list(range(576))
+
+
+def test_muon_makes_updates_orthogonal() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 8, 20)
+    for wide in (matrices, matrices.mT.contiguous()):
+        values = torch.linalg.svdvals(orthogonal(wide))
+        assert values.min() > 0.6 and values.max() < 1.3
+    # five iterations on a matrix that is orthogonal already keep its directions
+    basis = torch.linalg.qr(torch.randn(8, 8)).Q[None]
+    assert torch.nn.functional.cosine_similarity(
+        orthogonal(basis).flatten(), basis.flatten(), dim=0
+    ) == pytest.approx(1, abs=1e-4)
+
+
+def test_muon_descends() -> None:
+    torch.manual_seed(0)
+    target, weight = torch.randn(6, 4), torch.nn.Parameter(torch.zeros(6, 4))
+    untouched = torch.nn.Parameter(torch.ones(2, 2))
+    optimiser = Muon([weight, untouched], lr=0.05, weight_decay=0.0)
+    losses = []
+    for _ in range(200):
+        loss = (weight - target).square().sum()
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert losses[-1] < 0.05 * losses[0]
+    assert torch.equal(untouched, torch.ones(2, 2))
 
 
 def test_the_whole_picture_is_seen_as_clip_sees_it() -> None:
@@ -125,14 +204,6 @@ def test_the_whole_picture_is_seen_as_clip_sees_it() -> None:
         selected, last = model.see(batch.normalised(), batch.corners)
     torch.testing.assert_close(selected, states[-2])
     torch.testing.assert_close(last, states[-1])
-
-
-def test_the_list_comes_last_and_questions_are_limited() -> None:
-    scene = make_scene(TRAINING_SEEDS[0])
-    turns = training_turns(scene, 2)
-    assert len(turns) == 3
-    assert turns[-1][0] == LIST_PROMPT
-    assert turns == training_turns(scene, 2)
 
 
 def test_stages_never_share_a_scene_and_ramp_their_style(tokenizer: LlavaTokenizer) -> None:
@@ -186,16 +257,26 @@ def test_a_checkpoint_of_another_recipe_is_refused(
         _trainer(tmp_path, tokenizer, earlier)
 
 
-def test_exact_match_is_greedy_decoding(tmp_path: Path, tokenizer: LlavaTokenizer) -> None:
+def test_a_later_stage_can_come_first(tmp_path: Path, tokenizer: LlavaTokenizer) -> None:
+    trainer = _trainer(tmp_path, tokenizer)
+    with pytest.raises(ValueError, match="no stage 'answers'; there are 'see', 'answer'"):
+        trainer.skip_to("answers")
+    trainer.skip_to("answer")
+    trainer.run(minutes=0)
+    assert (trainer.stage, trainer.step) == (1, 1)
+    assert _trainer(tmp_path, tokenizer).stage == 1  # and goes on there
+    with pytest.raises(ValueError, match="has begun already"):
+        trainer.skip_to("answer")
+
+
+def test_validation_is_greedy_decoding(tmp_path: Path, tokenizer: LlavaTokenizer) -> None:
     """Against answers decoded token by token, on a model that always says the same word."""
     trainer = _trainer(tmp_path, tokenizer)
-    style = Style(window=112, signs=(1, 1))
-    scenes = [make_scene(seed, style) for seed in range(1_000_000, 1_000_008)]
-    answers = [answer for scene in scenes for _, answer in benchmark_turns(scene)]
-    said = next(answer for answer in answers if not answer.isdigit())
-    (word,) = tokenizer(said, add_special_tokens=False).input_ids
+    scenes = [make_scene(seed, WINDOW) for seed in range(1_000_000, 1_000_008)]
+    asked = [(kind, turn.answer) for scene in scenes for kind, turn in validation_turns(scene)]
+    (word,) = tokenizer("yes", add_special_tokens=False).input_ids
 
-    def answer(selected, corners, turns) -> tuple[torch.Tensor, torch.Tensor]:
+    def answer(selected, corners, kept, turns) -> tuple[torch.Tensor, torch.Tensor]:
         targets = turns.labels[turns.labels != IGNORE_INDEX]
         logits = torch.zeros(len(targets), TINY.vocab_size)
         logits[:, word] = 1.0
@@ -203,9 +284,22 @@ def test_exact_match_is_greedy_decoding(tmp_path: Path, tokenizer: LlavaTokenize
         return logits, targets
 
     trainer.model.answer = answer
-    expected = sum(a == said for a in answers) / len(answers)
-    assert 0 < expected < 1
-    assert trainer.exact_match(style, scenes=8, batch=4) == pytest.approx(expected)
+    found = trainer.validate(WINDOW, scenes=8, batch=4)
+    right = sum(answer == "yes" for _, answer in asked) / len(asked)
+    assert 0 < right < 1
+    assert found["validation"] == pytest.approx(right, abs=1e-4)
+    exists = [answer == "yes" for kind, answer in asked if kind == "exists"]
+    assert found["exists"] == pytest.approx(sum(exists) / len(exists), abs=1e-4)
+
+
+def test_a_still_tower_does_not_move(tmp_path: Path, tokenizer: LlavaTokenizer) -> None:
+    stage = replace(STAGES[1], tower=0.0)
+    trainer = _trainer(tmp_path, tokenizer, (stage,))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.run()
+    for name, tensor in trainer.model.state_dict().items():
+        moves = name.startswith(("decoder.", "projector."))
+        assert torch.equal(tensor, before[name]) != moves, name
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +307,34 @@ def exported(tokenizer_model: bytes, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("exported")
     export(_model(), tokenizer_model, folder)
     return folder
+
+
+def test_training_can_start_from_an_exported_checkpoint(
+    exported: Path, tokenizer: LlavaTokenizer, tmp_path: Path
+) -> None:
+    """Another vocabulary: pieces that both know keep their embedding, the others their own."""
+    write_tokenizer(tmp_path, train_tokenizer(corpus(40), vocab_size=400))
+    smaller = load_tokenizer(tmp_path)
+    torch.manual_seed(1)
+    model = DemoModel(replace(TINY, vocab_size=len(smaller)))
+    fresh = model.decoder.lm_head.weight.clone()
+    known = start_from(model, smaller, exported)
+    assert 0 < known <= len(smaller)
+    source = _model().half().float()
+    new_pieces = smaller.convert_ids_to_tokens(range(len(smaller)))
+    old_pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert known == len(set(new_pieces) & set(old_pieces))
+    for index, piece in enumerate(new_pieces):
+        mine = model.decoder.lm_head.weight[index]
+        if piece in old_pieces:
+            assert torch.equal(mine, source.decoder.lm_head.weight[old_pieces.index(piece)])
+        else:
+            assert torch.equal(mine, fresh[index])
+    for part in ("tower", "projector"):
+        for name, tensor in getattr(source, part).state_dict().items():
+            assert torch.equal(getattr(model, part).state_dict()[name], tensor), name
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        start_from(DemoModel(replace(TINY, layers=2, intermediate_size=32)), tokenizer, exported)
 
 
 def test_exported_files(exported: Path) -> None:
@@ -294,13 +416,13 @@ def test_the_loaded_checkpoint_answers_like_the_trained_model(
     _, loaded, processor, _ = load_pretrained_model(exported, dtype="float32", device="cpu")
     trained = _model().half().float().eval()  # as rounded by the export
     scene = make_scene(11)
-    turns = TurnEncoder(tokenizer).pack([benchmark_turns(scene)])
+    turns = TurnEncoder(tokenizer).pack([_turns(scene)[:4]])
     batch = make_batch([scene], turns)
     config = type("Config", (), {"image_aspect_ratio": "pad"})
     pixels = process_images([render(scene)], processor, config)
     with torch.no_grad():
         selected, _ = trained.see(batch.normalised(), batch.corners)
-        logits, _ = trained.answer(selected, batch.corners, turns)
+        logits, _ = trained.answer(selected, batch.corners, batch.kept, turns)
         expected = []
         for number in range(int(turns.turn.max()) + 1):
             ids = turns.ids[0, turns.turn[0] == number]

@@ -1,0 +1,169 @@
+"""What the mini benchmarks share: their scenes, the balanced choice of questions, their folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.train.drawing import render
+from llava.train.question import Question
+from llava.train.questions import ask
+from llava.train.scenes import TEST_SEEDS, Scene, make_scene
+
+_BLOCK = 100_000  # test seeds that a benchmark has for itself
+_QUALITY = 84  # of JPEG files
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question chosen for a benchmark, and its scene."""
+
+    scene: Scene
+    question: Question
+
+    def metadata(self, question_id: str | int) -> tuple[str | int, Question, Scene, str]:
+        """What `Folder.write_metadata` takes."""
+        return question_id, self.question, self.scene, self.question.answer
+
+    @property
+    def image(self) -> str:
+        """Name of the picture's file."""
+        return f"{_name(self.scene)}.jpg"
+
+
+def scenes(block: int) -> Iterator[Scene]:
+    """The scenes of one benchmark, which no other one has."""
+    yield from map(make_scene, TEST_SEEDS[block * _BLOCK : (block + 1) * _BLOCK])
+
+
+def collect(
+    pictures: Iterable[Scene], quotas: Mapping[str, int], per_scene: int, seed: int
+) -> list[Asked]:
+    """Questions in balance: each kind as often as its quota says, its answers as equal as can be.
+
+    Yes and no come in pairs about the same items of the same picture, so that neither the noun nor
+    the predicate tells the answer.
+
+    Args:
+        pictures: scenes to ask about; as many are used as it takes.
+        quotas: how many questions of each kind; even numbers for kinds of yes and no.
+        per_scene: at most that many questions about a picture.
+        seed: of the choice among equals.
+
+    Returns:
+        The questions, picture by picture.
+    """
+    rng = random.Random(seed)
+    left = Counter(quotas)
+    used: Counter[tuple[str, str]] = Counter()
+    chosen: list[Asked] = []
+    for scene in pictures:
+        room = per_scene
+        kinds = [kind for kind in left if left[kind] > 0]
+        if not kinds:
+            break
+        # what is furthest from its quota comes first, as it may be what few scenes allow
+        for kind in sorted(kinds, key=lambda k: (-left[k] / quotas[k], rng.random())):
+            questions = ask(scene, (kind,))
+            found = _pair(questions, rng) if _yes_no(questions) else _rarest(questions, used, rng)
+            if found and len(found) <= room:
+                chosen += (Asked(scene, question) for question in found)
+                used.update((kind, question.answer) for question in found)
+                left[kind] -= len(found)
+                room -= len(found)
+    return chosen
+
+
+def _yes_no(questions: list[Question]) -> bool:
+    return bool({"yes", "no"} & {question.answer for question in questions})
+
+
+def _pair(questions: list[Question], rng: random.Random) -> list[Question]:
+    """A yes and a no, about the same items if the kind has such, in random order."""
+    yes = [question for question in questions if question.answer == "yes"]
+    no = [question for question in questions if question.answer == "no"]
+    if not yes or not no:
+        return []
+    first = rng.choice(yes)
+    same = [question for question in no if question.targets == first.targets]
+    pair = [first, rng.choice(same or no)]
+    rng.shuffle(pair)
+    return pair
+
+
+def _rarest(
+    questions: list[Question], used: Counter[tuple[str, str]], rng: random.Random
+) -> list[Question]:
+    """One of the questions whose answer was given least often so far."""
+    if not questions:
+        return []
+    return [min(questions, key=lambda q: (used[q.kind, q.answer], rng.random()))]
+
+
+class Folder:
+    """A benchmark's folder under construction.
+
+    Args:
+        path: the folder; files of the same names are replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    def save_picture(self, scene: Scene, name: str) -> None:
+        """Write a scene's picture at a path inside the folder."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(jpeg(scene))
+
+    def write_lines(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Write JSON lines."""
+        self.write_text(name, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write one JSON document."""
+        self.write_text(name, json.dumps(content, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, making its folder."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+
+    def write_metadata(
+        self, questions: Iterable[tuple[str | int, Question, Scene | None, str]]
+    ) -> None:
+        """Write `metadata.jsonl`, a line a question in the order of the question file: its scene,
+        kind, answer and how hard it is. Each comes as (id, question, scene if any, answer)."""
+        self.write_lines(
+            "metadata.jsonl",
+            (
+                {
+                    "index": index,
+                    "question_id": question_id,
+                    "image": _name(scene) if scene else None,
+                    "kind": question.kind,
+                    "answer": answer,
+                    **question.hardness(scene),
+                }
+                for index, (question_id, question, scene, answer) in enumerate(questions)
+            ),
+        )
+
+
+def _name(scene: Scene) -> str:
+    return f"scene{scene.seed:06d}"
+
+
+def jpeg(scene: Scene) -> bytes:
+    """A scene's picture as a JPEG file."""
+    file = io.BytesIO()
+    render(scene).save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()

@@ -1,0 +1,89 @@
+"""MME in small: two questions about a picture, one to be answered with yes and one with no.
+
+Official files: `llava_mme.jsonl` and, in `MME_Benchmark_release_version/TASK/`, the pictures and a
+`.txt` with question, tab and answer for each. Five tasks of perception and one of cognition.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from llava.train.benchmarks.common import Asked, Folder, scenes
+from llava.train.question import Question
+from llava.train.questions import ask
+from llava.train.scenes import Scene
+from llava.train.turns import SHORT
+
+_RELEASE = "MME_Benchmark_release_version"
+_TASKS = {
+    "existence": "exists",
+    "count": "is count",
+    "position": "is side",
+    "color": "exists colored",
+    "OCR": "says",
+    "numerical_calculation": "number",
+}
+_PICTURES = 26  # a task
+
+
+def write(folder: Folder) -> None:
+    """Write the benchmark."""
+    questions, asked = [], []
+    pictures = scenes(3)
+    for task, kind in _TASKS.items():
+        for yes, no in _choose(pictures, kind):
+            image = f"{task}/{yes.image}"
+            folder.save_picture(yes.scene, f"{_RELEASE}/{image}")
+            lines = []
+            for entry in (yes, no):
+                asked.append(entry)
+                text, answer = entry.question.text, entry.question.answer.capitalize()
+                lines.append(f"{text} Please answer yes or no.\t{answer}\n")
+                questions.append(
+                    {
+                        "question_id": image,
+                        "image": image,
+                        "text": text + SHORT,
+                        "category": task,
+                    }
+                )
+            folder.write_text(f"{_RELEASE}/{image.removesuffix('.jpg')}.txt", "".join(lines))
+    folder.write_lines("llava_mme.jsonl", questions)
+    folder.write_metadata(
+        e.metadata(q["question_id"]) for q, e in zip(questions, asked, strict=True)
+    )
+
+
+def _choose(pictures: Iterator[Scene], kind: str) -> Iterator[tuple[Asked, Asked]]:
+    """A yes and a no about each of `_PICTURES` scenes: about the same items where that can be,
+    else about shapes that so far were asked about more often with the other answer."""
+    surplus: Counter[str] = Counter()  # yes minus no, by shape
+    found = 0
+    for scene in pictures:
+        questions = ask(scene, (kind,))
+        yes = min(
+            (q for q in questions if q.answer == "yes"),
+            key=lambda q: surplus[q.subject],
+            default=None,
+        )
+        if yes is None:
+            continue
+        no = max(
+            (q for q in questions if q.answer == "no" and _comparable(yes, q)),
+            key=lambda q: surplus[q.subject],
+            default=None,
+        )
+        if no is None:
+            continue
+        surplus.update({yes.subject: 1})
+        surplus.subtract({no.subject: 1})
+        yield Asked(scene, yes), Asked(scene, no)
+        found += 1
+        if found == _PICTURES:
+            return
+
+
+def _comparable(yes: Question, no: Question) -> bool:
+    """Whether the pair is about the same items; what is absent has none."""
+    return not no.targets or no.targets == yes.targets
