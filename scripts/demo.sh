@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# The main job on what the repository brings along: sets up, answers the mini TextVQA benchmark with
-# the embedded checkpoint, unpruned and pruned, scores, and shows what it cost. CPU is enough.
-#   bash scripts/demo.sh [TOKENS [flags of llava.eval.model_vqa_loader]]     default: 64 tokens
+# The main job on what the repository brings along: sets up, answers the mini benchmarks with the
+# embedded checkpoint, unpruned (576 tokens), with AutoPrune at 192, 128, 64 and 32 tokens, and with
+# no picture at all, and prints scores and cost. CPU is enough. The same command again continues.
+#   bash scripts/demo.sh [flags of llava.eval.sweep]      LIMIT: questions of each benchmark
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
-tokens=${1:-64}
-(($# == 0)) || shift
+LIMIT=${LIMIT:-48} # two minutes on two cores
+
 prepare_environment
 
-export MODEL_PATH=playground/demo/llava-demo DATA=playground/data/mini/textvqa
-unset PYTHON
-answers=$DATA/answers/$(basename "$MODEL_PATH")
-# The released x0 of 14.9 is meant for 32 layers; the embedded decoder has 12: 14.9 * 12 / 32.
-bash scripts/v1_5/eval/textvqa.sh "$tokens" --method none --answers-file "$answers/none/n_576.jsonl" \
-    --dtype float32 --batch-size 8 >/dev/null
-bash scripts/v1_5/eval/textvqa.sh "$tokens" --x0 5.6 --dtype float32 --batch-size 8 \
-    --answers-file "$answers/autoprune/n_$tokens.jsonl" "$@" >/dev/null
-.venv/bin/python -m llava.eval.report --annotation-file "$DATA/TextVQA_0.5.1_val.json" \
-    "$answers/none/n_576.jsonl" "$answers/autoprune/n_$tokens.jsonl"
+# The released x0 of 14.9 is meant for 32 layers; the embedded decoder has fewer. A folder for each
+# limit, because answers to different questions are never mixed.
+exec .venv/bin/python -m llava.eval.sweep \
+    --model-path playground/demo/llava-demo \
+    --data playground/data/mini \
+    --out "playground/data/mini/answers/demo-$LIMIT" \
+    --runs none autoprune:192,128,64,32 no-image \
+    --x0-layers 32 --limit "$LIMIT" \
+    --dtype float32 --batch-size 8 \
+    "$@"

@@ -1,5 +1,5 @@
-# What the scripts <version>/eval/<benchmark>.sh share; they source it. It changes to the checkout,
-# so paths that the user gave relative to where they stand are made absolute first.
+# What eval_benchmark.sh needs to read a command line, to find data and to answer. It changes to the
+# checkout, so paths that the user gave relative to where they stand are made absolute first.
 
 CALLER=$PWD
 unset CDPATH # it would send a relative cd elsewhere
@@ -10,15 +10,15 @@ from_caller() {
     if [[ $1 != /* && -e $CALLER/$1 ]]; then echo "$CALLER/$1"; else echo "$1"; fi
 }
 
-# setup BENCHMARK TOKENS [flags]: sets TOKENS, METHOD, ANSWERS (empty unless given), FLAGS, PYTHON,
-# MODEL_PATH, CKPT and DATA. FLAGS may be empty, which bash 3 takes for unset: pass it on as
-# ${FLAGS[@]+"${FLAGS[@]}"}.
+# setup FOLDER CHECKPOINT TOKENS [flags]: sets TOKENS, METHOD, CHUNKS, CHUNK, FLAGS, PYTHON,
+# MODEL_PATH, CKPT and DATA, and ANSWERS, QUESTIONS and IMAGES, which stay empty unless given. FLAGS
+# may be empty, which bash 3 takes for unset: pass it on as ${FLAGS[@]+"${FLAGS[@]}"}.
 setup() {
-    local benchmark=$1
-    shift
+    local folder=$1 checkpoint=$2
+    shift 2
     if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
         cat >&2 <<EOF
-usage: bash $0 TOKENS [flags of llava.eval.model_vqa_loader]
+usage: bash $0 TOKENS [flags of the answering program, see llava.eval.model_vqa_loader]
 TOKENS is how many visual tokens to keep in each layer on average, a positive whole number${1:+; got "$1"}.
 Environment: MODEL_PATH (checkpoint), DATA (folder of the benchmark), PYTHON.
 EOF
@@ -26,11 +26,12 @@ EOF
     fi
     TOKENS=$1
     shift
-    METHOD=autoprune ANSWERS="" FLAGS=()
+    METHOD=autoprune CHUNKS=1 CHUNK=0 ANSWERS="" QUESTIONS="" IMAGES="" FLAGS=()
     while (($#)); do
         local name=${1%%=*} value
         case $name in
-            --method | --answers-file | --question-file | --image-folder | --model-base | --vision-tower)
+            --method | --num-chunks | --chunk-idx | --answers-file | --question-file | \
+                --image-folder | --model-base | --vision-tower)
                 if [[ $1 == *=* ]]; then
                     value=${1#*=}
                 elif (($# > 1)); then
@@ -42,11 +43,17 @@ EOF
                 fi
                 case $name in
                     --method) METHOD=$value ;;
+                    --num-chunks) CHUNKS=$value ;;
+                    --chunk-idx) CHUNK=$value ;;
                     --answers-file)
                         [[ $value == /* ]] || value=$CALLER/$value
                         ANSWERS=$value
                         ;;
-                    *) value=$(from_caller "$value") ;;
+                    *)
+                        value=$(from_caller "$value")
+                        [[ $name != --question-file ]] || QUESTIONS=$value
+                        [[ $name != --image-folder ]] || IMAGES=$value
+                        ;;
                 esac
                 FLAGS+=("$name" "$value")
                 ;;
@@ -62,9 +69,29 @@ EOF
     else
         PYTHON=python3
     fi
-    MODEL_PATH=$(from_caller "${MODEL_PATH:-$PWD/models/llava-v1.5-7b}")
+    MODEL_PATH=$(from_caller "${MODEL_PATH:-$PWD/models/${checkpoint##*/}}")
     CKPT=$(basename "$MODEL_PATH")
-    DATA=$(from_caller "${DATA:-$PWD/playground/data/eval/$benchmark}")
+    DATA=$(from_caller "${DATA:-$PWD/playground/data/eval/$folder}")
+}
+
+# scale_x0: sets X0 to the released 14.9, a depth in layers. The paper's 13B numbers were made with
+# it too, so decoders of 32 and of 40 layers take it as it is; for any other depth it is scaled from
+# 32. It stays for a name on the hub, whose config.json is not here. The user's own --x0 comes later
+# on the command line, and is taken as it is.
+scale_x0() {
+    local found flag
+    X0=14.9
+    for flag in ${FLAGS[@]+"${FLAGS[@]}"}; do
+        [[ ${flag%%=*} != --x0 ]] || return 0
+    done
+    found=$("$PYTHON" -c "import json, sys; config = json.load(open(sys.argv[1]))
+layers = (config.get('text_config') or config).get('num_hidden_layers', 32)
+scaled = 14.9 if layers in (32, 40) else round(14.9 * layers / 32, 6)
+print(layers, '%.10g' % scaled)" "$MODEL_PATH/config.json" 2>/dev/null) || return 0
+    if [[ -n $found && ${found#* } != "$X0" ]]; then
+        X0=${found#* }
+        echo "x0 14.9 is for 32 layers; this decoder has ${found% *}: $X0" >&2
+    fi
 }
 
 MISSING=""
@@ -84,7 +111,8 @@ stop_if_missing() {
         cat >&2 <<EOF
 Missing, and where to get it:
 $MISSING
-MODEL_PATH and DATA name other places. Without any of this, the embedded demo runs at once:
+MODEL_PATH and DATA (the folder of this benchmark) name other places. Without any of this, the
+embedded demo runs at once:
   bash scripts/demo.sh
 EOF
         exit 2
@@ -97,9 +125,14 @@ EOF
 
 # answer PROGRAM [flags]: run an answering program; ends the script unless every answer is there.
 answer() {
-    local program=$1 status=0
+    local program=$1 status=0 devices=()
     shift
-    "$PYTHON" -m "llava.eval.$program" "$@" || status=$?
+    IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-}"
+    if ((${#devices[@]} > 1)) && [[ $CHUNKS == 1 && " ${FLAGS[*]-} " != *" --merge-chunks"* ]]; then
+        answer_on_each "$program" "$@" || status=$?
+    else
+        "$PYTHON" -m "llava.eval.$program" "$@" || status=$?
+    fi
     if ((status == 3)); then
         echo "Not scored: some questions have no answer (see above). Repair their images and run" \
             "this again, or score the others with --allow-missing of the scoring program." >&2
@@ -107,4 +140,25 @@ answer() {
         echo "Not scored: the answers are not complete (exit status $status)." >&2
     fi
     ((status == 0)) || exit "$status"
+}
+
+# answer_on_each PROGRAM [flags]: a process for each of `devices`, each with its part of the
+# questions, and then the merge of their answers. Each continues by itself when run again.
+answer_on_each() {
+    local program=$1 count=${#devices[@]} processes=() status=0 k
+    shift
+    for k in "${!devices[@]}"; do
+        CUDA_VISIBLE_DEVICES=${devices[k]} "$PYTHON" -m "llava.eval.$program" "$@" \
+            --num-chunks "$count" --chunk-idx "$k" \
+            --answers-file "${ANSWERS%.jsonl}/${count}_$k.jsonl" &
+        processes+=($!)
+    done
+    # What a shell puts into the background does not hear Ctrl-C.
+    trap 'kill -TERM "${processes[@]}" 2>/dev/null' INT TERM
+    for k in "${processes[@]}"; do
+        wait "$k" || status=$?
+    done
+    trap - INT TERM
+    ((status == 0)) || return "$status"
+    "$PYTHON" -m "llava.eval.$program" "$@" --merge-chunks "$count"
 }

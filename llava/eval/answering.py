@@ -16,6 +16,7 @@ from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.pruning.cost import DecoderShape, measure
 
 from .environment import synchronize
+from .feature_cache import FeatureCache, pixel_key
 from .loading import LoadedQuestion
 from .questions import Question
 from .settings import RunSettings
@@ -56,12 +57,14 @@ class Answerer:
         self._model_id = get_model_name_from_path(settings.model_path)
         self._shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
         self._stop_ids = _stop_ids(model, tokenizer)
+        cached = settings.feature_cache_gb is not None
+        self._features: FeatureCache | None = model.get_vision_tower() if cached else None
         set_seed(settings.seed)
 
     def __call__(self, batch: list[LoadedQuestion], waited: float) -> list[dict[str, Any]]:
         """Answers in LLaVA's schema, in order; `waited` is how many seconds loading kept them.
 
-        Times in the metadata are the batch's, shared out evenly.
+        Times in the metadata are the batch's, shared out evenly; see `llava.eval.totals`.
         """
         begin = perf_counter()
         encoded = self._encode([item.question for item in batch])
@@ -75,6 +78,11 @@ class Answerer:
             set_seed((self._settings.seed * 1_000_003 + batch[0].question.index) % 2**32)
         clock = FirstTokenClock(self._model.device)
         synchronize(self._model.device)
+        tower = perf_counter()
+        if self._features is not None:
+            keys = [pixel_key(item.pixels) for item in with_image]
+            self._features.prepare(images, keys)
+            synchronize(self._model.device)
         start = perf_counter()
         with torch.inference_mode():
             output = self._model.generate(
@@ -96,6 +104,8 @@ class Answerer:
             "waiting": waited,
             "total": end - begin + waited,
         }
+        if self._features is not None:
+            seconds["vision"] = start - tower
         share = {name: round(value / len(batch), 6) for name, value in seconds.items()}
         traces = output.past_key_values.trace.samples
         beams = len(traces) // len(batch)  # beam search prefills every sample once a beam

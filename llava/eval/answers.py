@@ -11,17 +11,23 @@ import os
 import shutil
 from array import array
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .linefile import LineFile, WriteError, read_lines
 from .questions import Question
 from .totals import Totals
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _UNANSWERED = 2**64 - 1
 
 
 class QuestionSource(Protocol):
-    """What a run needs of a list of questions; `QuestionFile` is one."""
+    """What a run needs of a list of questions; `QuestionFile` is one.
+
+    `sha256` changes with anything that changes a question; runs of different ones never mix.
+    """
 
     path: Path
     sha256: str
@@ -31,6 +37,13 @@ class QuestionSource(Protocol):
     def __getitem__(self, position: int) -> Question: ...
 
     def position(self, index: int) -> int | None: ...
+
+    def open_image(self, question: Question, folder: Path) -> Image.Image:
+        """The decoded RGB image of a question that has one; `folder` is --image-folder.
+
+        Raises OSError, naming the image, if there is none or it cannot be read.
+        """
+        ...
 
 
 class AnswerFile:

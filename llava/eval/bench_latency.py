@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -107,7 +107,14 @@ def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, int | No
 
 @torch.inference_mode()
 def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, Any]]:
-    """Measure every budget at every batch size; one dict per row of the table."""
+    """Measure every budget at every batch size; one dict per row of the table.
+
+    Raises ValueError for a method without a token budget, and for a budget that cannot be met.
+    """
+    if "target_token_num" not in {field.name for field in fields(pruner)}:
+        raise ValueError(
+            f"method {pruner.method} has no budget to measure; the dense model is timed in any case"
+        )
     ours, stock = build_models(args)
     shape = DecoderShape.from_config(ours.config, kv_dtype_bytes=DTYPES[args.dtype].itemsize)
     rows = []

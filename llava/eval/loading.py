@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from llava.mm_utils import load_image, process_images
+from llava.mm_utils import process_images
 
 from .answers import QuestionSource
 from .questions import Question
@@ -68,9 +68,8 @@ class QuestionImages(Dataset[LoadedQuestion]):
         question = self._questions[position]
         if question.image is None:
             return LoadedQuestion(position, question)
-        path = self._folder / question.image
         try:
-            image = load_image(path)
+            image = self._questions.open_image(question, self._folder)
             pixels = self._prepare(image)
         except Exception as error:
             return LoadedQuestion(position, question, error=f"{type(error).__name__}: {error}")

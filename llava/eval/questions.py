@@ -15,11 +15,15 @@ from array import array
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import without_image_tokens
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +117,10 @@ class QuestionFile:
         found = position < len(self) and self._lines[position] == index
         return position if found else None
 
+    def open_image(self, question: Question, folder: Path) -> Image.Image:
+        """The RGB image at `folder` / question.image; raises what `load_image` raises."""
+        return open_in_folder(question, folder)
+
     def _scan(self) -> None:
         """Check every line, and note where each question starts."""
         if not self.path.is_file():
@@ -171,6 +179,21 @@ class QuestionFile:
                     f"Remove one of them."
                 )
             first[content] = index
+
+
+def open_in_folder(question: Question, folder: Path) -> Image.Image:
+    """The image that a question names as a path under `folder`.
+
+    Raises:
+        ValueError: a text-only question.
+        OSError: what `load_image` raises.
+    """
+    # Imported here because it brings transformers, for which reading questions must not wait.
+    from llava.mm_utils import load_image
+
+    if question.image is None:
+        raise ValueError(f"{question} has no image.")
+    return load_image(folder / question.image)
 
 
 def chunk_bounds(total: int, num_chunks: int, chunk_idx: int) -> tuple[int, int]:

@@ -18,6 +18,8 @@ from .settings import differences
 
 logger = logging.getLogger(__name__)
 
+RECORD = ".run.json"  # in place of the answers' .jsonl
+
 RUNNING, COMPLETE = "running", "complete"
 INCOMPLETE, INTERRUPTED = "incomplete", "interrupted"
 
@@ -31,6 +33,24 @@ def sibling(answers_file: Path, suffix: str) -> Path:
     return answers_file.with_name(answers_file.name.removesuffix(".jsonl") + suffix)
 
 
+def read_record(answers_file: Path) -> dict[str, Any]:
+    """The run record beside an answers file.
+
+    Raises:
+        ValueError: there is none, or it is not one; says which.
+    """
+    path = sibling(answers_file, RECORD)
+    if not path.is_file():
+        raise ValueError(f"{answers_file} has no run record {path.name} beside it.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable run record ({error}).") from None
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise ValueError(f"{path} is not a run record: it has no settings.")
+    return record
+
+
 class RunRecord:
     """`ANSWERS.run.json` in memory.
 
@@ -40,7 +60,7 @@ class RunRecord:
     """
 
     def __init__(self, answers_file: Path, settings: dict[str, Any]) -> None:
-        self.path = sibling(answers_file, ".run.json")
+        self.path = sibling(answers_file, RECORD)
         self._answers_file = answers_file
         self._data: dict[str, Any] = {"format": _FORMAT, "created": _now()}
         if answers_file.is_file() and answers_file.stat().st_size:
@@ -67,6 +87,11 @@ class RunRecord:
     def status(self) -> str | None:
         """How the last session ended, None without one."""
         return self._data.get("status")
+
+    @property
+    def answered(self) -> int:
+        """How many answers there were when the record was last written."""
+        return self._data.get("counts", {}).get("answered", 0)
 
     def begin(self, settings: dict[str, Any], environment: dict[str, Any] | None) -> None:
         """Note the resolved settings and this session's environment, None if it answers nothing.
@@ -115,18 +140,15 @@ class RunRecord:
             f"Answers of unknown settings cannot be continued: give another --answers-file, or "
             f"remove {self._answers_file} to start over."
         )
-        try:
-            data = json.loads(self.path.read_text())
-        except FileNotFoundError:
+        if not self.path.is_file():
             raise ValueError(
                 f"{self._answers_file} holds answers but {self.path}, the record of how they were "
                 f"made, is missing. {fix}"
-            ) from None
+            )
+        try:
+            return read_record(self._answers_file)
         except ValueError as error:
-            raise ValueError(f"{self.path} is not a readable run record ({error}). {fix}") from None
-        if not isinstance(data, dict) or not isinstance(data.get("settings"), dict):
-            raise ValueError(f"{self.path} is not a run record: it has no settings. {fix}")
-        return data
+            raise ValueError(f"{error} {fix}") from None
 
 
 def _now() -> str:

@@ -1,28 +1,32 @@
-"""A table of finished runs: score, both token averages, FLOPs, KV bytes and prefill time.
+"""The table of a comparison: a row for each run, a column for each benchmark, then what it costs.
 
-    python -m llava.eval.report --annotation-file A.json RUN.jsonl [RUN.jsonl ...]
+    python -m llava.eval.report RUNS --data playground/data/eval
+    python -m llava.eval.report a/n_64.jsonl b/n_64.jsonl --data playground/data/eval --csv t.csv
 
-Everything comes from the answers and the run record beside them; no model is needed. Times are
-those of the machine that answered. The last line of stdout is the table as JSON.
+RUNS is a folder of `llava.eval.sweep`; answers of the other programs will do too. Everything comes
+from the answers and the run records beside them; no model is needed. How it is counted stands
+under the table. The last line of stdout is the table as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .benchmarks import textvqa
-from .linefile import read_lines
-from .record import COMPLETE, sibling
+from .benchmarks import BENCHMARKS
+from .benchmarks.base import Benchmark
+from .comparison import compare
+from .record import COMPLETE, read_record
+from .results import find_runs, read_result, require_comparable
 
 #: Heading, key, and how a value is shown.
-_COLUMNS = (
-    ("run", "run", "{}"),
-    ("accuracy", "accuracy", "{:.1f}"),
+_COSTS = (
     ("tokens entering", "tokens_entering", "{:.1f}"),
     ("tokens leaving", "tokens_leaving", "{:.1f}"),
     ("prefill FLOPs", "prefill_flops_ratio", "{:.1%}"),
@@ -32,77 +36,197 @@ _COLUMNS = (
 )
 
 
-def row(answers_file: Path, annotations: dict[textvqa.Key, list[str]]) -> dict[str, Any]:
-    """One run as a dict; ratios are against the unpruned model, tokens are means over layers.
+def main(
+    argv: Sequence[str] | None = None, benchmarks: Mapping[str, Benchmark] = BENCHMARKS
+) -> int:
+    """Run the command line; 2 on wrong input."""
+    start_logging()
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.report",
+        description="Tabulate finished runs: scores, tokens, FLOPs, KV bytes and prefill time.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="folders of runs, or answers of finished runs"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the benchmarks' folders"
+    )
+    add_output_arguments(parser)
+    args = parser.parse_args(argv)
+    return report(args.runs, args, benchmarks)
 
-    Raises ValueError when the run has no record or is not complete, and what the scorer raises.
+
+def add_output_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add --csv and --json."""
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there as CSV too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write it there as JSON too")
+
+
+def report(
+    paths: Sequence[Path], args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]
+) -> int:
+    """Print the table of these runs and write the files asked for; the exit status.
+
+    `args` has `data`, `csv` and `json`. Runs in a folder that are not complete are left out, with
+    a word on stderr; one that was named itself is an error.
     """
-    path = sibling(answers_file, ".run.json")
-    if not path.is_file():
-        raise ValueError(f"{answers_file} has no run record {path.name} beside it")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if record.get("status") != COMPLETE:
-        raise ValueError(
-            f"{answers_file} is {record.get('status')!r}: run the command that made it again, "
-            "it continues"
-        )
-    score = textvqa.score(annotations, [entry for _, _, entry in read_lines(answers_file)])
-    pruner = record["settings"]["pruner"]
-    answered = record["counts"]["answered"]
-    return {
-        "run": _name(pruner),
-        "accuracy": score["accuracy"],
-        "samples": score["samples"],
-        "tokens_entering": record["tokens"]["entering"],
-        "tokens_leaving": record["tokens"]["leaving"],
-        "prefill_flops_ratio": record["flops"]["prefill_ratio"],
-        "prefill_flops_ratio_with_scoring": record["flops"][
-            "prefill_ratio_with_scoring_and_merging"
-        ],
-        "kv_bytes_ratio": record["kv_bytes"]["ratio"],
-        "prefill_ms": 1000 * record["seconds"]["prefill"] / answered,
-        "answers_file": str(answers_file),
-    }
+    try:
+        files = [file for path in paths for file in _complete(path)]
+        results = [read_result(file, args.data, benchmarks) for file in dict.fromkeys(files)]
+        require_comparable(results)
+        in_order = sorted(results, key=lambda r: list(benchmarks).index(r.benchmark.name))
+        table = compare(in_order)
+        if any(path.is_dir() for path in paths):
+            table["rows"].sort(key=_natural)
+        text = json.dumps(table)
+        if args.csv is not None:
+            _write_csv(args.csv, table)
+        if args.json is not None:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(text + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(markdown(table))
+    print()
+    print("\n".join(notes(table)))
+    print(text, flush=True)
+    return 0
 
 
-def _name(pruner: dict[str, Any]) -> str:
-    """Method and budget, in the words of the flags."""
-    for fraction in ("target_flops", "target_kv"):
-        if pruner.get(fraction) is not None:
-            return f"{pruner['method']} {fraction} {pruner[fraction]:g}"
-    if "target_token_num" not in pruner:
-        return pruner["method"]
-    strict = " strict" if pruner.get("budget_mode") == "strict" else ""
-    return f"{pruner['method']}{strict} {pruner['target_token_num']:g}"
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(heading for heading, _, _ in _COLUMNS) + " |"]
-    lines.append("|" + " --- |" * len(_COLUMNS))
-    for entry in rows:
+def markdown(table: Mapping[str, Any]) -> str:
+    """The comparison as a Markdown table; what was not run is an empty cell."""
+    titles = [_title(entry) for entry in table["benchmarks"].values()]
+    headings = ["method", "budget", *titles, "relative", *(heading for heading, _, _ in _COSTS)]
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    for row in table["rows"]:
+        scores = [cell or {"percent": None, "sd": None} for cell in row["benchmarks"].values()]
         cells = [
-            "" if entry[key] is None else shown.format(entry[key]) for _, key, shown in _COLUMNS
+            _method(row),
+            _budget(row["budget"]),
+            *(_with_deviation(cell["percent"], cell["sd"]) for cell in scores),
+            _with_deviation(row["relative"], row["relative_sd"]),
+            *("" if row[key] is None else shown.format(row[key]) for _, key, shown in _COSTS),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 2 on wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.report", description=__doc__)
-    parser.add_argument("answers", type=Path, nargs="+", help="answers of finished TextVQA runs")
-    parser.add_argument("--annotation-file", type=Path, required=True)
-    args = parser.parse_args(argv)
-    try:
-        annotations = textvqa.load_annotations(args.annotation_file)
-        rows = [row(path, annotations) for path in args.answers]
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(markdown(rows))
-    print(json.dumps({"rows": rows}))
-    return 0
+def notes(table: Mapping[str, Any]) -> Iterator[str]:
+    """How the numbers were counted, a line each."""
+    for name, entry in table["benchmarks"].items():
+        whole = f"{entry['answered']} of {entry['questions']} questions"
+        limit = "" if entry["limit"] is None else f" (--limit {entry['limit']})"
+        best = "" if entry["best"] == 100 else f", in percent of {entry['best']:g}"
+        n = f"n = {entry['counted']}"
+        yield f"- {_title(entry)}: {name}, {entry['metric']}{best}; {whole}{limit}, {n}."
+    yield (
+        "- Standard error of a score p in percent: sqrt(p (100 - p) / n) points, n the questions "
+        "it counts. It holds for shares of right answers, is a bound for partial credit, and rough "
+        "for F1 and MME's points. Rows answer the same questions, so what differs between two rows "
+        "is surer than that of two independent scores."
+    )
+    if any(len(row["seeds"]) > 1 for row in table["rows"]):
+        yield "- ± is the standard deviation over seeds (n - 1), the number before it their mean."
+    yield (
+        "- Relative: mean over the benchmarks of score / unpruned score, in percent; empty unless "
+        "all are there."
+    )
+    yield (
+        "- Tokens: visual ones a layer, means over layers and over all questions of the row. "
+        "FLOPs and KV bytes: of the decoder, relative to the unpruned model; `with scoring` adds "
+        "what choosing and merging tokens costs."
+    )
+    if any(None in row["benchmarks"].values() for row in table["rows"]):
+        yield "- Rows with empty cells have these numbers of fewer questions than the others."
+    yield (
+        "- Prefill: mean wall clock a question, to its first token, "
+        + {
+            True: "without the vision tower, whose features were kept.",
+            False: "the vision tower included.",
+            None: "where all runs of the row measured the same: some include the vision tower.",
+        }[table["vision_apart"]]
+    )
+    for method, settings in table["settings_of_all"].items():
+        shown = ", ".join(f"{name} = {_value(value)}" for name, value in settings.items())
+        yield f"- All {method} rows: {shown}."
+    made = "; ".join(f"{k} {' and '.join(v)}" for k, v in table["made_with"].items())
+    yield f"- Made with {made}."
+
+
+def start_logging() -> None:
+    """Warnings go to stderr, each once: files are read again for every run."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_only_once())
+    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[handler])
+
+
+def _only_once() -> Callable[[logging.LogRecord], bool]:
+    seen: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        fresh = message not in seen
+        seen.add(message)
+        return fresh
+
+    return new
+
+
+def _complete(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    for file in find_runs(path):
+        if (status := read_record(file).get("status")) == COMPLETE:
+            yield file
+        else:
+            print(f"Left out: {file} is {status!r}.", file=sys.stderr)
+
+
+def _natural(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Unpruned first, then by method and settings, larger budgets first."""
+    tokens = row["budget"]
+    number = -tokens if isinstance(tokens, (int, float)) else 0
+    return row["method"] != "none", _method(row), number, str(tokens)
+
+
+def _write_csv(path: Path, table: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = ["relative", "relative_sd", *(key for _, key, _ in _COSTS), "questions"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        scores = [n + end for n in table["benchmarks"] for end in ("", "_sd", "_raw")]
+        writer.writerow(["method", "budget", "seeds", *scores, *columns])
+        for row in table["rows"]:
+            cells = [cell or {} for cell in row["benchmarks"].values()]
+            values = [cell.get(k) for cell in cells for k in ("percent", "sd", "raw")]
+            start = [_method(row), _budget(row["budget"]), " ".join(map(str, row["seeds"]))]
+            writer.writerow([*start, *values, *(row[column] for column in columns)])
+
+
+def _title(entry: Mapping[str, Any]) -> str:
+    return entry["title"].partition(" (")[0]
+
+
+def _method(row: Mapping[str, Any]) -> str:
+    settings = [f"{name}={_value(value)}" for name, value in row["settings"].items()]
+    return " ".join([row["method"], *settings])
+
+
+def _budget(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _with_deviation(value: float | None, deviation: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
 
 
 if __name__ == "__main__":

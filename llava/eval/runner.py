@@ -20,6 +20,7 @@ from .answers import AnswerFile, FailureFile, QuestionSource
 from .environment import environment, peak_memory_bytes
 from .interruption import Interruption
 from .linefile import WriteError
+from .models import LoadModel, load_model
 from .record import COMPLETE, INCOMPLETE, INTERRUPTED, RUNNING, RunRecord, sibling
 from .settings import RunSettings
 
@@ -33,14 +34,21 @@ EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 
 
-def run(settings: RunSettings, read_questions: Callable[[], QuestionSource]) -> int:
+def run(
+    settings: RunSettings,
+    read_questions: Callable[[], QuestionSource],
+    *,
+    load: LoadModel = load_model,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> int:
     """Answer what has no answer yet and return the exit status.
 
-    Messages and a progress bar go to stderr; the last line on stdout is the record's summary.
+    `load` gives the model, if one is needed. Messages and a progress bar go to stderr. `report`
+    gets the record's summary; without it, the summary is the last line on stdout.
     """
     with Interruption() as stop:
         try:
-            session = Session(settings, read_questions())
+            session = Session(settings, read_questions(), load)
             session.prepare()
         except (ValueError, OSError, ImportError, NotImplementedError) as error:
             _say(f"error: {error}")
@@ -53,7 +61,9 @@ def run(settings: RunSettings, read_questions: Callable[[], QuestionSource]) -> 
                 raise
             _say(f"error: {shortage} while the model was loaded. {_LOAD_SMALLER}")
             return EXIT_STOPPED
-        return session.answer(stop)
+        code = session.answer(stop)
+        (report or _print)(session.summary())
+        return code
 
 
 class Session:
@@ -63,9 +73,12 @@ class Session:
         ValueError, OSError: the answers file or its record do not fit these settings or questions.
     """
 
-    def __init__(self, settings: RunSettings, questions: QuestionSource) -> None:
+    def __init__(
+        self, settings: RunSettings, questions: QuestionSource, load: LoadModel = load_model
+    ) -> None:
         self._settings = settings
         self._questions = questions
+        self._load = load
         self._requested = settings.to_dict(questions.sha256)
         self._record = RunRecord(settings.answers_file, self._requested)
         self._answers = AnswerFile(settings.answers_file, questions)
@@ -94,7 +107,7 @@ class Session:
                     "warning: sampled answers depend on what shares their batch, so an interrupted "
                     "run gives others; --batch-size 1 avoids that."
                 )
-            tokenizer, model, image_processor = load_model(self._settings)
+            tokenizer, model, image_processor = self._load(self._settings)
             self._model = tokenizer, model
             self._dataset = QuestionImages(
                 *(self._questions, self._pending, self._settings.image_folder),
@@ -108,7 +121,7 @@ class Session:
             raise
 
     def answer(self, stop: Interruption) -> int:
-        """Answer the pending questions, write the record, print the summary; the exit status."""
+        """Answer the pending questions and write the record; the exit status."""
         status, code, message = INCOMPLETE, EXIT_STOPPED, "Stopped by an unexpected error."
         try:
             self._answer_pending(stop)
@@ -134,8 +147,11 @@ class Session:
                 )
             _say(message)
             saved = self._save_finally(status)
-        print(json.dumps(self._record.summary()), flush=True)
         return code if saved else code or EXIT_STOPPED
+
+    def summary(self) -> dict[str, Any]:
+        """The record without settings and environments."""
+        return self._record.summary()
 
     def _answer_pending(self, stop: Interruption) -> None:
         if self._model is not None:
@@ -213,33 +229,6 @@ class Session:
         return True
 
 
-def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
-    """Tokenizer, model and image processor of these settings.
-
-    Raises:
-        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
-    """
-    from llava.model.builder import load_pretrained_model
-
-    if settings.device is not None:
-        try:
-            torch.empty(0, device=settings.device)
-        except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"--device {settings.device} cannot be used here: {reason}") from None
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        settings.model_path,
-        settings.model_base,
-        vision_tower=settings.vision_tower,
-        dtype=settings.dtype,
-        device=settings.device,
-        attn_implementation=settings.attn_implementation,
-        load_8bit=settings.load_8bit,
-        load_4bit=settings.load_4bit,
-    )
-    return tokenizer, model, image_processor
-
-
 _LOAD_SMALLER = "Try --dtype float16, --load-4bit or another --device."
 _RUN_SMALLER = "Try a smaller --batch-size (or --num-beams), or fewer --num-workers."
 
@@ -254,6 +243,10 @@ def _shortage(error: BaseException) -> str | None:
     if "DataLoader worker" in text:
         return f"an image worker died, as they do when memory runs out ({text.splitlines()[0]})"
     return None
+
+
+def _print(summary: dict[str, Any]) -> None:
+    print(json.dumps(summary), flush=True)
 
 
 def _say(message: str) -> None:

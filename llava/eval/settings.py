@@ -17,7 +17,9 @@ class RunSettings:
 
     `pruner` is a config of `llava.pruning`, None for the dense model. `visual_token_num` bounds
     the tokens that the vision tower hands over, None for all. `temperature` 0 decodes greedily.
-    `device` None is the best one there is, `dtype` "auto" the model builder's choice.
+    `device` None is the best one there is, `dtype` "auto" the model builder's choice. `limit` says
+    that the questions are those of `llava.eval.subset`, None for all. `feature_cache_gb` (10^9
+    bytes) is the size of the model's `FeatureCache`, None if it has none.
 
     Raises:
         ValueError: a number out of its range, or both quantisations at once.
@@ -46,15 +48,19 @@ class RunSettings:
     batch_size: int = 1
     num_workers: int = 2
     device: str | None = None
+    limit: int | None = None
+    feature_cache_gb: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens", "batch_size", "visual_token_num"):
+        for name in ("num_beams", "max_new_tokens", "batch_size", "visual_token_num", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         for name in ("temperature", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.feature_cache_gb is not None and not self.feature_cache_gb > 0:
+            raise ValueError(f"feature_cache_gb must be above 0, got {self.feature_cache_gb}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
         if self.load_4bit and self.load_8bit:
@@ -98,12 +104,14 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The part of `RunSettings.to_dict` that decides the answers; the pruner's get dotted names.
 
     Greedy decoding depends neither on the seed nor on what else is in the batch; sampling does.
+    A feature cache changes no answer, but what `prefill` measures, which one run must not mix.
     """
-    free = set(_FREE)
+    free = {*_FREE, "feature_cache_gb"}
     if not settings.get("temperature"):
         free |= {"seed", "top_p", "batch_size"}
     flat = {name: value for name, value in settings.items() if name not in free | {"pruner"}}
     pruner = settings.get("pruner") or {}
+    flat["feature_cache"] = settings.get("feature_cache_gb") is not None
     return flat | {f"pruner.{name}": value for name, value in pruner.items()}
 
 

@@ -38,8 +38,11 @@ class Totals:
 
         tokens: means an answer; visual ones over questions with an image, `entering` and `leaving`
         averaged over layers too. flops, kv_bytes: totals, and their ratio to the dense model.
-        seconds, over all sessions: prefill (vision tower to first token), decode, waiting (for
-        images), total (all of these, tokenisation and bookkeeping).
+        seconds, over all sessions: prefill (to the first token), decode, waiting (for images),
+        total (all of these, tokenisation and bookkeeping), and vision. Where `vision` is None,
+        prefill begins with the vision tower. Where it is a number, the run had a feature cache:
+        vision is the time of the tower, next to nothing for images that the cache had already,
+        and prefill begins behind the tower.
         """
         sums = self._sums
         prefill = sums["cost.prefill_flops"]
@@ -73,7 +76,8 @@ class Totals:
             "seconds": {
                 name: round(sums[f"seconds.{name}"], 3)
                 for name in ("prefill", "decode", "waiting", "total")
-            },
+            }
+            | {"vision": round(sums["seconds.vision"], 3) if "seconds.vision" in sums else None},
             "questions_per_second": _ratio(self._answers, sums["seconds.total"]),
             "waiting_fraction": _ratio(sums["seconds.waiting"], sums["seconds.total"]),
         }

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.eval.answer_normaliser import CONTRACTIONS, normalise, soft_accuracies
+from llava.eval.answer_normaliser import (
+    CONTRACTIONS,
+    normalise,
+    normalise_official,
+    soft_accuracies,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,23 @@ from llava.eval.answer_normaliser import CONTRACTIONS, normalise, soft_accuracie
 )
 def test_examples(answer, normal):
     assert normalise(answer) == normal
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("The U.S.A.", "usa"),
+        ("Ten dont", "10 don't"),
+        ("half-full", "half full"),
+        # The first step of the other would have touched these.
+        ("men's", "men's"),
+        ("red,white", "red white"),
+        ("1,000", "1000"),
+        ("who?me", "who me"),
+    ],
+)
+def test_the_half_that_the_official_evaluation_does_itself(answer, normal):
+    assert normalise_official(answer) == normal
 
 
 def test_the_contraction_table_is_the_published_one():

@@ -48,3 +48,8 @@ def test_the_dense_side_is_transformers_own_model_on_the_same_weights() -> None:
 def test_an_impossible_budget_is_an_error_message(capsys) -> None:
     assert main([*SMALL, "--target-token-nums", "2", "--budget-mode", "strict"]) == 2
     assert "below the floor" in capsys.readouterr().err
+
+
+def test_a_method_without_a_budget_is_an_error_message(capsys) -> None:
+    assert main([*SMALL, "--method", "no-image"]) == 2
+    assert "no-image has no budget" in capsys.readouterr().err

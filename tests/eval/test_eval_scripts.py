@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.sweep import build_parser
+
+from .programs import calls, value, write_recorder
+from .test_mini_runs import cut_gqa
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "v1_5" / "eval" / "textvqa.sh"
-
-# Stands in for Python: notes how it was called; ends as $ANSWERING says when asked to answer.
-RECORDER = """#!/usr/bin/env bash
-[[ $1 == -c ]] && exit 0
-printf '%s\\n' "cwd $PWD" "$@" end >> "$CALLS"
-[[ $2 == llava.eval.model_vqa_loader ]] && exit "${ANSWERING:-0}"
-exit 0
-"""
 
 
 @pytest.fixture
@@ -27,14 +28,13 @@ def user(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json"):
         (tmp_path / "data" / file).touch()
-    python = tmp_path / "python"
-    python.write_text(RECORDER)
-    python.chmod(0o755)
+    write_recorder(tmp_path / "python")
     return tmp_path
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("MODEL_PATH", "DATA", "PYTHON")}
+    ours = ("MODEL_PATH", "DATA", "PYTHON", "CUDA_VISIBLE_DEVICES")
+    inherited = {k: v for k, v in os.environ.items() if k not in ours}
     return subprocess.run(
         ["bash", str(SCRIPT), *arguments],
         cwd=folder,
@@ -48,16 +48,6 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 def run_user(user: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     relative = {"MODEL_PATH": "my models/llava-v1.5-7b", "DATA": "data", "PYTHON": "./python"}
     return run(user, *arguments, **relative, CALLS=str(user / "calls"), **more)
-
-
-def calls(user: Path) -> list[list[str]]:
-    text = (user / "calls").read_text()
-    return [call.splitlines() for call in text.split("\nend\n") if call]
-
-
-def value(call: list[str], flag: str) -> str:
-    """What argparse takes: the last one given."""
-    return call[len(call) - call[::-1].index(flag)]
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("scripts/**/*.sh")), ids=lambda p: p.name)
@@ -85,9 +75,9 @@ def test_answers_and_scores_from_any_folder(user):
         "--gamma": "0.2",
     }
     assert {flag: value(answering, flag) for flag in wanted} == wanted
-    assert scoring[1:3] == ["-m", "llava.eval.eval_textvqa"]
-    assert value(scoring, "--result-file") == answers
-    assert value(scoring, "--annotation-file") == str(user / "data/TextVQA_0.5.1_val.json")
+    assert scoring[1:3] == ["-m", "llava.eval.score"] and scoring[-1] == answers
+    assert value(scoring, "--benchmark") == "textvqa"
+    assert value(scoring, "--data") == str(user / "data")
 
 
 def test_the_users_flags_win(user):
@@ -96,14 +86,35 @@ def test_the_users_flags_win(user):
     answering, scoring = calls(user)
     assert value(answering, "--x0") == "7" and "--batch-size=8" in answering
     assert value(answering, "--answers-file") == str(user / "mine/a.jsonl")
-    assert value(scoring, "--result-file") == str(user / "mine/a.jsonl")
+    assert scoring[-1] == str(user / "mine/a.jsonl")
 
 
 @pytest.mark.parametrize("flags", [["--method", "none"], ["--method=none"]])
 def test_answers_of_each_method_have_their_folder(user, flags):
     assert run_user(user, "64", *flags).returncode == 0
-    path = value(calls(user)[1], "--result-file")
-    assert path == str(user / "data/answers/llava-v1.5-7b/none/n_64.jsonl")
+    assert calls(user)[1][-1] == str(user / "data/answers/llava-v1.5-7b/none/n_64.jsonl")
+
+
+def test_questions_without_ocr_tokens_are_scored_as_what_they_are(user):
+    (user / "mine").mkdir()
+    (user / "mine" / "llava_textvqa_val_v051.jsonl").touch()
+    (user / "data" / "llava_textvqa_val_v051_ocr.jsonl").unlink()
+    flags = ["--question-file", "mine/llava_textvqa_val_v051.jsonl"]
+    assert run_user(user, "64", *flags).returncode == 0
+    answering, scoring = calls(user)
+    assert value(answering, "--question-file") == str(user / flags[1])
+    assert value(scoring, "--benchmark") == "textvqa-noocr"
+
+
+@pytest.mark.parametrize("flags", [["--num-chunks", "4", "--chunk-idx", "2"],
+                                   ["--num-chunks=4", "--chunk-idx=2"]])  # fmt: skip
+def test_a_part_has_its_own_file_and_no_score(user, flags):
+    done = run_user(user, "64", *flags)
+    assert done.returncode == 0 and "A part is not scored" in done.stderr
+    (answering,) = calls(user)
+    path = value(answering, "--answers-file")
+    assert path == str(user / "data/answers/llava-v1.5-7b/autoprune/n_64/4_2.jsonl")
+    assert (value(answering, "--num-chunks"), value(answering, "--chunk-idx")) == ("4", "2")
 
 
 @pytest.mark.parametrize("tokens", [[], ["0"], ["-3"], ["many"], ["--method"], ["6 4"]])
@@ -132,6 +143,67 @@ def test_a_model_may_be_a_name_on_the_hub(user):
     assert value(calls(user)[2], "--model-path") == "liuhaotian/llava-v1.5-13b"
 
 
+@pytest.mark.parametrize(
+    ("config", "x0", "said"),
+    [
+        ('{"num_hidden_layers": 12}', "5.5875", "this decoder has 12: 5.5875"),
+        ('{"num_hidden_layers": 48}', "22.35", "this decoder has 48: 22.35"),
+        ('{"num_hidden_layers": 40}', "14.9", ""),  # the published 13B numbers were made with it
+        ('{"num_hidden_layers": 32}', "14.9", ""),
+        ('{"text_config": {"num_hidden_layers": 16}}', "7.45", "this decoder has 16: 7.45"),
+        ('{"text_config": {"vocab_size": 9}}', "14.9", ""),  # llava-hf leaves the 7B's sizes out
+        ("no JSON", "14.9", ""),  # the program says what is wrong with it
+    ],
+)
+def test_x0_is_scaled_to_the_decoder(user, config, x0, said):
+    (user / "my models/llava-v1.5-7b/config.json").write_text(config)
+    write_recorder(user / "python", asked=sys.executable)
+    done = run_user(user, "64")
+    assert done.returncode == 0, done.stderr
+    assert value(calls(user)[0], "--x0") == x0
+    assert said in done.stderr and bool(said) == ("x0 14.9 is for 32 layers" in done.stderr)
+
+
+@pytest.mark.parametrize("flags", [["--x0", "7"], ["--x0=7"]])
+def test_the_users_x0_is_not_scaled(user, flags):
+    (user / "my models/llava-v1.5-7b/config.json").write_text('{"num_hidden_layers": 12}')
+    write_recorder(user / "python", asked=sys.executable)
+    done = run_user(user, "64", *flags)
+    assert done.returncode == 0 and "x0" not in done.stderr
+    assert calls(user)[0][-len(flags) :] == flags
+
+
+def test_the_demo_is_one_sweep(tmp_path):
+    """In a copy whose .venv has a Python that records; installing is a call of it, too."""
+    for name in ("scripts/demo.sh", "scripts/environment.sh", "scripts/constraints.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    write_recorder(tmp_path / ".venv" / "bin" / "python")
+    done = subprocess.run(
+        ["bash", str(tmp_path / "scripts" / "demo.sh"), "--benchmarks", "pope"],
+        env=os.environ | {"LIMIT": "6", "CALLS": str(tmp_path / "calls")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    install, sweep = calls(tmp_path)
+    assert install[1:3] == ["-m", "pip"] and sweep[:3] == [
+        f"cwd {tmp_path}",
+        "-m",
+        "llava.eval.sweep",
+    ]
+    args = build_parser(BENCHMARKS).parse_args(sweep[3:])
+    assert args.runs == ["none", "autoprune:192,128,64,32", "no-image"] and args.benchmarks == [
+        "pope"
+    ]
+    assert (args.limit, args.x0_layers, args.dtype, args.batch_size) == (6, 32, "float32", 8)
+    assert (ROOT / args.model_path / "config.json").is_file() and (ROOT / args.data).is_dir()
+    ignored = subprocess.run(["git", "check-ignore", str(args.out / "pope")], cwd=ROOT)
+    assert ignored.returncode in (0, 128)  # 128: not a git checkout
+
+
 @pytest.mark.parametrize(("status", "text"), [("3", "Repair their images"), ("130", "130")])
 def test_incomplete_answers_are_not_scored(user, status, text):
     done = run_user(user, "64", ANSWERING=status)
@@ -144,3 +216,57 @@ def test_a_python_without_torch_is_named(user):
     (user / "python").write_text("#!/bin/sh\nexit 1\n")
     done = run_user(user, "64")
     assert done.returncode == 2 and "has no torch" in done.stderr and "pip install" in done.stderr
+
+
+def test_each_device_answers_a_part_and_the_parts_are_merged(user):
+    done = run_user(user, "64", CUDA_VISIBLE_DEVICES="4,6,7")
+    assert done.returncode == 0, done.stderr
+    *parts, merging, scoring = calls(user)
+    folder = user / "data/answers/llava-v1.5-7b/autoprune"
+    assert sorted(value(part, "--chunk-idx") for part in parts) == ["0", "1", "2"]
+    for part in parts:
+        index = value(part, "--chunk-idx")
+        assert value(part, "--num-chunks") == "3"
+        assert value(part, "--answers-file") == str(folder / f"n_64/3_{index}.jsonl")
+    assert value(merging, "--merge-chunks") == "3" and "--num-chunks" not in merging
+    assert value(merging, "--answers-file") == str(folder / "n_64.jsonl")
+    assert scoring[2] == "llava.eval.score"
+
+
+def test_one_device_answers_alone(user):
+    assert run_user(user, "64", CUDA_VISIBLE_DEVICES="5").returncode == 0
+    answering, _ = calls(user)
+    assert "--num-chunks" not in answering
+
+
+def test_a_part_that_fails_is_not_merged(user):
+    done = run_user(user, "64", CUDA_VISIBLE_DEVICES="0,1", ANSWERING="3")
+    assert done.returncode == 3 and "Not scored" in done.stderr
+    assert not any("--merge-chunks" in call for call in calls(user))
+
+
+def test_two_real_processes_answer_merge_and_score(user):
+    """On CPU, where the devices are only numbers; the model is the stub."""
+    cut_gqa(ROOT / "playground/data/mini/gqa", user / "gqa")
+    program = ROOT / "tests/eval/launched.py"
+    (user / "python").write_text(
+        "#!/usr/bin/env bash\n"
+        f'[[ $2 != llava.eval.model_vqa_loader ]] || {{ shift 2; set -- "{program}" "$@"; }}\n'
+        f'PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"\n'
+    )
+    done = subprocess.run(
+        ["bash", str(SCRIPT.with_name("gqa.sh")), "64"],
+        cwd=user,
+        env=os.environ
+        | {"MODEL_PATH": "my models/llava-v1.5-7b", "DATA": "gqa", "PYTHON": "./python"}
+        | {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = user / "gqa/answers/llava-v1.5-7b/autoprune/n_64.jsonl"
+    assert [len(p.read_text().splitlines()) for p in sorted(answers.with_suffix("").glob("2_*l"))]
+    indices = [json.loads(line)["metadata"]["index"] for line in answers.read_text().splitlines()]
+    assert indices == list(range(len(indices))) and len(indices) >= 2
+    assert json.loads(done.stdout.splitlines()[-1])["samples"] == len(indices)

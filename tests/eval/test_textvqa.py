@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llava.eval.benchmarks import textvqa
-from llava.eval.benchmarks.textvqa import Prompt, read_prompt
+from llava.eval.benchmarks.textvqa import BENCHMARK, BENCHMARK_NO_OCR, Prompt, read_prompt
 from llava.eval.eval_textvqa import main
 
 INSTRUCTION = "Answer the question using a single word or phrase."
@@ -97,7 +97,7 @@ def test_empty_ocr_lines_are_no_ocr_tokens(hints, called) -> None:
         for i, hint in enumerate(hints)
     ]
     annotations = {(f"im{i}", "what?"): ["x"] * 10 for i in range(2)}
-    result = textvqa.score(annotations, answers)
+    result = textvqa.score_answers(annotations, answers)
     assert (result["prompts"], result["accuracy"]) == (called, 100)
 
 
@@ -138,6 +138,8 @@ def test_missing_answers_are_named_unless_allowed(annotations, capsys):
         ([*answers(), {**answers()[0], "question_id": "i9"}], "answer to image i9"),
         ([{"question_id": "i1", "text": "x"}], "without ['prompt']"),
         ([{**answers()[0], "prompt": "x"}], "not a TextVQA prompt"),
+        ([{**answers()[0], "prompt": None}], "prompt or text is no string"),
+        ([{**answers()[0], "text": 3}], "prompt or text is no string"),
         ('{"question_id": "i1",\n', "line 1: expected a JSON object"),
         (json.dumps(answers()[0]), "line 1: expected a JSON object that ends in a newline"),
     ],
@@ -172,3 +174,59 @@ def test_missing_files_are_named(annotations, tmp_path, capsys):
     assert "model_vqa_loader" in capsys.readouterr().err
     assert main(["--annotation-file", str(annotations), "--result-dir", absent]) == 2
     assert "holds no answers" in capsys.readouterr().err
+
+
+def test_both_variants_score_in_the_benchmarks_folder(annotations):
+    for benchmark, ocr in ((BENCHMARK, True), (BENCHMARK_NO_OCR, False)):
+        result = benchmark.score(annotations.parent, answers(ocr))
+        assert result["benchmark"] == benchmark.name
+        assert result[benchmark.metric] == pytest.approx(62.5)
+        with pytest.raises(ValueError, match=r"1 of 4 questions have no answer"):
+            benchmark.score(annotations.parent, answers(ocr)[:3])
+        result = benchmark.score(annotations.parent, answers(ocr)[:3], allow_missing=True)
+        assert (result["samples"], result["missing"]) == (3, 1)
+        nothing = benchmark.score(annotations.parent, [], allow_missing=True)
+        assert nothing["accuracy"] is None
+
+
+def test_a_variant_refuses_answers_to_the_prompts_of_the_other(annotations):
+    folder = annotations.parent
+    with pytest.raises(ValueError, match="without OCR tokens, but those of textvqa are with OCR"):
+        BENCHMARK.score(folder, answers(ocr=False))
+    with pytest.raises(ValueError, match="with OCR tokens, but those of textvqa-noocr are without"):
+        BENCHMARK_NO_OCR.score(folder, answers(ocr=True))
+    mixed = answers(ocr=True)[:2] + answers(ocr=False)[2:]
+    for benchmark in (BENCHMARK, BENCHMARK_NO_OCR):
+        with pytest.raises(ValueError, match="the prompts of these answers are mixed"):
+            benchmark.score(folder, mixed)
+
+
+def test_lines_without_tokens_are_prompts_of_the_variant_with_ocr(annotations):
+    empty = [
+        {**answer, "prompt": answer["prompt"].replace("A, B", "")} for answer in answers(ocr=True)
+    ]
+    assert BENCHMARK.score(annotations.parent, empty)["prompts"] == "with empty OCR lines"
+    with pytest.raises(ValueError, match="are with empty OCR lines"):
+        BENCHMARK_NO_OCR.score(annotations.parent, empty)
+
+
+def test_each_variant_has_questions_of_its_own(tmp_path):
+    for name, ocr in (("llava_textvqa_val_v051_ocr", True), ("llava_textvqa_val_v051", False)):
+        lines = [
+            {"question_id": a["question_id"], "image": "i.jpg", "text": a["prompt"]}
+            for a in answers(ocr)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
+    assert "OCR" in BENCHMARK.load_questions(tmp_path)[0].text
+    second = BENCHMARK_NO_OCR.load_questions(tmp_path, 2, 1)
+    assert [question.index for question in second] == [2, 3]
+    assert "OCR" not in second[0].text
+
+
+def test_missing_question_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"val_v051_ocr\.jsonl not found: .* eval\.zip"):
+        BENCHMARK.load_questions(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"val_v051\.jsonl not found: .* without the OCR"):
+        BENCHMARK_NO_OCR.load_questions(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"textvqa\.org"):
+        BENCHMARK_NO_OCR.score(tmp_path, [])

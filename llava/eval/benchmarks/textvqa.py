@@ -1,10 +1,13 @@
-"""TextVQA (validation, v0.5.1): which question an answer belongs to, and the score.
+"""TextVQA (validation, v0.5.1), with OCR tokens in the prompt or without: questions and score.
 
-Annotations: `TextVQA_0.5.1_val.json`, `data[]` with `image_id`, `question` and ten `answers`. The
-ids of LLaVA's questions are image ids and repeat, so an answer finds its annotation by image id and
-lower-cased question, and the question is read off the logged prompt. With the OCR tokens of the
-data set in the prompt LLaVA-1.5-7B is published at 58.2, without them it reaches about 46: every
-score says which it is.
+Questions: `llava_textvqa_val_v051_ocr.jsonl`, each the question, a line of OCR tokens and the
+instruction. The variant without OCR asks those of `llava_textvqa_val_v051.jsonl`, the same lines
+without their second one. Annotations of both: `TextVQA_0.5.1_val.json`, `data[]` with `image_id`,
+`question` and ten `answers`. The ids of LLaVA's questions are image ids and repeat, so an answer
+finds its annotation by image id and lower-cased question, and the question is read off the logged
+prompt. With the OCR tokens of the data set in the prompt LLaVA-1.5-7B is published at 58.2, without
+them it reaches about 46: every score says which it is, and neither variant takes answers to the
+prompts of the other.
 Rules: haotian-liu/LLaVA, llava/eval/eval_textvqa.py; score: `llava.eval.answer_normaliser`.
 """
 
@@ -14,17 +17,39 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..answer_normaliser import REFERENCES, normalise, soft_accuracies
+from ..questions import QuestionFile
+from .base import Benchmark, require_complete, require_fields
 
 NAME = "textvqa"
+NAME_NO_OCR = "textvqa-noocr"
+QUESTIONS = "llava_textvqa_val_v051_ocr.jsonl"
+QUESTIONS_NO_OCR = "llava_textvqa_val_v051.jsonl"
+ANNOTATIONS = "TextVQA_0.5.1_val.json"
 
 _M4C_PREFIX = "OCR tokens: "
 _M4C_QUESTION = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 _OCR_LINE = "Reference OCR token: "
-_NAMED = 5  # how many ids a message names before it only counts
+_SOURCES = {
+    QUESTIONS: "it is in textvqa/ of LLaVA's eval.zip.",
+    QUESTIONS_NO_OCR: (
+        f"it is the official {QUESTIONS} (textvqa/ of LLaVA's eval.zip) without the OCR lines: in "
+        f"each text, without the line that starts with {_OCR_LINE!r}."
+    ),
+}
+
+# What a score calls the prompts, and which of them each variant of the benchmark takes.
+_WITH, _EMPTY, _WITHOUT, _MIXED = (
+    "with OCR tokens",
+    "with empty OCR lines",
+    "without OCR tokens",
+    "mixed",
+)
+_PROMPTS = {NAME: (_WITH, _EMPTY), NAME_NO_OCR: (_WITHOUT,)}
 
 Key = tuple[str, str]
 
@@ -89,17 +114,18 @@ def load_annotations(path: Path) -> dict[Key, list[str]]:
     return annotations
 
 
-def score(
+def score_answers(
     annotations: dict[Key, list[str]],
     answers: Iterable[dict[str, Any]],
     *,
     allow_missing: bool = False,
+    name: str = NAME,
 ) -> dict[str, Any]:
-    """Mean soft accuracy, in percent, of answers in LLaVA's schema.
+    """Mean soft accuracy, in percent, of answers in LLaVA's schema, whatever their prompts.
 
     Returns:
-        benchmark, prompts ("with OCR tokens", "with empty OCR lines", "without OCR tokens" or
-        "mixed"), samples (answers scored), missing (questions without an answer, which do not
+        benchmark (`name`), prompts ("with OCR tokens", "with empty OCR lines", "without OCR tokens"
+        or "mixed"), samples (answers scored), missing (questions without an answer, which do not
         count), accuracy (None if there is nothing to score).
 
     Raises:
@@ -110,8 +136,9 @@ def score(
     seen: set[Key] = set()
     with_ocr = empty = 0
     for answer in answers:
-        if absent := {"question_id", "prompt", "text"} - answer.keys():
-            raise ValueError(f"an answer without {sorted(absent)}: {str(answer)[:200]}")
+        require_fields(answer, "question_id", "prompt", "text")
+        if not isinstance(answer["prompt"], str) or not isinstance(answer["text"], str):
+            raise ValueError(f"an answer whose prompt or text is no string: {str(answer)[:200]}")
         prompt = read_prompt(answer["prompt"])
         key = (str(answer["question_id"]), prompt.question)
         if key not in annotations:
@@ -126,15 +153,9 @@ def score(
         empty += prompt.empty
         total += soft_accuracies(annotations[key]).get(normalise(answer["text"]), 0.0)
     missing = [key for key in annotations if key not in seen]
-    if missing and not allow_missing:
-        shown = "; ".join(map(_name, missing[:_NAMED]))
-        rest = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        raise ValueError(
-            f"{len(missing)} of {len(annotations)} questions have no answer: {shown}{rest}. Run "
-            f"the answering command again, or score the others with --allow-missing."
-        )
+    require_complete(missing, len(annotations), allow_missing=allow_missing, name=_name)
     return {
-        "benchmark": NAME,
+        "benchmark": name,
         "prompts": _variant(with_ocr, empty, len(seen)),
         "samples": len(seen),
         "missing": len(missing),
@@ -142,14 +163,67 @@ def score(
     }
 
 
+def load_questions(
+    folder: Path, num_chunks: int = 1, chunk_idx: int = 0, *, file: str = QUESTIONS
+) -> QuestionFile:
+    """The questions in one of the two files of the benchmark's folder, or one chunk of them.
+
+    Raises:
+        FileNotFoundError: no such question file; says where it comes from.
+        ValueError: a malformed file, a wrong chunk.
+    """
+    path = folder / file
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: {_SOURCES[file]}")
+    return QuestionFile(path, num_chunks, chunk_idx)
+
+
+def score(
+    folder: Path,
+    answers: Iterable[dict[str, Any]],
+    *,
+    allow_missing: bool = False,
+    name: str = NAME,
+) -> dict[str, Any]:
+    """`score_answers` with the annotations in the benchmark's folder, for one of the two variants.
+
+    Raises ValueError also for answers to the prompts of the other variant.
+    """
+    annotations = load_annotations(folder / ANNOTATIONS)
+    result = score_answers(annotations, answers, allow_missing=allow_missing, name=name)
+    if result["samples"] and result["prompts"] not in _PROMPTS[name]:
+        raise ValueError(
+            f"the prompts of these answers are {result['prompts']}, but those of {name} are "
+            f"{' or '.join(_PROMPTS[name])}. Scores with and without OCR tokens do not compare: "
+            f"{NAME} is the benchmark with them, {NAME_NO_OCR} the one without."
+        )
+    return result
+
+
 def _variant(with_ocr: int, empty: int, total: int) -> str:
     if 0 < with_ocr < total:
-        return "mixed"
+        return _MIXED
     # Some pictures of the real benchmark have no tokens; a set in which none has any is another.
     if 0 < with_ocr == empty:
-        return "with empty OCR lines"
-    return "with OCR tokens" if with_ocr else "without OCR tokens"
+        return _EMPTY
+    return _WITH if with_ocr else _WITHOUT
 
 
 def _name(key: Key) -> str:
     return f"image {key[0]}, question {key[1]!r}"
+
+
+def _benchmark(name: str, title: str, file: str) -> Benchmark:
+    return Benchmark(
+        name=name,
+        title=title,
+        folder="textvqa",
+        images="train_images",
+        metric="accuracy",
+        load_questions=partial(load_questions, file=file),
+        score=partial(score, name=name),
+    )
+
+
+BENCHMARK = _benchmark(NAME, "TextVQA", QUESTIONS)
+BENCHMARK_NO_OCR = _benchmark(NAME_NO_OCR, "TextVQA (no OCR)", QUESTIONS_NO_OCR)

@@ -1,0 +1,69 @@
+"""The flags that answering programs share. Their defaults are those of `RunSettings`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, fields
+from typing import Any
+
+from llava.conversation import conv_templates
+
+from .settings import RunSettings
+
+# A sweep sets these; for the pruner there are flags of other names.
+_NO_FLAG = ("pruner", "limit", "feature_cache_gb")
+
+
+class Help(argparse.HelpFormatter):
+    """Shows a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.help and action.default not in (None, False, [], argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
+def add_model_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add what names the checkpoint to a group."""
+    group.add_argument("--model-path", required=True, help="checkpoint folder")
+    group.add_argument("--model-base", help="base checkpoint, for projector-only checkpoints")
+    group.add_argument("--vision-tower", help="CLIP folder instead of the one the config names")
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add conversation, decoding and its seed."""
+    decoding = parser.add_argument_group("prompt and decoding")
+    decoding.add_argument("--conv-mode", choices=sorted(conv_templates), metavar="TEMPLATE")
+    decoding.add_argument("--temperature", type=float, help="0 is greedy")
+    decoding.add_argument("--top_p", type=float, help="only with a temperature above 0")
+    decoding.add_argument("--num_beams", type=int)
+    decoding.add_argument("--max_new_tokens", type=int)
+    decoding.add_argument("--seed", type=int, help="only matters with a temperature above 0")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add device, number format and what decides the speed."""
+    device = parser.add_argument_group("device and speed")
+    device.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    device.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"))
+    device.add_argument(
+        "--attn-implementation", choices=("sdpa", "eager", "flash_attention_2"), metavar="KERNEL"
+    )
+    device.add_argument("--load-4bit", action="store_true", help="needs bitsandbytes")
+    device.add_argument("--load-8bit", action="store_true", help="needs bitsandbytes")
+    device.add_argument("--batch-size", type=int, help="questions answered at a time")
+    device.add_argument("--num-workers", type=int, help="processes that prepare images ahead")
+
+
+def setting_defaults() -> dict[str, Any]:
+    """The default of every setting that has a flag and a default."""
+    return {
+        field.name: field.default
+        for field in fields(RunSettings)
+        if field.name not in _NO_FLAG and field.default is not MISSING
+    }
+
+
+def settings_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Of the parsed flags, those that are settings."""
+    names = {field.name for field in fields(RunSettings)} - set(_NO_FLAG)
+    return {name: value for name, value in vars(args).items() if name in names}

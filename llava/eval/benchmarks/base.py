@@ -1,0 +1,76 @@
+"""What a benchmark is: where its questions lie, and how answers to them are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..answers import QuestionSource
+from ..questions import Question
+
+_NAMED = 5  # how many ids a message names before it only counts
+
+
+class LoadQuestions(Protocol):
+    """Questions of the benchmark in `folder`, or one of `num_chunks` contiguous chunks of them."""
+
+    def __call__(self, folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionSource: ...
+
+
+class Score(Protocol):
+    """Scores answers in LLaVA's schema against the annotations in `folder`.
+
+    Returns a JSON-serialisable dict with at least `benchmark`, `samples` (answers scored),
+    `missing` (questions without an answer) and the benchmark's headline metric, None if there is
+    nothing to score. Raises FileNotFoundError for a missing annotation file (saying where it comes
+    from) and ValueError for an answer to no question, two answers to one, or, unless
+    `allow_missing`, questions without an answer (naming them).
+    """
+
+    def __call__(
+        self, folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
+    ) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark in its official files.
+
+    `folder` is its name under playground/data/eval, `images` the image folder inside it. `metric`
+    is the key of the headline number in a score, and `best` the number a perfect model gets, unless
+    the score has a `best` of its own. Questions of the same `group` are scored together.
+    Where `scored_here` is False, `score` raises a ValueError that says who scores the answers.
+    """
+
+    name: str
+    title: str
+    folder: str
+    images: str
+    metric: str
+    load_questions: LoadQuestions
+    score: Score
+    best: float = 100.0
+    max_new_tokens: int = 128
+    group: Callable[[Question], object] | None = None
+    scored_here: bool = True
+
+
+def require_complete(
+    missing: Sequence[object], total: int, *, allow_missing: bool, name: Callable[[Any], str] = str
+) -> None:
+    """Raise a ValueError that names the questions without an answer, unless that is allowed."""
+    if missing and not allow_missing:
+        shown = "; ".join(map(name, missing[:_NAMED]))
+        rest = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ValueError(
+            f"{len(missing)} of {total} questions have no answer: {shown}{rest}. Run "
+            f"the answering command again, or score the others with --allow-missing."
+        )
+
+
+def require_fields(answer: dict[str, Any], *names: str) -> None:
+    """Raise a ValueError that names the fields an answer lacks."""
+    if absent := set(names) - answer.keys():
+        raise ValueError(f"an answer without {sorted(absent)}: {str(answer)[:200]}")

@@ -1,0 +1,204 @@
+"""GQA (testdev, balanced): exact answers, by type and length of the question.
+
+Annotations: `testdev_balanced_questions.json` of GQA 1.2, an object question id -> `question`,
+`answer`, `isBalanced`, `types` {structural, semantic}, `semantic` [{operation, argument}] and
+`groups` {global}. A prediction is the answer in lower case without the full stops at its end, and
+counts if it equals the annotated answer; nothing else is normalised.
+Rules: GQA's eval.py (gqadataset.org); haotian-liu/LLaVA, scripts/convert_gqa_for_eval.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..questions import QuestionFile
+from ..scoring import percentage, percentages_by_group, texts_by_id
+from .base import Benchmark, require_complete
+
+QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
+ANNOTATIONS = "data/testdev_balanced_questions.json"
+
+# An operation that has one of these in it does not lengthen the reasoning.
+_NO_STEP = ("exist", "query: name", "choose name")
+_NOT_SCORED = {
+    "consistency": "needs answers to all questions that the balanced ones entail "
+    "(testdev_all_questions.json)",
+    "validity": "needs testdev_choices.json, which GQA 1.2 does not have",
+    "plausibility": "needs testdev_choices.json, which GQA 1.2 does not have",
+    "grounding": "needs scene graphs, which testdev does not have, and attention maps",
+}
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What scoring needs of a balanced question; `steps` and `words` are its two lengths.
+
+    `group` (such as the answers to "what colour") is where the distribution is compared, None
+    where the question belongs to no group.
+    """
+
+    answer: str
+    structural: str
+    semantic: str
+    steps: int
+    words: int
+    group: str | None
+
+
+def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
+    """The questions, or one chunk of them.
+
+    Raises:
+        FileNotFoundError: no question file; says where it comes from.
+        ValueError: a malformed file, a wrong chunk.
+    """
+    path = folder / QUESTIONS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: it is in gqa/ of LLaVA's eval.zip.")
+    return QuestionFile(path, num_chunks, chunk_idx)
+
+
+def load_annotations(path: Path) -> dict[str, Annotation]:
+    """The balanced questions by id; unbalanced ones do not count and are left out.
+
+    Raises:
+        FileNotFoundError: no such file; says where it comes from.
+        ValueError: not GQA questions with answers and types, or none of them is balanced.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Annotation file {path} not found: testdev_balanced_questions.json is in the "
+            f"questions of GQA 1.2 (gqadataset.org)."
+        )
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        annotations = {key: _read(entry) for key, entry in entries.items() if entry["isBalanced"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a GQA question file with answers ({error!r}): expected a JSON object "
+            f"of question ids, each with question, answer, isBalanced, types and semantic, like "
+            f"testdev_balanced_questions.json (the test and challenge files have no answers)."
+        ) from None
+    if not annotations:
+        raise ValueError(f"{path} has no balanced question, and only these are scored.")
+    return annotations
+
+
+def predict(text: str) -> str:
+    """The prediction in an answer: lower case, without the full stops at its end."""
+    return text.rstrip(".").lower()
+
+
+def score_answers(
+    annotations: dict[str, Annotation],
+    answers: Iterable[dict[str, Any]],
+    *,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Exact-match accuracies, in percent, of answers in LLaVA's schema.
+
+    Returns:
+        benchmark, samples (answers scored), missing (questions without an answer, which do not
+        count); accuracy, binary and open ("open" are structural type query), None if there is
+        nothing to score; by_structural_type, by_semantic_type, by_steps and by_words, each group
+        with accuracy and samples; distribution (see `chi_square`); None and a note for each of
+        the metrics that need files which the release lacks.
+
+    Raises:
+        ValueError: an answer to a question that is not annotated, two answers to one, or, unless
+            `allow_missing`, questions without an answer; names them.
+    """
+    texts = texts_by_id(answers, annotations)
+    missing = [key for key in annotations if key not in texts]
+    require_complete(missing, len(annotations), allow_missing=allow_missing)
+    predictions = [(annotations[key], predict(text)) for key, text in texts.items()]
+    scored = [(gold, float(predicted == gold.answer)) for gold, predicted in predictions]
+    return {
+        "benchmark": "gqa",
+        "samples": len(texts),
+        "missing": len(missing),
+        "accuracy": percentage([score for _, score in scored]),
+        "binary": percentage([score for gold, score in scored if gold.structural != "query"]),
+        "open": percentage([score for gold, score in scored if gold.structural == "query"]),
+        "distribution": chi_square(predictions),
+        "by_structural_type": percentages_by_group((gold.structural, s) for gold, s in scored),
+        "by_semantic_type": percentages_by_group((gold.semantic, s) for gold, s in scored),
+        "by_steps": percentages_by_group((gold.steps, s) for gold, s in scored),
+        "by_words": percentages_by_group((gold.words, s) for gold, s in scored),
+        **dict.fromkeys(_NOT_SCORED),
+        "notes": _NOT_SCORED,
+    }
+
+
+def chi_square(predictions: Iterable[tuple[Annotation, str]]) -> float | None:
+    """How far predicted answers are from the annotated ones as a distribution; 0 is best.
+
+    In each group, the sum over annotated answers of (predicted - annotated)^2 / annotated counts;
+    of the groups, the mean weighted by their size; divided by 100. Predicted answers that nobody
+    gave in the group do not enter. None if no question belongs to a group.
+    """
+    annotated: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    predicted: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for gold, prediction in predictions:
+        if gold.group is not None:
+            annotated[gold.group][gold.answer] += 1
+            predicted[gold.group][prediction] += 1
+    weighted = 0.0
+    for group, counts in annotated.items():
+        distance = sum((predicted[group][answer] - n) ** 2 / n for answer, n in counts.items())
+        weighted += distance * counts.total()
+    total = sum(counts.total() for counts in annotated.values())
+    return weighted / total / 100 if total else None
+
+
+def write_predictions(path: Path, answers: Iterable[dict[str, Any]]) -> int:
+    """Write the file that GQA's eval.py reads, [{"questionId", "prediction"}]; how many there are.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: two answers to one question, or an answer without id or text.
+    """
+    texts = texts_by_id(answers)
+    predictions = [{"questionId": key, "prediction": predict(text)} for key, text in texts.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(predictions), encoding="utf-8")
+    return len(predictions)
+
+
+def score(
+    folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
+) -> dict[str, Any]:
+    """`score_answers` with the annotations in the benchmark's folder."""
+    return score_answers(
+        load_annotations(folder / ANNOTATIONS), answers, allow_missing=allow_missing
+    )
+
+
+def _read(entry: dict[str, Any]) -> Annotation:
+    if not isinstance(entry["answer"], str):
+        raise TypeError(f"answer is {entry['answer']!r}")
+    steps = [f"{step['operation']}: {step['argument']}" for step in entry["semantic"]]
+    return Annotation(
+        answer=entry["answer"],
+        structural=entry["types"]["structural"],
+        semantic=entry["types"]["semantic"],
+        steps=sum(not any(part in step for part in _NO_STEP) for step in steps),
+        words=len(entry["question"].split()),
+        group=(entry.get("groups") or {}).get("global"),
+    )
+
+
+BENCHMARK = Benchmark(
+    name="gqa",
+    title="GQA (testdev, balanced)",
+    folder="gqa",
+    images="data/images",
+    metric="accuracy",
+    load_questions=load_questions,
+    score=score,
+)

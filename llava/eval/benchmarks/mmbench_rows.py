@@ -1,0 +1,115 @@
+"""The TSV files of MMBench: what their rows ask, and the questions a run gets of them.
+
+A row has index, question, hint, A to D, answer, category, image (base64), source, l2-category,
+comment and split; some of these are missing in some releases. LLaVA asks the hint, the question and
+the options up to the first empty one, a line each, and then for the letter alone.
+Prompt: haotian-liu/LLaVA, llava/eval/model_vqa_mmbench.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..question_list import Table, TableQuestions, file_digest
+from ..questions import Question
+
+LETTERS = ("A", "B", "C", "D")
+INSTRUCTIONS = {
+    "en": "Answer with the option's letter from the given choices directly.",
+    "cn": "请直接回答选项字母。",
+}
+ROTATION = 1_000_000
+
+# The cells that pandas, with which LLaVA reads the file, takes for empty, except for spellings of
+# "nan" and "none", which LLaVA tests for itself.
+_EMPTY = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "-NaN", "-nan")
+) | {"<NA>", "N/A", "NA", "NULL", "n/a", "null"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row without its image. `text` is the question as LLaVA asks it, without instruction."""
+
+    index: int
+    offset: int
+    text: str
+    answer: str | None
+    category: str | None
+    l2_category: str | None
+
+    @property
+    def base(self) -> int:
+        """Index of the question of which this is a rotation, or which it is."""
+        return self.index % ROTATION
+
+
+def read_questions(
+    path: Path, num_chunks: int = 1, chunk_idx: int = 0, *, instruction: str | None
+) -> TableQuestions:
+    """The questions of a TSV file, one a row, each followed by `instruction`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, an index twice, a wrong chunk; names the row.
+    """
+    table = Table(path)
+    rows = read_rows(table)
+    questions = [
+        Question(
+            position,
+            row.index,
+            row.text if instruction is None else f"{row.text}\n{instruction}",
+            f"the image of index {row.index} in {path.name}",
+        )
+        for position, row in enumerate(rows)
+    ]
+    offsets = [row.offset for row in rows]
+    digest = file_digest(path, instruction)
+    return TableQuestions(table, digest, questions, offsets, num_chunks, chunk_idx)
+
+
+def read_rows(table: Table) -> list[Row]:
+    """Every row of the table, in order, without the images."""
+    if absent := {"index", "question", "A", "B", "image"} - set(table.columns):
+        raise ValueError(
+            f"{table.path}: no column {', '.join(sorted(absent))}, only {table.columns}. Expected "
+            f"a TSV like mmbench_dev_20230712.tsv."
+        )
+    rows: dict[int, Row] = {}
+    for offset, cells in table:
+        row = _row(cells, offset, table.path)
+        if row.index in rows:
+            raise ValueError(f"{table.path}: two rows with index {row.index}.")
+        rows[row.index] = row
+    return list(rows.values())
+
+
+def _row(cells: dict[str, str], offset: int, path: Path) -> Row:
+    index, question = cells["index"], cells["question"]
+    if not re.fullmatch("[0-9]+", index) or not question.strip() or not cells["image"]:
+        raise ValueError(
+            f"{path}, row at byte {offset}: expected a whole number as index, a question and an "
+            f"image, got index {index[:40]!r}, question {question[:80]!r} and "
+            f"{len(cells['image'])} characters of image."
+        )
+    hint = cells.get("hint", "")
+    lines = [question] if _is_empty(hint) else [hint, question]
+    for letter in LETTERS:
+        if _is_empty(option := cells.get(letter, "")):
+            break
+        lines.append(f"{letter}. {option}")
+    return Row(
+        int(index),
+        offset,
+        "\n".join(lines),
+        answer=cells.get("answer") or None,
+        category=cells.get("category") or None,
+        l2_category=cells.get("l2-category") or None,
+    )
+
+
+def _is_empty(cell: str) -> bool:
+    return cell in _EMPTY or cell.lower() in ("nan", "none")

@@ -1,0 +1,185 @@
+"""MM-Vet: its questions, the file that its grader takes, and the score from the grader's file.
+
+Questions: `llava-mm-vet.jsonl`, free ones without any instruction. Answers are free text, and
+MM-Vet has GPT-4 grade each against a reference, from 0.0 to 1.0 in tenths; no rule replaces that.
+`write_submission` gives its evaluator what to grade, `{"v1_<id>": text}`. What the evaluator
+writes, `<model>_<grader>-grade-<n>runs.json`, is read back: `{"v1_<id>": {"model", "content",
+"score"}}`, each a list with an entry for every time the answer was graded. `mm-vet.json` names the
+capabilities (rec, ocr, know, gen, spat, math) that a question needs.
+
+The total is the mean grade in percent, the mean of the gradings; LLaVA-1.5-7B is published at 31.1.
+Rules: yuweihao/MM-Vet, mm-vet_evaluator.py; haotian-liu/LLaVA, scripts/convert_mmvet_for_eval.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any, NoReturn
+
+from ..questions import QuestionFile
+from ..scoring import percentages_by_group, texts_by_id
+from .base import Benchmark, require_complete
+
+NAME = "mmvet"
+QUESTIONS = "llava-mm-vet.jsonl"
+GRADING = (
+    "MM-Vet is graded by GPT-4, not here. scripts/convert_mmvet_for_eval.py --src ANSWERS.jsonl "
+    "--dst RESULTS.json writes what its evaluator takes (mm-vet_evaluator of yuweihao/MM-Vet); "
+    "python -m llava.eval.eval_mmvet --annotation-file mm-vet.json --grade-file GRADES.json reads "
+    "what the evaluator then writes."
+)
+
+
+def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
+    """The questions, or one chunk of them.
+
+    Raises:
+        FileNotFoundError: no question file; says where it comes from.
+        ValueError: a malformed file, a wrong chunk.
+    """
+    return QuestionFile(_existing(folder / QUESTIONS), num_chunks, chunk_idx)
+
+
+def write_submission(
+    path: Path, answers: Iterable[dict[str, Any]], question_file: Path | None = None
+) -> int:
+    """Write the file for MM-Vet's evaluator, {"v1_<id>": text}; how many answers there are.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: no answer at all, two to one question, or, given the question file, an answer to
+            none of its questions or a question without an answer.
+    """
+    asked: list[str] | None = None
+    if question_file is not None:
+        file = QuestionFile(_existing(question_file))
+        asked = [str(file[position].question_id) for position in range(len(file))]
+    texts = texts_by_id(answers, asked)
+    if not texts:
+        raise ValueError("there are no answers to grade.")
+    if asked is not None:
+        missing = [key for key in asked if key not in texts]
+        require_complete(missing, len(asked), allow_missing=False)
+    results = {f"v1_{key}": text for key, text in texts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2), encoding="utf-8")
+    return len(results)
+
+
+def load_capabilities(path: Path) -> dict[str, tuple[str, ...]]:
+    """The capabilities that each question of `mm-vet.json` needs, sorted, by its id `v1_<id>`.
+
+    Raises:
+        FileNotFoundError: no such file; says where it comes from.
+        ValueError: not MM-Vet's file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: mm-vet.json is in mm-vet.zip of MM-Vet.")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        result = {key: tuple(sorted(set(e["capability"]))) for key, e in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not MM-Vet's mm-vet.json ({error!r}): expected a JSON object of question "
+            f"ids like v1_0, each with a list `capability`."
+        ) from None
+    if not result or not all(result.values()):
+        raise ValueError(f"{path} has no questions, or one without a capability.")
+    return result
+
+
+def load_grades(path: Path) -> dict[str, list[float]]:
+    """The grades in [0, 1] of each answer, one for every time it was graded.
+
+    Raises:
+        FileNotFoundError: no such file; says what writes it.
+        ValueError: not a grade file, a grade outside 0 to 1, or answers graded more often than
+            others.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Grade file {path} not found. {GRADING}")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        grades = {key: [float(grade) for grade in e["score"]] for key, e in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a grade file of MM-Vet ({error!r}): expected a JSON object of question "
+            f'ids like v1_0, each with "score", a list of grades. {GRADING}'
+        ) from None
+    if not grades:
+        raise ValueError(f"{path} has no grades.")
+    runs = len(next(iter(grades.values())))
+    for key, found in grades.items():
+        if len(found) != runs or not runs:
+            raise ValueError(
+                f"{path}: {key} was graded {len(found)} times, other answers {runs} times. Let "
+                f"MM-Vet's evaluator finish."
+            )
+        if not all(0 <= grade <= 1 for grade in found):
+            raise ValueError(f"{path}: grades from 0 to 1 were expected of {key}, got {found}.")
+    return grades
+
+
+def score_grades(
+    capabilities: Mapping[str, tuple[str, ...]],
+    grades: Mapping[str, Sequence[float]],
+    *,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Mean grades, in percent.
+
+    Returns:
+        benchmark, samples (answers with grades), missing, gradings (how often each was graded),
+        total (the mean of the gradings' totals), deviation (their standard deviation),
+        by_capability and by_capabilities (exactly these together), each with accuracy and samples.
+
+    Raises:
+        ValueError: grades of no question, or, unless `allow_missing`, a question without grades.
+    """
+    if unknown := [key for key in grades if key not in capabilities]:
+        raise ValueError(f"grades of {unknown[0]}, which mm-vet.json does not have.")
+    missing = [key for key in capabilities if key not in grades]
+    require_complete(missing, len(capabilities), allow_missing=allow_missing)
+    totals = [100 * fmean(grading) for grading in zip(*grades.values())]
+    means = [(capabilities[key], fmean(found)) for key, found in grades.items()]
+    return {
+        "benchmark": NAME,
+        "samples": len(grades),
+        "missing": len(missing),
+        "gradings": len(totals),
+        "total": fmean(totals),
+        "deviation": pstdev(totals),
+        "by_capability": percentages_by_group((one, mean) for all_, mean in means for one in all_),
+        "by_capabilities": percentages_by_group(("_".join(all_), mean) for all_, mean in means),
+    }
+
+
+def score(
+    folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
+) -> NoReturn:
+    """Raises ValueError: there is no score of answers without the grader; says what to do."""
+    raise ValueError(GRADING)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Question file {path} not found: llava-mm-vet.jsonl is in mm-vet/ of LLaVA's eval.zip."
+        )
+    return path
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title="MM-Vet",
+    folder="mm-vet",
+    images="images",
+    metric="total",
+    load_questions=load_questions,
+    score=score,
+    max_new_tokens=1024,
+    scored_here=False,
+)

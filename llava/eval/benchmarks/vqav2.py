@@ -1,0 +1,219 @@
+"""VQAv2: accuracy on val2014, and the file that the server of test-dev and test takes.
+
+Annotations: `v2_mscoco_val2014_annotations.json`, `annotations[]` with `question_id`,
+`question_type`, `answer_type` and ten `answers[].answer`. LLaVA has questions of test-dev only;
+those of val2014 are in a file of the same form.
+
+A score is what the server gives the file that LLaVA uploads, so an answer goes through two steps:
+1. LLaVA's conversion, `llava.eval.answer_normaliser.normalise`.
+2. The official evaluation. Where the ten references differ, they and the answer lose punctuation,
+   articles, number words and missing apostrophes; where all ten are the same, nothing more happens
+   to either, and the answer must equal the reference as it is written.
+The first step separates "'s" and joins what commas separate, the second does neither to the
+references: "men's" and "red,white" can therefore not match themselves, on the server as here.
+The accuracy of an answer is the mean of min(1, matches / 3) over the ten ways to leave one
+reference out.
+Rules: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py; haotian-liu/LLaVA,
+scripts/convert_vqav2_for_submission.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..answer_normaliser import REFERENCES, normalise, normalise_official
+from ..questions import QuestionFile, parse_question
+from ..scoring import percentage, percentages_by_group, texts_by_id
+from .base import Benchmark, require_complete
+
+QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
+ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The ten reference answers to a question, written as they are, and its types."""
+
+    references: tuple[str, ...]
+    answer_type: str
+    question_type: str
+
+
+def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
+    """The questions of val2014, or one chunk of them.
+
+    Raises:
+        FileNotFoundError: no question file; says what goes into it.
+        ValueError: a malformed file, a wrong chunk.
+    """
+    path = folder / QUESTIONS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} not found. LLaVA does not have it; scripts/write_val_questions.py makes it of "
+            f"v2_OpenEnded_mscoco_val2014_questions.json (visualqa.org)."
+        )
+    return QuestionFile(path, num_chunks, chunk_idx)
+
+
+def load_annotations(path: Path) -> dict[str, Annotation]:
+    """The annotations by question id.
+
+    Raises:
+        FileNotFoundError: no such file; says where it comes from.
+        ValueError: not VQA annotations with ten answers each, or a question is there twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Annotation file {path} not found: v2_mscoco_val2014_annotations.json comes from "
+            f"visualqa.org."
+        )
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+        keyed = [(str(entry["question_id"]), _read(entry)) for entry in entries]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a VQA annotation file ({error!r}): expected JSON with a list "
+            f"`annotations` of question_id, question_type, answer_type and answers, like "
+            f"v2_mscoco_val2014_annotations.json (the file of the questions has no answers)."
+        ) from None
+    annotations: dict[str, Annotation] = {}
+    for key, annotation in keyed:
+        if key in annotations:
+            raise ValueError(f"{path}: two entries for question {key}.")
+        if len(annotation.references) != REFERENCES:
+            raise ValueError(f"{path}: expected {REFERENCES} answers to question {key}.")
+        annotations[key] = annotation
+    return annotations
+
+
+def accuracy(text: str, references: Sequence[str]) -> float:
+    """Accuracy in [0, 1] of what the model answered, by the two steps above."""
+    answer = normalise(text)
+    if len(set(references)) > 1:
+        answer = normalise_official(answer)
+        references = [normalise_official(reference) for reference in references]
+    equal = references.count(answer)
+    left_out = [min(1, (equal - (reference == answer)) / 3) for reference in references]
+    return sum(left_out) / len(left_out)
+
+
+def score_answers(
+    annotations: dict[str, Annotation],
+    answers: Iterable[dict[str, Any]],
+    *,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Mean accuracy, in percent, of answers in LLaVA's schema.
+
+    Returns:
+        benchmark, samples (answers scored), missing (questions without an answer, which do not
+        count), accuracy (None if there is nothing to score), by_answer_type (yes/no, number,
+        other) and by_question_type, each group with accuracy and samples.
+
+    Raises:
+        ValueError: an answer to a question that is not annotated, two answers to one, or, unless
+            `allow_missing`, questions without an answer; names them.
+    """
+    texts = texts_by_id(answers, annotations)
+    missing = [key for key in annotations if key not in texts]
+    require_complete(missing, len(annotations), allow_missing=allow_missing)
+    gold = [annotations[key] for key in texts]
+    scores = [accuracy(text, entry.references) for text, entry in zip(texts.values(), gold)]
+    return {
+        "benchmark": "vqav2",
+        "samples": len(texts),
+        "missing": len(missing),
+        "accuracy": percentage(scores),
+        "by_answer_type": percentages_by_group(zip((g.answer_type for g in gold), scores)),
+        "by_question_type": percentages_by_group(zip((g.question_type for g in gold), scores)),
+    }
+
+
+def write_submission(
+    path: Path,
+    answers: Iterable[dict[str, Any]],
+    test_file: Path,
+    *,
+    asked_file: Path | None = None,
+    allow_missing: bool = False,
+) -> dict[str, int]:
+    """Write the file for the test server, [{"question_id", "answer"}].
+
+    The server wants every question of `test_file` (LLaVA's llava_vqav2_mscoco_test2015.jsonl),
+    whichever split it scores; those without an answer get an empty one. `asked_file` is the
+    question file that was answered, say test-dev: none of its questions may then lack an answer.
+
+    Returns:
+        questions (in the file written), answered and unanswered.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: an answer to a question that is not in `test_file`, two answers to one, no
+            answer at all, or, unless `allow_missing`, questions of `asked_file` without an answer.
+    """
+    ids = {str(question_id): question_id for question_id in _question_ids(test_file)}
+    texts = texts_by_id(answers, ids)
+    if not texts:
+        raise ValueError("there are no answers to submit.")
+    if asked_file is not None:
+        asked = [str(question_id) for question_id in _question_ids(asked_file)]
+        missing = [key for key in asked if key not in texts]
+        require_complete(missing, len(asked), allow_missing=allow_missing)
+    results = [
+        {"question_id": question_id, "answer": normalise(texts[key]) if key in texts else ""}
+        for key, question_id in ids.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results), encoding="utf-8")
+    return {
+        "questions": len(results),
+        "answered": len(texts),
+        "unanswered": len(results) - len(texts),
+    }
+
+
+def score(
+    folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
+) -> dict[str, Any]:
+    """`score_answers` with the annotations in the benchmark's folder."""
+    return score_answers(
+        load_annotations(folder / ANNOTATIONS), answers, allow_missing=allow_missing
+    )
+
+
+def _read(entry: dict[str, Any]) -> Annotation:
+    references = tuple(_strip(reference["answer"]) for reference in entry["answers"])
+    return Annotation(references, entry["answer_type"], entry["question_type"])
+
+
+def _question_ids(path: Path) -> list[str | int]:
+    """The ids in a question file, in its order."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Question file {path} not found: it is in vqav2/ of LLaVA's eval.zip."
+        )
+    with path.open("rb") as file:
+        lines = ((index, line) for index, line in enumerate(file) if line.strip())
+        ids = [parse_question(line, index, path).question_id for index, line in lines]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{path}: question ids repeat, and the server takes one answer to each.")
+    return ids
+
+
+def _strip(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+BENCHMARK = Benchmark(
+    name="vqav2",
+    title="VQAv2 (val2014)",
+    folder="vqav2",
+    images="val2014",
+    metric="accuracy",
+    load_questions=load_questions,
+    score=score,
+)

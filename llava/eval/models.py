@@ -1,0 +1,112 @@
+"""The model that answers, as the settings of a run name it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from llava.constants import IMAGE_TOKEN_INDEX
+
+from .settings import RunSettings
+
+#: Tokenizer, model and image processor of these settings.
+LoadModel = Callable[[RunSettings], tuple[Any, Any, Any]]
+
+
+def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
+    """Tokenizer, model and image processor of these settings.
+
+    Raises:
+        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
+    """
+    from llava.model.builder import load_pretrained_model
+
+    if settings.device is not None:
+        try:
+            torch.empty(0, device=settings.device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--device {settings.device} cannot be used here: {reason}") from None
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        settings.model_path,
+        settings.model_base,
+        vision_tower=settings.vision_tower,
+        dtype=settings.dtype,
+        device=settings.device,
+        attn_implementation=settings.attn_implementation,
+        load_8bit=settings.load_8bit,
+        load_4bit=settings.load_4bit,
+    )
+    return tokenizer, model, image_processor
+
+
+class ModelOnce:
+    """Loads the model at the first call and hands out the same one afterwards.
+
+    Where the settings ask for a feature cache, the model gets one, which then outlives the runs,
+    and has answered once before the first run does.
+    Raises what `load_model` raises, and ValueError for settings of another model.
+    """
+
+    def __init__(self, load: LoadModel = load_model) -> None:
+        self._load = load
+        self._loaded: tuple[Any, Any, Any] | None = None
+        self._asked: dict[str, Any] = {}
+
+    def __call__(self, settings: RunSettings) -> tuple[Any, Any, Any]:
+        asked = {name: getattr(settings, name) for name in _OF_THE_MODEL}
+        if self._loaded is None:
+            self._loaded = self._load(settings)
+            self._asked = asked
+            if settings.feature_cache_gb is not None:
+                # Imported here because it brings the model's code, thus transformers.
+                from .feature_cache import install
+
+                _warm_up(self._loaded[1])
+                install(self._loaded[1], settings.feature_cache_gb)
+        if asked != self._asked:
+            raise ValueError(f"the model was loaded for {self._asked}, but {asked} is asked for.")
+        return self._loaded
+
+    @property
+    def features_dropped(self) -> int:
+        """How many images the feature cache had no room for, 0 without one."""
+        if self._loaded is None or self._asked["feature_cache_gb"] is None:
+            return 0
+        return getattr(self._loaded[1].get_vision_tower(), "dropped", 0)
+
+
+def decoder_layers(model_path: str) -> int:
+    """How many layers the decoder of a checkpoint has, from its config.json.
+
+    Raises:
+        ValueError, OSError: no LLaVA checkpoint; says which.
+    """
+    from llava.model.reading import detect_format, from_hf, resolve
+    from llava.model.weights import read_json
+
+    folder = resolve(model_path)
+    config = read_json(folder / "config.json")
+    if detect_format(config, str(folder)) == "llava-hf":
+        config = from_hf(config, folder)
+    return int(config["num_hidden_layers"])
+
+
+def _warm_up(model: Any) -> None:
+    """Answer once for nothing: what only the first prefill of a process pays is no run's cost."""
+    tower = model.get_vision_tower()
+    if tower is None:
+        return
+    side = tower.config.image_size
+    ids = torch.tensor([[1, IMAGE_TOKEN_INDEX, *[1] * _WARM_UP_TEXT]], device=model.device)
+    blank = torch.zeros(1, 3, side, side, device=model.device, dtype=model.dtype)
+    model.generate(ids, images=blank, max_new_tokens=2, do_sample=False)
+
+
+_WARM_UP_TEXT = 60  # tokens, about a question's
+_OF_THE_MODEL = (
+    *("model_path", "model_base", "vision_tower", "device", "dtype", "attn_implementation"),
+    *("load_8bit", "load_4bit", "feature_cache_gb"),
+)

@@ -1,0 +1,122 @@
+"""The runs of a comparison, written as METHOD[:BUDGET[,BUDGET...]][@FIELD=VALUE,...].
+
+`autoprune:192,64` is two runs, of 192 and of 64 tokens. What stands behind @ is a preset or any
+field of the method's settings: `random:64@seed=1`, `autoprune:64@budget_mode=strict,preset=paper`,
+`autoprune@target_flops=0.25`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+from llava.pruning import METHODS, Pruner, build
+from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
+
+_SPEC = re.compile(r"(?P<method>[\w-]+)(:(?P<budgets>[^@]*))?(@(?P<fields>.*))?")
+_VALUE = re.compile(r"[\w.+-]+")  # what a file may be called anywhere
+_BUDGET = "target_token_num"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run and its name, which is also that of its files: `autoprune-64@budget_mode=strict`."""
+
+    name: str
+    pruner: Pruner
+
+
+def parse_runs(
+    specs: Sequence[str], flags: Mapping[str, float | None] | None = None
+) -> list[PlannedRun]:
+    """The runs in their order.
+
+    `flags` are settings for every method that has them, such as x0; what a run says itself wins.
+
+    Raises:
+        ValueError: not of this form, no such method, field or value, or the same run twice.
+    """
+    runs: dict[str, PlannedRun] = {}
+    for spec in specs:
+        try:
+            found = _parse(spec, flags or {})
+        except ValueError as error:
+            raise ValueError(f"run {spec!r}: {error}") from None
+        for run in found:
+            if run.name in runs:
+                raise ValueError(f"run {spec!r}: {run.name} is there twice")
+            runs[run.name] = run
+    return list(runs.values())
+
+
+def scale_x0(
+    runs: Sequence[PlannedRun], given_for: int, layers: int
+) -> tuple[list[PlannedRun], list[str]]:
+    """The runs with each x0, a depth in layers of a decoder of `given_for`, in those of `layers`.
+
+    Returns the runs, and a sentence for each different x0.
+    """
+    scaled, said = [], {}
+    for run in runs:
+        x0 = getattr(run.pruner, "x0", None)
+        if x0 is not None:
+            # Six decimals, as scripts/eval_common.sh has it: the two must give the same settings.
+            here = round(x0 * layers / given_for, 6)
+            said[x0] = f"x0 {x0:g} is for {given_for} layers; this decoder has {layers}: {here:g}"
+            run = replace(run, pruner=replace(run.pruner, x0=here))
+        scaled.append(run)
+    return scaled, list(said.values())
+
+
+def _parse(spec: str, flags: Mapping[str, float | None]) -> list[PlannedRun]:
+    parts = _SPEC.fullmatch(spec)
+    if parts is None:
+        raise ValueError("expected METHOD[:BUDGET[,BUDGET...]][@FIELD=VALUE,...]")
+    method = parts["method"]
+    if method not in METHODS:
+        build(method)  # raises, with the nearest name
+    own: dict[str, str] = {}
+    for item in (parts["fields"] or "").split(",") if parts["fields"] is not None else []:
+        name, separator, value = item.partition("=")
+        if not separator or not _VALUE.fullmatch(value):
+            raise ValueError(f"expected FIELD=VALUE behind @, a comma between two, got {item!r}")
+        if name in own:
+            raise ValueError(f"{name} is there twice")
+        own[name] = value
+    budgets: list[float | None] = [None]
+    if parts["budgets"] is not None:
+        if _BUDGET not in {field.name for field in fields(METHODS[method])}:
+            raise ValueError(f"method {method} takes no budget")
+        if both := own.keys() & {_BUDGET, "target_flops", "target_kv"}:
+            raise ValueError(f"give the budget or {both.pop()}, not both")
+        budgets = [_number(text) for text in parts["budgets"].split(",")]
+    return [
+        PlannedRun(_name(method, budget, own), _pruner(method, budget, own, flags))
+        for budget in budgets
+    ]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"a budget must be a number of tokens, got {text!r}") from None
+
+
+def _name(method: str, budget: float | None, own: Mapping[str, str]) -> str:
+    settings = ",".join(f"{name}={own[name]}" for name in sorted(own))
+    return method + (f"-{budget:g}" if budget is not None else "") + (settings and f"@{settings}")
+
+
+def _pruner(
+    method: str, budget: float | None, own: Mapping[str, str], flags: Mapping[str, float | None]
+) -> Pruner:
+    parser = argparse.ArgumentParser()
+    add_pruning_arguments(parser)
+    args = parser.parse_args([])
+    given = {**flags, "method": method, _BUDGET: budget, "preset": own.get("preset")}
+    vars(args).update(given)
+    args.set = [f"{name}={value}" for name, value in own.items() if name != "preset"]
+    return pruner_from_args(args)

@@ -1,0 +1,179 @@
+"""Questions that do not come from JSON lines: held in memory, images in a folder or in a table.
+
+ScienceQA's file is one JSON array, MMBench's a tab-separated table with the images inside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .questions import Question, chunk_bounds, open_in_folder
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_BLOCK = 1 << 20  # bytes read at a time for a digest
+_LARGEST_CELL = 2**31 - 1
+
+
+class QuestionList:
+    """Checked questions, or one contiguous chunk of them: `len`, and `list[i]` to a Question.
+
+    `questions` are those of the whole file, by ascending index. `total` is how many these are.
+
+    Raises:
+        ValueError: no question at all, or a wrong chunk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sha256: str,
+        questions: Sequence[Question],
+        num_chunks: int = 1,
+        chunk_idx: int = 0,
+    ) -> None:
+        if not questions:
+            raise ValueError(f"{path} holds no question.")
+        self.path = path
+        self.sha256 = sha256
+        self.total = len(questions)
+        start, stop = chunk_bounds(self.total, num_chunks, chunk_idx)
+        self._questions = list(questions[start:stop])
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __getitem__(self, position: int) -> Question:
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        return self._questions[position]
+
+    def position(self, index: int) -> int | None:
+        """Position in this chunk of the question with this index, None if it is elsewhere."""
+        position = bisect_left(self._questions, index, key=lambda question: question.index)
+        found = position < len(self) and self._questions[position].index == index
+        return position if found else None
+
+    def open_image(self, question: Question, folder: Path) -> Image.Image:
+        """The RGB image at `folder` / question.image; raises what `load_image` raises."""
+        return open_in_folder(question, folder)
+
+
+class Table:
+    """A tab-separated UTF-8 file with a header, whose cells may be quoted and very long.
+
+    Iterating gives (byte offset, cells by column) for each row; `row` reads one again by its
+    offset, so that images need not be kept in memory. Blank lines are skipped.
+
+    Attributes: `path`, `columns`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not UTF-8, no header, a column twice, or a row of another width; names the line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"Question file {path} not found: expected a TSV file.")
+        self.path = path
+        header = next(self._read(0), None)
+        if header is None:
+            raise ValueError(f"{path} is empty: expected a TSV file with a header.")
+        self.columns = [name.removeprefix("\ufeff") for name in header[1]]
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"{path}: a column is there twice in the header {self.columns}.")
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
+        rows = self._read(0)
+        next(rows)
+        for offset, cells in rows:
+            yield offset, self._by_column(cells, offset)
+
+    def row(self, offset: int) -> dict[str, str]:
+        """The row that starts at this byte of the file."""
+        _, cells = next(self._read(offset), (offset, []))
+        return self._by_column(cells, offset)
+
+    def _read(self, start: int) -> Iterator[tuple[int, list[str]]]:
+        # The limit of the module, 128 KiB a cell, is less than an image takes.
+        csv.field_size_limit(_LARGEST_CELL)
+        with self.path.open("rb") as file:
+            file.seek(start)
+            reader = csv.reader((line.decode("utf-8") for line in file), delimiter="\t")
+            while True:
+                # The reader takes only the lines it needs, so this is where its next row starts.
+                offset = file.tell()
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    return
+                except (csv.Error, UnicodeDecodeError) as error:
+                    raise ValueError(
+                        f"{self.path}, row at byte {offset}: not a UTF-8 TSV ({error})."
+                    ) from None
+                if cells:
+                    yield offset, cells
+
+    def _by_column(self, cells: list[str], offset: int) -> dict[str, str]:
+        if len(cells) != len(self.columns):
+            raise ValueError(
+                f"{self.path}, row at byte {offset}: {len(cells)} cells, but the header has "
+                f"{len(self.columns)}. The file may be cut off: fetch it again."
+            )
+        return dict(zip(self.columns, cells))
+
+
+class TableQuestions(QuestionList):
+    """Questions whose images are base64 cells of a table's column `image`.
+
+    `offsets` are the byte offsets of the table's rows, one for every question of the whole file.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        sha256: str,
+        questions: Sequence[Question],
+        offsets: Iterable[int],
+        num_chunks: int = 1,
+        chunk_idx: int = 0,
+    ) -> None:
+        super().__init__(table.path, sha256, questions, num_chunks, chunk_idx)
+        start, stop = chunk_bounds(self.total, num_chunks, chunk_idx)
+        self._table = table
+        self._offsets = array("Q", offsets)[start:stop]
+
+    def open_image(self, question: Question, folder: Path) -> Image.Image:
+        """The RGB image in the question's own row; `folder` does not matter."""
+        from PIL import Image
+
+        position = self.position(question.index)
+        if position is None:
+            raise ValueError(f"{question} is not in this part of {self.path}.")
+        cell = self._table.row(self._offsets[position])["image"]
+        try:
+            with Image.open(io.BytesIO(base64.b64decode(cell))) as image:
+                # Opening reads the header only; converting decodes, so damaged data shows up here.
+                return image.convert("RGB")
+        # Pillow's decoders raise SyntaxError, ValueError, EOFError, struct.error... on damaged data
+        except Exception as error:
+            raise OSError(f"cannot read {question.image}: {error}") from error
+
+
+def file_digest(path: Path, instruction: str | None = None) -> str:
+    """SHA-256 of a question file and of what the program appends to each of its questions."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    digest.update((instruction or "").encode())
+    return digest.hexdigest()

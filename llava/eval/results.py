@@ -1,0 +1,145 @@
+"""One finished run as a comparison needs it: its benchmark, its score and its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .benchmarks.base import Benchmark
+from .linefile import read_lines
+from .record import COMPLETE, RECORD, read_record
+
+# How many answers or questions a metric is a mean of, where it is not every answer.
+_COUNTED_BY = {"img_accuracy": "img_samples", "circular": "questions"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's record and its score on its benchmark."""
+
+    answers_file: Path
+    benchmark: Benchmark
+    record: Mapping[str, Any]
+    score: Mapping[str, Any]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.record["settings"]
+
+    @property
+    def pruner(self) -> dict[str, Any]:
+        return dict(self.settings["pruner"])
+
+    @property
+    def answered(self) -> int:
+        return self.record["counts"]["answered"]
+
+    @property
+    def raw(self) -> float | None:
+        """The headline number as the benchmark has it."""
+        return self.score[self.benchmark.metric]
+
+    @property
+    def best(self) -> float:
+        """What `raw` is for a perfect model."""
+        return self.score.get("best", self.benchmark.best)
+
+    @property
+    def percent(self) -> float | None:
+        """The headline number in percent of the best."""
+        return None if self.raw is None else 100 * self.raw / self.best
+
+    @property
+    def counted(self) -> int:
+        """How many questions the headline number is made of."""
+        return self.score[_COUNTED_BY.get(self.benchmark.metric, "samples")]
+
+
+def read_result(answers_file: Path, data: Path, benchmarks: Mapping[str, Benchmark]) -> Result:
+    """Score a finished run against the benchmarks' folders in `data`.
+
+    Raises:
+        FileNotFoundError, ValueError: the run has no record or is not complete, its benchmark
+            cannot be told, and what the scorer raises.
+    """
+    record = read_record(answers_file)
+    if absent := {"counts", "tokens", "flops", "kv_bytes", "seconds"} - record.keys():
+        raise ValueError(f"the record of {answers_file} is not that of a run: no {sorted(absent)}")
+    if record.get("status") != COMPLETE:
+        raise ValueError(
+            f"{answers_file} is {record.get('status')!r}: run the command that made it again, "
+            "it continues"
+        )
+    benchmark = _benchmark(answers_file, record["settings"], data, benchmarks)
+    answers = [entry for _, _, entry in read_lines(answers_file)]
+    part = record["settings"].get("limit") is not None
+    try:
+        score = benchmark.score(data / benchmark.folder, answers, allow_missing=part)
+    except ValueError as error:
+        raise ValueError(f"{answers_file}: {error}") from None
+    return Result(answers_file, benchmark, record, score)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The answers files with a run record in a folder, of all benchmarks, in natural order.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [
+        path.with_name(path.name.removesuffix(RECORD) + ".jsonl")
+        for path in folder.rglob(f"*{RECORD}")
+    ]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no runs: expected <benchmark>/<run>{RECORD} in it")
+    return sorted(found)
+
+
+def require_comparable(results: Sequence[Result]) -> None:
+    """Raise a ValueError unless nothing but the pruning and the benchmark tells the runs apart."""
+    for name in (
+        *("model_path", "model_base", "vision_tower", "load_4bit", "load_8bit", "dtype"),
+        *("conv_mode", "visual_token_num", "temperature", "top_p", "num_beams"),
+    ):
+        _require_same(results, name)
+    by_benchmark: dict[str, list[Result]] = {}
+    for result in results:
+        by_benchmark.setdefault(result.benchmark.name, []).append(result)
+    for same in by_benchmark.values():
+        for name in ("limit", "max_new_tokens", "question_sha256"):
+            _require_same(same, name)
+
+
+def _require_same(results: Iterable[Result], name: str) -> None:
+    first: dict[str, Result] = {}
+    for result in results:
+        first.setdefault(json.dumps(result.settings.get(name)), result)
+    if len(first) > 1:
+        shown = "; ".join(f"{value} in {result.answers_file}" for value, result in first.items())
+        raise ValueError(f"these runs cannot stand in one table, their {name} differs: {shown}")
+
+
+def _benchmark(
+    answers_file: Path,
+    settings: Mapping[str, Any],
+    data: Path,
+    benchmarks: Mapping[str, Benchmark],
+) -> Benchmark:
+    """The one that the folder of the answers is named after, or that has the question file."""
+    if answers_file.parent.name in benchmarks:
+        return benchmarks[answers_file.parent.name]
+    asked = Path(settings["question_file"])
+    for benchmark in benchmarks.values():
+        if benchmark.folder == asked.parent.name:
+            try:
+                if benchmark.load_questions(data / benchmark.folder).path.name == asked.name:
+                    return benchmark
+            except FileNotFoundError:  # of another variant of the benchmark
+                continue
+    raise ValueError(
+        f"{answers_file} answers {asked}, which is no benchmark's question file in {data}. "
+        f"Expected one of {', '.join(benchmarks)}, or answers in a folder of such a name."
+    )

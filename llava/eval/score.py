@@ -1,0 +1,88 @@
+"""Scores the answers of any benchmark again, without a model.
+
+    python -m llava.eval.score --benchmark NAME --data FOLDER ANSWERS.jsonl [--allow-missing]
+
+FOLDER holds the benchmark's official files (playground/data/eval/<folder>). Prints the headline
+metric, out of what a perfect model gets, and the other numbers of the score; rates are in percent.
+The last line on stdout is the whole score as JSON, with the name of its headline as `metric`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .benchmarks import BENCHMARKS, Benchmark
+from .scoring import read_answers
+
+
+def score_file(
+    benchmark: Benchmark, folder: Path, answers_file: Path, *, allow_missing: bool = False
+) -> dict[str, Any]:
+    """The score of an answers file: `result_file`, `metric` and what the benchmark's score has.
+
+    Raises:
+        FileNotFoundError: no such answers file, data folder or file in it.
+        ValueError: what the benchmark's score raises.
+    """
+    answers = read_answers(answers_file)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"Data folder {folder} not found: expected the files of {benchmark.title}, as in "
+            f"playground/data/eval/{benchmark.folder}."
+        )
+    try:
+        result = benchmark.score(folder, answers, allow_missing=allow_missing)
+    except ValueError as error:
+        raise ValueError(f"scoring {answers_file} as {benchmark.title}: {error}") from None
+    return {"result_file": str(answers_file), "metric": benchmark.metric, **result}
+
+
+def describe(benchmark: Benchmark, result: dict[str, Any]) -> list[str]:
+    """The score in lines to read: title, headline, counts and every other single number."""
+    best = result.get("best", benchmark.best)
+    value = result[benchmark.metric]
+    headline = "none" if value is None else f"{value:.2f} of {best:g}"
+    lines = [f"{benchmark.title}: {result['result_file']}", f"{benchmark.metric}: {headline}"]
+    told = {"result_file", "metric", "benchmark", "best", benchmark.metric}
+    for key, entry in result.items():
+        if key in told or not isinstance(entry, (str, int, float)):
+            continue
+        lines.append(f"{key}: {entry:.2f}" if isinstance(entry, float) else f"{key}: {entry}")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if everything was scored, 2 on wrong input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("answers", type=Path, metavar="ANSWERS.jsonl", help="answers to score")
+    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="of the benchmark's files"
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="score what is answered, ignore the rest"
+    )
+    args = parser.parse_args(argv)
+    benchmark = BENCHMARKS[args.benchmark]
+    try:
+        result = score_file(benchmark, args.data, args.answers, allow_missing=args.allow_missing)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(describe(benchmark, result)))
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""What the scorers share: texts by question id, accuracies, and the command line.
+
+Nothing of a benchmark is in here, so that benchmarks and their programs can both import it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+from .linefile import read_lines
+
+Annotations = TypeVar("Annotations")
+
+
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """The answers in a file in LLaVA's schema, one JSON object a line.
+
+    Raises:
+        FileNotFoundError: no such file; says what writes it.
+        ValueError: a line is not a JSON object; names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Answer file {path} not found: llava.eval.model_vqa_loader --answers-file writes it."
+        )
+    return [entry for _, _, entry in read_lines(path)]
+
+
+def texts_by_id(
+    answers: Iterable[dict[str, Any]], known: Container[str] | None = None
+) -> dict[str, str]:
+    """The text of each answer by its question id as a string, in the order of the answers.
+
+    Raises:
+        ValueError: an answer without id or text, to a question that is not in `known`, or the
+            second to a question.
+    """
+    texts: dict[str, str] = {}
+    for answer in answers:
+        question_id, text = answer.get("question_id"), answer.get("text")
+        if not isinstance(question_id, (str, int)) or not isinstance(text, str):
+            raise ValueError(
+                f"expected an answer with question_id (string or integer) and text (string), got "
+                f"{str(answer)[:200]}"
+            )
+        key = str(question_id)
+        if known is not None and key not in known:
+            raise ValueError(
+                f"answer to question {key}, which is not among those to score. Are the answers of "
+                f"the same benchmark and split?"
+            )
+        if key in texts:
+            raise ValueError(f"two answers to question {key}. Remove one of them.")
+        texts[key] = text
+    return texts
+
+
+def percentage(scores: Sequence[float]) -> float | None:
+    """Mean of scores in [0, 1], in percent; None of nothing."""
+    return 100 * fmean(scores) if scores else None
+
+
+def percentages_by_group(scored: Iterable[tuple[Any, float]]) -> dict[str, dict[str, Any]]:
+    """`accuracy` (percent) and `samples` of each group, given pairs (group, score in [0, 1]).
+
+    Groups come in ascending order, numbers as numbers, and are strings, as in JSON.
+    """
+    groups: defaultdict[Any, list[float]] = defaultdict(list)
+    for group, score in scored:
+        groups[group].append(score)
+    return {
+        str(group): {"accuracy": percentage(scores), "samples": len(scores)}
+        for group, scores in sorted(groups.items())
+    }
+
+
+def run_scorer(
+    argv: Sequence[str] | None,
+    *,
+    program: str,
+    description: str | None,
+    load: Callable[[Path], Annotations],
+    score: Callable[..., dict[str, Any]],
+    metrics: Mapping[str, str],
+    variant: str | None = None,
+) -> int:
+    """A scorer's command line; 0 if everything was scored, 2 on wrong input.
+
+    `score(load(annotation_file), answers, allow_missing=...)` is the result. Of it, `samples` and
+    `metrics` (label to key, percentages) are printed, and `variant` (a key) in the title. The last
+    line on stdout is the result as JSON, or `{"results": [...]}` for a folder.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}", description=description, allow_abbrev=False
+    )
+    parser.add_argument("--annotation-file", type=Path, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--result-file", type=Path, help="answers to score")
+    which.add_argument("--result-dir", type=Path, help="score every *.jsonl in this folder")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="score what is answered, ignore the rest"
+    )
+    args = parser.parse_args(argv)
+
+    def score_file(path: Path) -> dict[str, Any]:
+        answers = read_answers(path)
+        try:
+            result = score(annotations, answers, allow_missing=args.allow_missing)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return {"result_file": str(path), **result}
+
+    try:
+        annotations = load(args.annotation_file)
+        files = [args.result_file] if args.result_file else _answer_files(args.result_dir)
+        results = [score_file(path) for path in files]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for result in results:
+        title = Path(result["result_file"]).stem
+        print(f"{title} ({result[variant]})" if variant else title)
+        print(f"Samples: {result['samples']}")
+        for label, key in metrics.items():
+            value = result[key]
+            print(f"{label}: none" if value is None else f"{label}: {value:.2f}%")
+    print(json.dumps(results[0] if args.result_file else {"results": results}))
+    return 0
+
+
+def _answer_files(folder: Path) -> list[Path]:
+    files = sorted(p for p in folder.glob("*.jsonl") if not p.name.endswith(".errors.jsonl"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no answers: expected files *.jsonl in it.")
+    return files

@@ -1,0 +1,202 @@
+"""One run on several processes: who answers what, and how the parts become one answers file.
+
+Each process answers a contiguous chunk of the questions into its own file, with its own record,
+and continues by itself. `accelerate launch` and `torchrun` tell a process its number through the
+environment; a script may start the processes itself with --num-chunks and --chunk-idx and call for
+the merge afterwards. Merging refuses to leave a hole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from .answers import AnswerFile, QuestionSource
+from .linefile import WriteError, read_lines
+from .record import COMPLETE, RunRecord, read_record, sibling
+from .runner import EXIT_STOPPED, EXIT_USAGE, run
+from .settings import RunSettings, differences
+
+_PATIENCE = timedelta(days=30)  # how long the first process waits for the slowest
+_NAMED = 5  # how many questions a message names before it only counts
+
+ReadQuestions = Callable[[argparse.Namespace], QuestionSource]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among `size`: `rank` over all machines, `local_rank` on its own."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def launched() -> Launch | None:
+    """What a launcher of several processes has put into the environment, None without one."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size < 2:
+        return None
+    return Launch(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def shard_file(answers_file: Path, num_chunks: int, chunk_idx: int) -> Path:
+    """Where a process puts its answers: `n_64/4_0.jsonl` for `n_64.jsonl`, as LLaVA names them."""
+    return sibling(answers_file, "") / f"{num_chunks}_{chunk_idx}.jsonl"
+
+
+def shard_settings(settings: RunSettings, num_chunks: int, chunk_idx: int) -> RunSettings:
+    """The settings of one process of a run."""
+    file = shard_file(settings.answers_file, num_chunks, chunk_idx)
+    return replace(settings, num_chunks=num_chunks, chunk_idx=chunk_idx, answers_file=file)
+
+
+def run_launched(
+    launch: Launch, settings: RunSettings, args: argparse.Namespace, read: ReadQuestions
+) -> int:
+    """Answer this process's share, wait for the others, and merge in the first process.
+
+    Raises:
+        ValueError: --num-chunks was given too.
+    """
+    if settings.num_chunks != 1:
+        raise ValueError("a launcher of several processes splits the questions: no --num-chunks")
+    own = shard_settings(settings, launch.size, launch.rank)
+    if own.device is None and torch.cuda.is_available():
+        own = replace(own, device=f"cuda:{launch.local_rank % torch.cuda.device_count()}")
+    chunk = argparse.Namespace(**vars(args))
+    chunk.num_chunks, chunk.chunk_idx = launch.size, launch.rank
+    # gloo on any device: nothing but "I am done" is exchanged
+    distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        code = run(own, lambda: read(chunk))
+        codes = [0] * launch.size
+        distributed.all_gather_object(codes, code)
+    finally:
+        distributed.destroy_process_group()
+    if launch.rank:
+        return code
+    if any(codes):
+        print(f"error: not merged, the processes ended with {codes}.", file=sys.stderr)
+        return next(code for code in codes if code)
+    return merge_chunks(settings, read(args), launch.size)
+
+
+def merge_chunks(settings: RunSettings, questions: QuestionSource, num_chunks: int) -> int:
+    """Merge the files of all processes into `settings.answers_file`; the exit status.
+
+    The last line on stdout is the summary of the merged record.
+    """
+    try:
+        summary = merge(settings, questions, num_chunks)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except WriteError as error:
+        print(f"error: cannot write {error}.", file=sys.stderr)
+        return EXIT_STOPPED
+    print(json.dumps(summary), flush=True)
+    return 0
+
+
+def merge(settings: RunSettings, questions: QuestionSource, num_chunks: int) -> dict[str, Any]:
+    """Put the answers of all chunks into one file, in the order of the questions.
+
+    Args:
+        settings: of the whole run.
+        questions: all of them.
+        num_chunks: how many processes there were.
+
+    Returns:
+        The summary of the merged record.
+
+    Raises:
+        ValueError: a chunk is missing, was made with other settings or from other questions, or
+            questions have no answer; names them. Nothing is written then.
+        WriteError: no space for the merged file.
+    """
+    target = settings.answers_file
+    record = RunRecord(target, settings.to_dict(questions.sha256))
+    shards = [shard_settings(settings, num_chunks, k) for k in range(num_chunks)]
+    records = [_checked_record(shard, questions) for shard in shards]
+    partial = target.with_name(target.name + ".merging")
+    partial.unlink(missing_ok=True)
+    merged, seen = AnswerFile(partial, questions), set[int]()
+    try:
+        for shard in shards:
+            for _, _, answer in read_lines(shard.answers_file):
+                position = questions.position(answer["metadata"]["index"])
+                if position is None or position in seen:
+                    what = "what nobody asked" if position is None else "again"
+                    raise ValueError(f"{shard.answers_file} answers {what}: {str(answer)[:200]}")
+                seen.add(position)
+                merged.append(position, answer)
+        holes = [questions[position] for position in merged.pending()]
+        if holes:
+            shown = "; ".join(map(str, holes[:_NAMED]))
+            rest = f" and {len(holes) - _NAMED} more" if len(holes) > _NAMED else ""
+            raise ValueError(
+                f"not merged: {len(holes)} of {len(questions)} questions have no answer: {shown}"
+                f"{rest}. Run the processes again, they continue."
+            )
+        merged.sync()
+        _write_record(record, settings, questions, merged, records)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        merged.close()
+    # after the record: answers without one would be refused
+    os.replace(partial, target)
+    return record.summary()
+
+
+def _checked_record(shard: RunSettings, questions: QuestionSource) -> dict[str, Any]:
+    if not shard.answers_file.is_file():
+        raise ValueError(
+            f"{shard.answers_file}, chunk {shard.chunk_idx} of {shard.num_chunks}, is not there: "
+            "run its process (again)."
+        )
+    record = read_record(shard.answers_file)
+    if found := differences(record["settings"], shard.to_dict(questions.sha256)):
+        raise ValueError(
+            f"{shard.answers_file} holds answers made with other settings:\n  "
+            + "\n  ".join(found)
+            + "\nMerge with the settings that the processes had."
+        )
+    return record
+
+
+def _write_record(
+    record: RunRecord,
+    settings: RunSettings,
+    questions: QuestionSource,
+    merged: AnswerFile,
+    shards: list[dict[str, Any]],
+) -> None:
+    """Write the record that one process would have written."""
+    answered = next(shard for shard in shards if shard["counts"]["answered"])
+    resolved = replace(settings, dtype=answered["settings"]["dtype"])
+    record.begin(resolved.to_dict(questions.sha256), answered.get("environment"))
+    record.update(
+        COMPLETE,
+        counts={
+            "questions": len(questions),
+            "answered": merged.answered,
+            "failed": 0,
+            "resumed": sum(shard["counts"]["resumed"] for shard in shards),
+        },
+        **merged.totals.to_dict(),
+        peak_memory_bytes=max(shard.get("peak_memory_bytes") or 0 for shard in shards) or None,
+        processes=len(shards),
+    )

@@ -1,0 +1,63 @@
+"""The list of benchmarks, as tables and command lines take it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava.eval.benchmarks import BENCHMARKS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_names_in_the_order_of_the_paper() -> None:
+    assert list(BENCHMARKS) == [
+        *("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "textvqa-noocr"),
+        *("pope", "mme", "mmbench", "mmbench_cn", "mmvet"),
+    ]
+    assert all(name == benchmark.name for name, benchmark in BENCHMARKS.items())
+
+
+def test_folders_and_images_are_those_of_the_official_scripts() -> None:
+    places = {name: (b.folder, b.images) for name, b in BENCHMARKS.items()}
+    assert places == {
+        "vqav2": ("vqav2", "val2014"),
+        "gqa": ("gqa", "data/images"),
+        "vizwiz": ("vizwiz", "val"),
+        "scienceqa": ("scienceqa", "images/test"),
+        "textvqa": ("textvqa", "train_images"),
+        "textvqa-noocr": ("textvqa", "train_images"),
+        "pope": ("pope", "val2014"),
+        "mme": ("MME", "MME_Benchmark_release_version"),
+        "mmbench": ("mmbench", "."),
+        "mmbench_cn": ("mmbench_cn", "."),
+        "mmvet": ("mm-vet", "images"),
+    }
+    assert len({benchmark.title for benchmark in BENCHMARKS.values()}) == len(BENCHMARKS)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=lambda b: b.name)
+def test_an_empty_folder_has_neither_questions_nor_a_score(benchmark, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError):
+        benchmark.load_questions(tmp_path)
+    # Whose answers are graded elsewhere has no score with files either.
+    error = FileNotFoundError if benchmark.scored_here else ValueError
+    with pytest.raises(error):
+        benchmark.score(tmp_path, [], allow_missing=True)
+
+
+def test_only_mm_vet_is_scored_elsewhere() -> None:
+    assert [name for name, b in BENCHMARKS.items() if not b.scored_here] == ["mmvet"]
+
+
+def test_neither_the_list_nor_the_scorer_waits_for_torch() -> None:
+    code = "import llava.eval.score, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "llava.eval.benchmarks.mmbench" in loaded
+    assert not loaded & {"torch", "transformers", "PIL"}
