@@ -59,6 +59,8 @@ class Answerer:
         self._stop_ids = _stop_ids(model, tokenizer)
         cached = settings.feature_cache_gb is not None
         self._features: FeatureCache | None = model.get_vision_tower() if cached else None
+        if self._features is not None and settings.pruner.merges_in_tower:
+            self._features = None  # nothing to keep: its prefill includes the tower
         set_seed(settings.seed)
 
     def __call__(self, batch: list[LoadedQuestion], waited: float) -> list[dict[str, Any]]:
@@ -81,7 +83,8 @@ class Answerer:
         tower = perf_counter()
         if self._features is not None:
             keys = [pixel_key(item.pixels) for item in with_image]
-            self._features.prepare(images, keys)
+            probe = self._settings.pruner.tower_layers(self._features.run_layers)
+            self._features.prepare(images, keys, probe)
             synchronize(self._model.device)
         start = perf_counter()
         with torch.inference_mode():

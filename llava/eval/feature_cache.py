@@ -1,8 +1,9 @@
-"""Each image goes through the vision tower once, however many runs ask about it.
+"""Each image goes through the vision tower once, or once more for a run that looks into new layers.
 
 What the tower gives depends on the pixels alone, pruning comes after it, so features that were kept
 are what the tower would give again. They are kept in the host's memory, where they do not add to
-what a run is measured to need on an accelerator.
+what a run is measured to need on an accelerator. A method that merges inside the tower has nothing
+to keep: its runs encode every image, within their prefill.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower, VisionFeatures
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.pruning.vision import Probe, TowerRun, VisionFeatures
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig
@@ -69,39 +71,67 @@ class FeatureCache(nn.Module):
     def grid(self) -> int:
         return self.tower.grid
 
+    @property
+    def run_layers(self) -> int:
+        return self.tower.run_layers
+
     @torch.inference_mode()
-    def prepare(self, images: Sequence[Tensor], keys: Sequence[bytes]) -> None:
-        """Have the features of these images (3, h, w) ready; `keys` are their `pixel_key`s."""
+    def prepare(
+        self, images: Sequence[Tensor], keys: Sequence[bytes], probe: Sequence[int] = ()
+    ) -> None:
+        """Have the features of these images (3, h, w) ready; `keys` are their `pixel_key`s.
+
+        probe: layers that will be asked for.
+        """
         if not images:
             self._ready = None
             return
         pixels = torch.stack(list(images))
-        unknown = {key: i for i, key in enumerate(keys) if key not in self._kept}
-        found = {key: self._kept[key] for key in keys if key in self._kept}
+        found = {key: kept for key in keys if (kept := self._kept.get(key)) is not None}
+        known = {key: kept for key, kept in found.items() if kept.probes.keys() >= set(probe)}
+        unknown = {key: i for i, key in enumerate(keys) if key not in known}
         if unknown:
-            # Always with the CLS row: another run may ask for it, and patches do not depend on it.
-            fresh = self.tower(pixels[list(unknown.values())], with_cls=True)
+            earlier = {layer for key in unknown if key in found for layer in found[key].probes}
+            fresh = self.tower(pixels[list(unknown.values())], probe=sorted({*probe, *earlier}))
             self.encoded += len(unknown)
             for i, key in enumerate(unknown):
-                found[key] = _on_host(fresh, i)
-                self._keep(key, found[key])
+                known[key] = _on_host(fresh, i)
+                self._keep(key, known[key])
+        rows = [known[key] for key in keys]
+        device = pixels.device
         features = VisionFeatures(
-            torch.stack([found[key].patches for key in keys]).to(pixels.device),
-            torch.stack([found[key].cls for key in keys]).to(pixels.device),
+            torch.cat([row.patches for row in rows]).to(device),
+            torch.cat([row.token for row in rows]).to(device),
+            rows[0].ran,
+            {
+                layer: Probe(
+                    torch.cat([row.probes[layer].query for row in rows]).to(device),
+                    torch.cat([row.probes[layer].keys for row in rows]).to(device),
+                )
+                for layer in probe
+            },
         )
         self._ready = pixels, features
 
-    def forward(self, images: Tensor, with_cls: bool = False) -> VisionFeatures:
+    def forward(self, images: Tensor, probe: Sequence[int] = ()) -> VisionFeatures:
         """What the tower gives for `images` (images, 3, h, w), without it if they are prepared."""
         if self._ready is not None:
             pixels, features = self._ready
             # Comparing costs far less than any mistake about which images these are.
-            if pixels.shape == images.shape and torch.equal(pixels, images):
-                return VisionFeatures(features.patches, features.cls if with_cls else None)
+            known = pixels.shape == images.shape and torch.equal(pixels, images)
+            if known and features.probes.keys() >= set(probe):
+                return features
         self.encoded += len(images)
-        return self.tower(images, with_cls=with_cls)
+        return self.tower(images, probe=probe)
+
+    def merge(self, images: Tensor, run: TowerRun) -> VisionFeatures:
+        """What the tower gives while `run` merges in it; never kept."""
+        self.encoded += len(images)
+        return self.tower.merge(images, run)
 
     def _keep(self, key: bytes, features: VisionFeatures) -> None:
+        if key in self._kept:
+            self._room += _size(self._kept.pop(key))
         self._kept[key] = features
         self._room -= _size(features)
         while self._room < 0:
@@ -112,10 +142,14 @@ class FeatureCache(nn.Module):
 
 def _on_host(features: VisionFeatures, i: int) -> VisionFeatures:
     """The features of one image, as copies that do not keep those of the others alive."""
-    return VisionFeatures(
-        features.patches[i].to("cpu", copy=True), features.cls[i].to("cpu", copy=True)
-    )
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor[i : i + 1].to("cpu", copy=True)
+
+    probes = {layer: Probe(own(p.query), own(p.keys)) for layer, p in features.probes.items()}
+    return VisionFeatures(own(features.patches), own(features.token), features.ran, probes)
 
 
 def _size(features: VisionFeatures) -> int:
-    return features.patches.nbytes + features.cls.nbytes
+    probes = sum(p.query.nbytes + p.keys.nbytes for p in features.probes.values())
+    return features.patches.nbytes + features.token.nbytes + probes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ from transformers import CLIPVisionConfig
 
 from ..constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from ..mm_utils import letterbox_mask
-from ..pruning.base import Pruner
+from ..pruning.base import Dense, Pruner
 from ..pruning.layout import Segment, TokenLayout
+from ..pruning.vision import Reduced, TowerRun
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .multimodal_projector.builder import build_vision_projector
 
@@ -34,9 +36,11 @@ class ImageTokens:
     patch: Tensor
     cls: Tensor | None
     letterbox: Tensor | None
+    whole: int
 
     def segment(self, image: int) -> Segment:
-        return Segment(len(self.embeds), image, self.patch, self.cls, self.letterbox)
+        length = len(self.embeds)
+        return Segment(length, image, self.patch, self.cls, self.letterbox, self.whole)
 
 
 class LlavaMetaModel:
@@ -81,17 +85,20 @@ class LlavaMetaForCausalLM:
         images: Tensor | list[Tensor],
         image_sizes: list[tuple[int, int]] | None = None,
         *,
-        with_cls: bool = False,
+        pruner: Pruner | None = None,
+        groups: Sequence[int] | None = None,
         visual_token_num: int | None = None,
     ) -> list[ImageTokens]:
         """Encode preprocessed images (images, 3, h, w) into the tokens the decoder gets.
 
         image_sizes: (width, height) of the original pictures; for models that pad to a square it
-            tells which patches are padding. with_cls: also the CLS token's attention.
+            tells which patches are padding. pruner: may look into the tower and reduce there.
+        groups: how many images each sample of the batch has; None for one each.
         visual_token_num: keep only that many patches per image, those with the highest CLS
             attention, in order (an upper bound: more than there are changes nothing).
 
-        Raises ValueError when the model has no vision tower or the counts disagree.
+        Raises ValueError when the model has no vision tower, the counts disagree, or a bound meets
+        a method that works on all patches.
         """
         tower = self.get_vision_tower()
         if tower is None:
@@ -101,31 +108,57 @@ class LlavaMetaForCausalLM:
         pixels = torch.stack(list(images)) if isinstance(images, (list, tuple)) else images
         if image_sizes is not None and len(image_sizes) != len(pixels):
             raise ValueError(f"{len(pixels)} images but {len(image_sizes)} image_sizes")
-        bounded = visual_token_num is not None and visual_token_num < tower.grid**2
-        model = self.get_model()
-        pixels = pixels.to(_device(tower.inner.embeddings.patch_embedding))
-        features = tower(pixels, with_cls=with_cls or bounded)
-        embeds = model.mm_projector(features.patches.to(model.embed_tokens.weight.dtype))
+        whole = tower.grid**2
+        bound = whole if visual_token_num is None else min(visual_token_num, whole)
+        groups = [1] * len(pixels) if groups is None else groups
+        reduced, cls = self._reduce(pixels, pruner, groups, bound)
 
-        patches = torch.arange(embeds.shape[1], device=embeds.device)
+        model = self.get_model()
+        weight = model.embed_tokens.weight
         padded = self.config.image_aspect_ratio == "pad" and image_sizes is not None
+        projected = _project_together(model.mm_projector, [r.features for r in reduced], weight)
         result = []
-        for i, image in enumerate(embeds):
-            cls = features.cls[i] if features.cls is not None else None
-            box = letterbox_mask(image_sizes[i], tower.grid).to(image.device) if padded else None
-            keep = patches
-            if bounded:
-                order = cls.argsort(dim=0, descending=True, stable=True)
-                keep = order[:visual_token_num].sort().values
-            result.append(
-                ImageTokens(
-                    embeds=image[keep],
-                    patch=keep,
-                    cls=None if cls is None else cls[keep],
-                    letterbox=None if box is None else box[keep],
-                )
-            )
+        for i, (image, embeds) in enumerate(zip(reduced, projected)):
+            patch, box = image.patch.to(embeds.device), None
+            if padded:
+                # the CLS token, should a method keep it, is nowhere on the picture
+                box = torch.cat([letterbox_mask(image_sizes[i], tower.grid), torch.tensor([False])])
+                box = box.to(embeds.device)[patch]
+            scores = cls[i][patch] if cls is not None else image.scores
+            result.append(ImageTokens(embeds, patch, scores, box, bound))
         return result
+
+    def _reduce(
+        self, pixels: Tensor, pruner: Pruner | None, groups: Sequence[int], bound: int
+    ) -> tuple[list[Reduced], Tensor | None]:
+        """What the projector gets of each image, and the CLS attention (images, patches) if asked.
+
+        Features of images that kept all their patches are views of one tensor.
+        """
+        tower = self.get_vision_tower()
+        pixels = pixels.to(_device(tower.inner.embeddings.patch_embedding))
+        whole, ran = tower.grid**2, tower.run_layers
+        pruner = Dense() if pruner is None else pruner
+        runs = pruner.tower_runs(groups, whole, ran)
+        if runs is None:
+            probe = pruner.tower_layers(ran)
+            features = tower(pixels, probe=(*probe, ran - 1) if bound < whole else probe)
+            made = pruner.reduce(features, groups)
+        else:
+            made = _merge(tower, pixels, runs)
+        if made is not None:
+            if bound < whole:
+                raise ValueError(
+                    f"method {pruner.method} chooses among all {whole} patches itself: "
+                    f"leave visual_token_num {bound} out"
+                )
+            return made, None
+        cls = features.cls if bound < whole or pruner.needs_cls else None
+        patches = torch.arange(whole, device=pixels.device)
+        if bound == whole:
+            return [Reduced(image, patches) for image in features.patches], cls
+        order = cls.argsort(dim=1, descending=True, stable=True)[:, :bound].sort().values
+        return [Reduced(image[keep], keep) for image, keep in zip(features.patches, order)], cls
 
     def embed_prompt(
         self,
@@ -162,7 +195,8 @@ class LlavaMetaForCausalLM:
             encoded = self.encode_images(
                 images,
                 image_sizes,
-                with_cls=pruner is not None and pruner.needs_cls,
+                pruner=pruner,
+                groups=[int((row == IMAGE_TOKEN_INDEX).sum()) for row in rows],
                 visual_token_num=visual_token_num,
             )
 
@@ -195,6 +229,24 @@ class LlavaMetaForCausalLM:
             labels = torch.stack([_left_pad(t, layout.n, IGNORE_INDEX) for t in targets])
             labels = labels.to(device)
         return Prompt(embeds, layout, labels)
+
+
+def _merge(tower: CLIPVisionTower, pixels: Tensor, runs: Sequence[TowerRun]) -> list[Reduced]:
+    """Encode each image with its own run, those that share one together."""
+    made: list[Reduced | None] = [None] * len(pixels)
+    for run in dict.fromkeys(runs):
+        own = [i for i, other in enumerate(runs) if other is run]
+        features = tower.merge(pixels[own], run)
+        for i, image, patch in zip(own, features.patches, features.patch):
+            made[i] = Reduced(image, patch)
+    return made
+
+
+def _project_together(projector: nn.Module, images: list[Tensor], like: Tensor) -> list[Tensor]:
+    """Project the features (m, d) of each image, all in one call where they are equally many."""
+    if len({len(image) for image in images}) == 1:
+        return list(projector(torch.stack(images).to(like.dtype)))
+    return [projector(image.to(like.dtype)) for image in images]
 
 
 def _left_pad(tensor: Tensor, length: int, value: int) -> Tensor:

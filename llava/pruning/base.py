@@ -4,8 +4,12 @@ A method is a frozen dataclass (`Pruner`): its fields are its hyper-parameters, 
 stand nowhere else. Each prefill starts a fresh `PrunerRun`, which may hold the state of that one
 prefill; so a pruner can be shared by threads and calls, and the model holds nothing.
 
+In the vision tower the pruner itself is asked (see `vision`):
+  tower_layers(ran)         -> (int, ...)           layers of the tower to probe
+  tower_runs(groups, ...)   -> [TowerRun] | None    merges inside the tower, one a image
+  reduce(features, groups)  -> [Reduced] | None     what goes on to the projector, one a image
 The decoder asks the run, in this order:
-  at_entry(layout)          -> Selection | None     before layer 0
+  at_entry(layout, embeds)  -> Selection | None     before layer 0
   rows(layer, layout)       -> int                  attention of how many last tokens to measure
   after_layer(observation)  -> Selection | None     with those rows, after the layer ran
 """
@@ -13,13 +17,38 @@ The decoder asks the run, in this order:
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from .cost import DecoderShape
 from .layout import Selection, TokenLayout
+from .vision import Reduced, TowerRun, VisionFeatures
+
+
+class Ahead(Protocol):
+    """What the decoder computes only when a method asks for it, of what the layer returned."""
+
+    def rows(self, count: int) -> Tensor:
+        """Attention rows of the last `count` tokens in the *next* layer, as if nothing were
+        dropped: (batch, heads, count, n) float32. Costs that layer's key projection once more.
+
+        Raises ValueError after the last layer.
+        """
+        ...
+
+    def final_norm(self) -> Tensor:
+        """The layer's output through the norm before the output head: (batch, n, d)."""
+        ...
+
+    def next_norm(self) -> Tensor:
+        """The layer's output through the next layer's first norm: (batch, n, d).
+
+        Raises ValueError after the last layer.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +61,8 @@ class Observation:
     rows:      (batch, heads, r, n) float32, attention of the last r tokens over all keys of the
                layer, softmaxed; None when none were asked for
     row_mask:  (batch, r), True on rows of text tokens after the sample's last visual token
+    keys:      (batch, kv heads, n, head_dim), what the layer cached, rotated
+    ahead:     more, computed on request
     """
 
     layer: int
@@ -39,6 +70,8 @@ class Observation:
     hidden: Tensor
     rows: Tensor | None = None
     row_mask: Tensor | None = None
+    keys: Tensor | None = None
+    ahead: Ahead | None = None
 
 
 class PrunerRun:
@@ -46,8 +79,8 @@ class PrunerRun:
 
     positions: str = "original"
 
-    def at_entry(self, layout: TokenLayout) -> Selection | None:
-        """Choose among the tokens before layer 0."""
+    def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
+        """Choose among the tokens before layer 0; `embeds` (batch, n, d) is what would enter it."""
         return None
 
     def rows(self, layer: int, layout: TokenLayout) -> int:
@@ -62,13 +95,35 @@ class PrunerRun:
         """What was measured of each sample (one dict a sample), for the trace; may be empty."""
         return []
 
+    def scoring_flops(self) -> list[int]:
+        """FLOPs (2 x multiply-accumulates) of scoring, one a sample, beyond the measured rows;
+        empty for none. Leave out what grows with neither the width nor the square of the tokens."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner(abc.ABC):
-    """Settings of a method. `needs_cls` asks the vision tower for the attention of its CLS row."""
+    """Settings of a method. `needs_cls` puts the attention of the tower's CLS row, as the last
+    layer that ran has it, into the layout. `merges_in_tower` says that `tower_runs` gives runs."""
 
     method: ClassVar[str] = ""
     needs_cls: ClassVar[bool] = False
+    merges_in_tower: ClassVar[bool] = False
+
+    def tower_layers(self, ran: int) -> tuple[int, ...]:
+        """Which layers of the vision tower to probe, 0 .. `ran`, the number of layers that run."""
+        return (ran - 1,) if self.needs_cls else ()
+
+    def tower_runs(
+        self, groups: Sequence[int], patches: int, ran: int
+    ) -> Sequence[TowerRun] | None:
+        """For each image, of `patches` patches, the run that merges its tokens in the `ran` layers
+        of the tower; images that share one run are encoded together. None: nothing merges there."""
+        return None
+
+    def reduce(self, features: VisionFeatures, groups: Sequence[int]) -> list[Reduced] | None:
+        """What goes on to the projector, one a image; None: all patches, in order."""
+        return None
 
     @abc.abstractmethod
     def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:

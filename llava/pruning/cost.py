@@ -7,8 +7,9 @@ Conventions, the same in every table:
   half of the attention is not subtracted, as nobody in this field does.
 - Text and visual tokens both count. Vision tower, projector, norms and the output head do not:
   they are the same for every method.
-- Scoring (query projection and scores of the measured rows) and merging (pairwise distances and
-  means) are lines of their own and not part of `prefill_flops`.
+- Scoring (query projection and scores of the measured rows; for rows of the next layer its key
+  projection too; similarities and the like as the method states them) and merging (pairwise
+  distances and means) are lines of their own and not part of `prefill_flops`.
 - `tokens_entering` is what the layers process; `tokens_leaving` is what several papers print.
 """
 
@@ -98,6 +99,12 @@ def measure(sample: SampleTrace, shape: DecoderShape, new_tokens: int = 0) -> Co
     d_q = shape.heads * shape.head_dim
     scoring = sum(
         2 * rows * d_q * (shape.hidden + n + text) for rows, n in zip(sample.rows, entering) if rows
+    )
+    d_kv = shape.kv_heads * shape.head_dim
+    scoring += sample.scoring + sum(
+        2 * ((n + text) * shape.hidden * d_kv + rows * d_q * (shape.hidden + n + text))
+        for rows, n in zip(sample.ahead, entering)
+        if rows
     )
     merging = sum(2 * shape.hidden * (pool * pool + pool) for pool in sample.pools)
 

@@ -16,6 +16,7 @@ from math import isqrt
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from .base import Pruner, PrunerRun
 from .cost import DecoderShape
@@ -38,36 +39,55 @@ class ImageTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntryPruner(Pruner):
-    """Settings of every method of this kind.
+class FixedCount(Pruner):
+    """Settings of every method that chooses a number of tokens before the decoder.
 
     target_token_num: visual tokens of a sample (a whole number), in every layer.
     budget_mode: accepted as AutoPrune has it; both modes are the same here, see the module.
-    positions: rotary positions "compact" (0, 1, 2, ... over what is left) or "original".
 
     Raises ValueError on values that make no sense.
     """
 
     target_token_num: float = 64
     budget_mode: Literal["published", "strict"] = "published"
-    positions: Literal["compact", "original"] = "compact"
 
     def __post_init__(self) -> None:
         target = self.target_token_num
         if not (target >= 1 and float(target).is_integer()):
             raise ValueError(f"target_token_num must be a whole number, 1 or more, got {target!r}")
-        choices = {
-            "budget_mode": ("published", "strict"),
-            "positions": ("compact", "original"),
-        }
-        for field, allowed in choices.items():
-            value = getattr(self, field)
-            if value not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+        self._demand_choice("budget_mode", ("published", "strict"))
+
+    def _demand_choice(self, field: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, field)
+        if value not in allowed:
+            raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryPruner(FixedCount):
+    """Settings of every method that chooses among the embeddings before layer 0.
+
+    positions: rotary positions "compact" (0, 1, 2, ... over what is left) or "original".
+
+    Raises ValueError on values that make no sense.
+    """
+
+    positions: Literal["compact", "original"] = "compact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._demand_choice("positions", ("compact", "original"))
 
     @abc.abstractmethod
-    def choose(self, image: ImageTokens, count: int) -> Iterable[int]:
-        """`count` different indices into the tokens of an image, 0 <= count <= len(image)."""
+    def choose(self, image: ImageTokens, count: int, embeds: Tensor) -> Iterable[int]:
+        """`count` different indices into the tokens of an image, 0 <= count <= len(image).
+
+        `embeds` (len(image), d) is what the projector gave of them.
+        """
+
+    def pairs(self, tokens: int, count: int) -> int:
+        """How many pairs of embeddings `choose` compares, for the FLOPs of scoring."""
+        return 0
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> EntryRun:
         return EntryRun(self)
@@ -79,8 +99,12 @@ class EntryRun(PrunerRun):
     def __init__(self, config: EntryPruner) -> None:
         self.config = config
         self.positions = config.positions
+        self._flops: list[int] = []
 
-    def at_entry(self, layout: TokenLayout) -> Selection | None:
+    def scoring_flops(self) -> list[int]:
+        return self._flops
+
+    def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
         """Keep what the method chooses in each image. Waits for the device, to see the images."""
         target = int(self.config.target_token_num)
         if max(layout.n_visual) <= target:
@@ -90,9 +114,16 @@ class EntryRun(PrunerRun):
         for sample, images in enumerate(find_images(layout)):
             counts = divide(target, [len(image) for image in images])
             keep.append(sum(counts))
+            pairs = 0
             for image, count in zip(images, counts):
-                columns = [image.columns[index] for index in self.config.choose(image, count)]
-                chosen[sample, columns] = 1
+                if count == len(image):
+                    chosen[sample, list(image.columns)] = 1
+                    continue
+                own = embeds[sample, image.columns[0] : image.columns[-1] + 1]
+                indices = self.config.choose(image, count, own)
+                chosen[sample, [image.columns[index] for index in indices]] = 1
+                pairs += self.config.pairs(len(image), count)
+            self._flops.append(2 * pairs * embeds.shape[-1])
         return keep_top(layout, chosen.to(layout.image.device), keep)
 
 

@@ -27,6 +27,7 @@ class Segment:
     `image` is TEXT or the index of the image in its sample. For an image, `patch` (n,) holds the
     patch each token shows, `cls` (n,) the attention of the vision tower's CLS token to it (None
     when the tower was not asked) and `letterbox` (n,) is True on padding around the picture.
+    `whole` is how many tokens the unpruned model would have here, None for `length`.
     """
 
     length: int
@@ -34,6 +35,7 @@ class Segment:
     patch: Tensor | None = None
     cls: Tensor | None = None
     letterbox: Tensor | None = None
+    whole: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class TokenLayout:
     letterbox: True on visual tokens that show only padding around the picture; or None
     lengths, n_visual, tail: per sample on the host: tokens, visual tokens, and text tokens after
                the last visual one (0 for a sample without visual tokens)
+    whole:     per sample on the host: visual tokens that the unpruned model would have
     """
 
     image: Tensor
@@ -60,6 +63,7 @@ class TokenLayout:
     lengths: tuple[int, ...]
     n_visual: tuple[int, ...]
     tail: tuple[int, ...]
+    whole: tuple[int, ...]
     cls: Tensor | None = None
     letterbox: Tensor | None = None
 
@@ -78,10 +82,10 @@ class TokenLayout:
         scores = torch.zeros(shape, dtype=torch.float32, device=device) if with_cls else None
         box = torch.zeros(shape, dtype=torch.bool, device=device) if with_box else None
 
-        n_visual, tail = [], []
+        n_visual, tail, whole = [], [], []
         for row, runs in enumerate(samples):
             column = shape[1] - lengths[row]
-            visual = after = first_patch = 0
+            visual = after = first_patch = unpruned = 0
             for run in runs:
                 span = slice(column, column + run.length)
                 column += run.length
@@ -89,15 +93,18 @@ class TokenLayout:
                     after += run.length
                     continue
                 visual, after = visual + run.length, 0
+                unpruned += run.length if run.whole is None else run.whole
                 image[row, span] = run.image
                 patch[row, span] = run.patch.to(device) + first_patch
-                first_patch += int(run.patch.max()) + 1 if run.length else 0
+                own = int(run.patch.max()) + 1 if run.length else 0
+                first_patch += max(own, run.whole or 0)
                 if scores is not None:
                     scores[row, span] = run.cls.to(device, torch.float32)
                 if box is not None and run.letterbox is not None:
                     box[row, span] = run.letterbox.to(device)
             n_visual.append(visual)
             tail.append(after if visual else 0)
+            whole.append(unpruned)
 
         offset = torch.tensor([[shape[1] - length] for length in lengths])
         index = torch.arange(shape[1])[None] - offset
@@ -109,6 +116,7 @@ class TokenLayout:
             lengths=lengths,
             n_visual=tuple(n_visual),
             tail=tuple(tail),
+            whole=tuple(whole),
             cls=scores,
             letterbox=box,
         )
@@ -121,7 +129,7 @@ class TokenLayout:
         lengths = tuple(valid.sum(1).tolist())
         zero = (0,) * len(lengths)
         position = (valid.long().cumsum(1) - 1).clamp(min=0)
-        return cls(blank, position, blank, valid, lengths, zero, zero)
+        return cls(blank, position, blank, valid, lengths, zero, zero, zero)
 
     @property
     def batch(self) -> int:
@@ -156,7 +164,7 @@ class TokenLayout:
             return self
         host = {
             name: tuple(v for v in getattr(self, name) for _ in range(times))
-            for name in ("lengths", "n_visual", "tail")
+            for name in ("lengths", "n_visual", "tail", "whole")
         }
         return replace(self, **self._map(lambda x: x.repeat_interleave(times, 0)), **host)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from .base import Pruner, PrunerRun
 from .cost import DecoderShape
@@ -42,6 +43,6 @@ class NoImageRun(PrunerRun):
 
     positions = "compact"
 
-    def at_entry(self, layout: TokenLayout) -> Selection | None:
+    def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
         nothing = torch.zeros(layout.image.shape, device=layout.image.device)
         return keep_top(layout, nothing, [0] * layout.batch)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from .entry import EntryPruner, ImageTokens
 
@@ -40,7 +41,7 @@ class Random(EntryPruner):
         if not (isinstance(self.seed, int) and 0 <= self.seed < _SEEDS):
             raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed!r}")
 
-    def choose(self, image: ImageTokens, count: int) -> list[int]:
+    def choose(self, image: ImageTokens, count: int, embeds: Tensor) -> list[int]:
         # A generator of its own: neither the caller's random numbers nor earlier calls matter.
         generator = torch.Generator("cpu").manual_seed(self.seed)
         order = torch.randperm(len(image), generator=generator, device="cpu")

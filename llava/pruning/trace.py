@@ -16,10 +16,12 @@ from .layout import TEXT, Selection, TokenLayout
 class SampleTrace:
     """One sample. Lists have one entry a layer.
 
-    n_visual:  visual tokens spliced in, n_text: text tokens (padding is nobody's)
+    n_visual:  visual tokens of the unpruned model, n_text: text tokens (padding is nobody's)
     entering, leaving: visual tokens before and after the layer, merged ones included
     rows:      attention rows measured for scoring in the layer
+    ahead:     attention rows of the next layer that were computed after the layer
     pools:     dropped tokens that were clustered after the layer
+    scoring:   FLOPs of scoring beyond these rows
     complexity: what the method measured, such as mi, k, x0
     """
 
@@ -30,6 +32,8 @@ class SampleTrace:
     rows: list[int]
     pools: list[int]
     complexity: dict[str, float] = field(default_factory=dict)
+    ahead: list[int] = field(default_factory=list)
+    scoring: int = 0
 
 
 @dataclass
@@ -40,8 +44,10 @@ class PruneTrace:
     entered: list[TokenLayout] = field(default_factory=list)
     rows: list[tuple[int, ...]] = field(default_factory=list)
     selections: list[Selection | None] = field(default_factory=list)
+    ahead: list[int] = field(default_factory=list)
     last: TokenLayout | None = None
     complexity: list[dict[str, float]] = field(default_factory=list)
+    scoring: list[int] = field(default_factory=list)
 
     def record(
         self,
@@ -49,9 +55,11 @@ class PruneTrace:
         rows: int,
         selection: Selection | None,
         after: TokenLayout,
+        ahead: int = 0,
     ) -> None:
-        """Add a layer: what entered it, rows measured, what was chosen after it."""
+        """Add a layer: what entered it, rows measured in it and in the next, what was chosen."""
         self.entered.append(layout)
+        self.ahead.append(ahead)
         self.rows.append(tuple(min(rows, tail) for tail in layout.tail))
         self.selections.append(selection)
         self.last = after
@@ -70,13 +78,15 @@ class PruneTrace:
             ]
             result.append(
                 SampleTrace(
-                    n_visual=self.first.n_visual[i],
+                    n_visual=self.first.whole[i],
                     n_text=self.first.lengths[i] - self.first.n_visual[i],
                     entering=counts[:-1],
                     leaving=counts[1:],
                     rows=[rows[i] for rows in self.rows],
                     pools=pools,
                     complexity=self.complexity[i] if self.complexity else {},
+                    ahead=list(self.ahead),
+                    scoring=self.scoring[i] if self.scoring else 0,
                 )
             )
         return result

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import ClassVar
 
+from torch import Tensor
+
 from .entry import EntryPruner, ImageTokens
 
 
@@ -34,7 +36,7 @@ class UniformGrid(EntryPruner):
 
     method: ClassVar[str] = "uniform-grid"
 
-    def choose(self, image: ImageTokens, count: int) -> list[int]:
+    def choose(self, image: ImageTokens, count: int, embeds: Tensor) -> list[int]:
         if image.side is None:
             return centres(len(image), count)
         return lattice(image.side, count)

@@ -16,25 +16,28 @@ def model():
     return tiny.model(layers=2)
 
 
-def prepare(cache: FeatureCache, images: torch.Tensor) -> None:
-    cache.prepare(list(images), [pixel_key(image.numpy()) for image in images])
+def prepare(cache: FeatureCache, images: torch.Tensor, probe: tuple[int, ...] = ()) -> None:
+    cache.prepare(list(images), [pixel_key(image.numpy()) for image in images], probe)
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_bitwise_the_same_whoever_asked_first(model, first):
+def test_bitwise_what_the_tower_gives(model):
     images = tiny.pixels(0, 3)
     tower = model.get_vision_tower()
     with torch.inference_mode():
-        plain, full = tower(images), tower(images, with_cls=True)
+        full = tower(images, probe=(0, 1))
         cache = FeatureCache(tower, 1)
-        prepare(cache, images)
-        for with_cls in (first, not first, first):
-            found = cache(images, with_cls=with_cls)
-            assert torch.equal(found.patches, plain.patches)
+        for probe in ((), (1,), (), (1,), (0, 1), (0,)):
+            prepare(cache, images, probe)
+            found = cache(images, probe=probe)
             assert torch.equal(found.patches, full.patches)
-            assert torch.equal(found.cls, full.cls) if with_cls else found.cls is None
-            prepare(cache, images)
-    assert cache.encoded == 3
+            assert torch.equal(found.token, full.token)
+            for layer in probe:
+                assert torch.equal(found.probes[layer].query, full.probes[layer].query)
+                assert torch.equal(found.probes[layer].keys, full.probes[layer].keys)
+        # once, once more for each new layer, and never for what is known
+        assert cache.encoded == 3 * 3
+        assert cache(images, probe=(2,)).probes.keys() == {2}  # not prepared
+        assert cache.encoded == 3 * 4
 
 
 def test_an_image_is_encoded_once_wherever_it_stands(model):
@@ -65,7 +68,7 @@ def test_images_that_were_not_prepared_go_through_the_tower(model):
 
 def test_the_oldest_go_first(model):
     images = tiny.pixels(0, 3)
-    an_image = 16 * 32 * 4 + 16 * 4  # patches of 32 float32 each, and the CLS row
+    an_image = (16 + 1) * 32 * 4  # patches and the CLS token of 32 float32 each
     cache = FeatureCache(model.get_vision_tower(), 2.5 * an_image / 1e9)
     prepare(cache, images)
     assert (cache.encoded, cache.dropped) == (3, 1)
@@ -101,7 +104,7 @@ def test_the_model_answers_the_same_with_it(model):
     before = answers()
     install(model, 1)
     cache = model.get_vision_tower()
-    prepare(cache, images)
+    prepare(cache, images, (cache.run_layers - 1,))
     assert all(torch.equal(a, b) for a, b in zip(answers(), before, strict=True))
     assert cache.encoded == 2
 

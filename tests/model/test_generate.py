@@ -156,7 +156,7 @@ def test_an_upper_bound_on_visual_tokens(model) -> None:
     )
     trace = out.past_key_values.trace
     assert trace.samples[0].entering == [5] * 6
-    cls = model.encode_images(images, with_cls=True)[0].cls
+    cls = model.encode_images(images, pruner=pruning.build("autoprune"))[0].cls
     assert trace.kept_patches(0)[0] == sorted(cls.topk(5).indices.tolist())
     more = greedy(model, prompt, images, pruner=None, visual_token_num=2880)
     assert torch.equal(more, greedy(model, prompt, images, pruner=None))

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
+from llava import pruning
 from llava.mm_utils import letterbox_mask
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.pruning.layout import TEXT
+from llava.pruning.vision import TowerRun
 from tests import tiny
 
 
@@ -31,8 +33,10 @@ def tower(attn: str = "sdpa", select: int = -2) -> CLIPVisionTower:
 def test_features_are_the_selected_hidden_state(select: int) -> None:
     made, images = tower(select=select), tiny.pixels(0, 2)
     expected = made.vision_tower(images, output_hidden_states=True).hidden_states[select]
-    assert torch.equal(made(images).patches, expected[:, 1:])
-    assert made(images).cls is None
+    features = made(images)
+    assert torch.equal(features.patches, expected[:, 1:])
+    assert torch.equal(features.token, expected[:, 0])
+    assert not features.probes
 
 
 @torch.no_grad()
@@ -41,11 +45,56 @@ def test_the_cls_row_equals_the_eager_attention() -> None:
     attentions = made.vision_tower(images, output_attentions=True).attentions
     # hidden_states[-2] is the output of the last layer but one; its attention is attentions[-2].
     expected = attentions[-2][:, :, 0, 1:].mean(1)
-    torch.testing.assert_close(made(images, with_cls=True).cls, expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(
-        tower("sdpa")(images, with_cls=True).cls, expected, atol=1e-6, rtol=0
-    )
+    last = (made.run_layers - 1,)
+    torch.testing.assert_close(made(images, probe=last).cls, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(tower("sdpa")(images, probe=last).cls, expected, atol=1e-6, rtol=0)
     assert (expected.sum(-1) < 1).all(), "the CLS token's own share is not a patch's"
+
+
+@torch.no_grad()
+def test_any_layer_can_be_probed_and_the_one_behind_the_features() -> None:
+    made, images = tower("eager"), tiny.pixels(0, 2)
+    attentions = made.vision_tower(images, output_attentions=True).attentions
+    features = made(images, probe=(0, made.run_layers))
+    assert sorted(features.probes) == [0, 2] and features.ran == 2
+    for layer, probe in features.probes.items():
+        expected = attentions[layer][:, :, 0, 1:]
+        torch.testing.assert_close(probe.cls_attention(), expected, atol=1e-6, rtol=0)
+    joined = features.probes[2].joined()
+    attention = made.vision_tower.encoder.layers[2].self_attn
+    states = made.vision_tower.encoder.layers[2].layer_norm1(
+        torch.cat([features.token[:, None], features.patches], 1)
+    )
+    torch.testing.assert_close(joined.keys[:, 0], attention.k_proj(states))
+    scores = attention.q_proj(states[:, :1]) @ attention.k_proj(states).mT * 32**-0.5
+    torch.testing.assert_close(joined.cls_attention()[:, 0], scores.softmax(-1)[:, 0, 1:])
+
+
+class Nothing(TowerRun):
+    """Merges nothing, so that the loop around it can be compared with the stock one."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, tuple[int, ...]]] = []
+
+    def bias(self) -> torch.Tensor:
+        return torch.zeros(2, 1, 1, 17)
+
+    def after_attention(self, layer, hidden, keys):
+        self.seen.append((layer, tuple(keys.shape)))
+        return hidden
+
+    def patch(self) -> torch.Tensor:
+        return torch.arange(16).expand(2, -1)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@torch.no_grad()
+def test_the_merging_loop_is_the_stock_one_around_the_run(attn: str) -> None:
+    made, images, run = tower(attn), tiny.pixels(0, 2), Nothing()
+    features = made.merge(images, run)
+    torch.testing.assert_close(features.patches, made(images).patches, atol=1e-6, rtol=0)
+    assert run.seen == [(0, (2, 4, 17, 8)), (1, (2, 4, 17, 8))]
+    assert torch.equal(features.patch, run.patch())
 
 
 @pytest.mark.parametrize(("select", "feature"), [(-5, "patch"), (4, "patch"), (-2, "cls_patch")])
@@ -74,8 +123,6 @@ def test_the_layout_describes_the_spliced_prompt() -> None:
     prompts = [tiny.prompt(1, before=2, after=4, images=2), tiny.prompt(2, before=1, after=3)]
     ids, mask = tiny.batch(prompts)
     images, sizes = tiny.pixels(0, 3), [(80, 20), (40, 40), (20, 80)]
-    from llava import pruning
-
     made = model.embed_prompt(
         ids, mask, images, sizes, pruner=pruning.build("autoprune", target_token_num=4)
     )
@@ -90,7 +137,7 @@ def test_the_layout_describes_the_spliced_prompt() -> None:
     for row, image, size in ((0, 0, (80, 20)), (0, 1, (40, 40)), (1, 0, (20, 80))):
         here = layout.image[row] == image
         assert torch.equal(layout.letterbox[row][here], letterbox_mask(size, 4))
-    encoded = model.encode_images(images, sizes, with_cls=True)
+    encoded = model.encode_images(images, sizes, pruner=pruning.build("autoprune"))
     assert torch.equal(made.embeds[1, pad + 2 : pad + 18], encoded[2].embeds)
     assert torch.equal(layout.cls[1][layout.is_visual[1]], encoded[2].cls)
     assert torch.equal(made.embeds[0, :3], model.model.embed_tokens(prompts[0][:3]))

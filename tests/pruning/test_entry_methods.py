@@ -29,10 +29,15 @@ def sample(*visual: int, text: int = 3) -> list[Segment]:
     return [*runs, Segment(text)]
 
 
+def blank(layout: TokenLayout) -> torch.Tensor:
+    """Embeddings for methods that do not look at them."""
+    return torch.zeros(*layout.image.shape, 8)
+
+
 def kept(pruner: pruning.Pruner, *samples: list[Segment]) -> list[list[int]]:
     """Patches of each sample that enter layer 0; text must be as it was."""
     layout = TokenLayout.from_segments(list(samples))
-    selection = pruner.start(layout, vicuna(4)).at_entry(layout)
+    selection = pruner.start(layout, vicuna(4)).at_entry(layout, blank(layout))
     after = layout if selection is None else layout.select(selection)
     found = []
     for i in range(layout.batch):
@@ -61,13 +66,13 @@ def test_a_target_at_or_above_the_tokens_keeps_all(method) -> None:
     pruner = pruning.build(method, target_token_num=9)
     assert [len(p) for p in kept(pruner, small, large, none)] == [9, 9, 0]
     layout = TokenLayout.from_segments([small, sample(4, 4)])
-    assert pruner.start(layout, vicuna(4)).at_entry(layout) is None
+    assert pruner.start(layout, vicuna(4)).at_entry(layout, blank(layout)) is None
 
 
 def test_no_image_keeps_nothing() -> None:
     assert kept(NoImage(), sample(16), sample(9, 4), sample()) == [[], [], []]
     text = TokenLayout.from_segments([sample(), sample()])
-    assert NoImage().start(text, vicuna(4)).at_entry(text) is None
+    assert NoImage().start(text, vicuna(4)).at_entry(text, blank(text)) is None
 
 
 def test_no_image_needs_text() -> None:

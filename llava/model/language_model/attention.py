@@ -117,3 +117,48 @@ def attention_rows(
     scores[..., -count:].masked_fill_(_future(count, scores.device), -torch.inf)
     # A row that is padding itself sees nothing: 0, not NaN.
     return scores.softmax(-1) if valid is None else scores.softmax(-1).nan_to_num_()
+
+
+class LayersAhead:
+    """What a pruning method may ask after a layer: see `llava.pruning.base.Ahead`.
+
+    `asked` is the number of rows of the next layer that were computed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        index: int,
+        hidden: Tensor,
+        rope: tuple[Tensor, Tensor],
+        valid: Tensor | None,
+    ) -> None:
+        self._model, self._index = model, index
+        self._hidden, self._rope, self._valid = hidden, rope, valid
+        self.asked = 0
+
+    def _next(self) -> nn.Module:
+        layers = self._model.config.num_hidden_layers
+        if self._index + 1 >= layers:
+            raise ValueError(f"no layer follows layer {self._index} of {layers}")
+        return self._model.layers[self._index + 1]
+
+    @torch.no_grad()
+    def rows(self, count: int) -> Tensor:
+        layer = self._next()
+        attention, normed = layer.self_attn, self.next_norm()
+        queries = attention.q_proj(normed[:, -count:])
+        keys = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        cos, sin = (table[:, None].to(keys.device) for table in self._rope)
+        keys = keys * cos + rotate_half(keys) * sin
+        valid = None if self._valid is None else self._valid.to(keys.device)
+        self.asked = max(self.asked, count)
+        return attention_rows(attention, queries, self._rope, keys, count, valid)
+
+    @torch.no_grad()
+    def next_norm(self) -> Tensor:
+        return self._next().input_layernorm(self._hidden)
+
+    @torch.no_grad()
+    def final_norm(self) -> Tensor:
+        return self._model.norm(self._hidden)

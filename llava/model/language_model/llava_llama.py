@@ -28,7 +28,7 @@ from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
 from ...pruning.layout import TokenLayout, apply
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
-from .attention import attention_rows, causal_mask, check_backend, kept_queries
+from .attention import LayersAhead, attention_rows, causal_mask, check_backend, kept_queries
 
 
 class LlavaConfig(LlamaConfig):
@@ -132,7 +132,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         if cache is not None:
             cache.begin(layout, run.positions)
             cache.trace.first = layout
-        selection = run.at_entry(layout)
+        selection = run.at_entry(layout, hidden)
         if selection is not None:
             hidden, layout = apply(selection, hidden), layout.select(selection)
 
@@ -158,20 +158,22 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
             cache.entered(layout)
             before = layout.to(hidden.device)
             rows = None
+            keys = cache.layers[index].keys
             if count:
-                keys = cache.layers[index].keys
                 rows = attention_rows(layer.self_attn, queries[0], rope, keys, count, valid)
                 if row_mask is None or row_mask.shape[1] != count:
                     row_mask = _tail_mask(layout, count)
                 row_mask = row_mask.to(hidden.device)
-            selection = run.after_layer(Observation(index, before, hidden, rows, row_mask))
+            ahead = LayersAhead(self, index, hidden, rope, valid)
+            observation = Observation(index, before, hidden, rows, row_mask, keys, ahead)
+            selection = run.after_layer(observation)
             if selection is not None:
                 hidden = apply(selection, hidden)
                 layout = before.select(selection)
                 rope = None
-            cache.trace.record(before, count, selection, layout)
+            cache.trace.record(before, count, selection, layout, ahead.asked)
         if cache is not None:
-            cache.trace.complexity = run.complexity()
+            cache.trace.complexity, cache.trace.scoring = run.complexity(), run.scoring_flops()
         return hidden
 
     def _decode(self, hidden: Tensor, cache: PrunedCache, kwargs: dict[str, Any]) -> Tensor:

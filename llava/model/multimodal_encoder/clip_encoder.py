@@ -1,26 +1,20 @@
-"""The CLIP vision tower: patch features of one layer and, on request, the CLS token's attention.
+"""The CLIP vision tower: features of one layer and, on request, queries and keys inside it.
 
 The tower runs stock transformers CLIP layers up to the layer whose output LLaVA uses (-2: the
-last layer and its norm never run). Attention of the CLS token is computed for that one row from
-the last layer that ran, beside whatever attention backend it uses.
+last layer and its norm never run). What pruning methods look at, the CLS token's query and all
+keys of a few layers, is computed beside whatever attention backend the layers use. A method that
+merges tokens inside the tower gets our own order of a layer's stock parts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-
-@dataclass(frozen=True)
-class VisionFeatures:
-    """patches (images, p, d) of the selected layer; cls (images, p) float32 or None: attention of
-    the CLS token to each patch, averaged over heads, softmaxed over CLS and patches."""
-
-    patches: Tensor
-    cls: Tensor | None
+from ...pruning.vision import Probe, TowerRun, VisionFeatures
 
 
 class CLIPVisionTower(nn.Module):
@@ -60,22 +54,55 @@ class CLIPVisionTower(nn.Module):
         """Patches along one side of the (square) input."""
         return self.config.image_size // self.config.patch_size
 
-    def forward(self, images: Tensor, with_cls: bool = False) -> VisionFeatures:
-        """Encode `images` (images, 3, h, w), already normalised; features in the tower's dtype."""
-        tower = self.inner
-        hidden = tower.pre_layrnorm(tower.embeddings(images.to(self.dtype)))
-        layers = tower.encoder.layers[: self.run_layers]
-        for layer in layers:
-            entering, hidden = hidden, layer(hidden, None)
-        cls = self._cls_row(layers[-1], entering) if with_cls else None
-        return VisionFeatures(hidden[:, 1:], cls)
+    def forward(self, images: Tensor, probe: Sequence[int] = ()) -> VisionFeatures:
+        """Encode `images` (images, 3, h, w), already normalised; features in the tower's dtype.
 
-    @staticmethod
-    @torch.no_grad()
-    def _cls_row(layer: nn.Module, entering: Tensor) -> Tensor:
-        attention = layer.self_attn
-        hidden = layer.layer_norm1(entering)
-        query = attention.q_proj(hidden[:, :1]).unflatten(-1, (-1, attention.head_dim))
-        keys = attention.k_proj(hidden).unflatten(-1, (-1, attention.head_dim))
-        scores = torch.einsum("bqhd,bnhd->bhqn", query.float(), keys.float()) * attention.scale
-        return scores.softmax(-1)[:, :, 0, 1:].mean(1)
+        probe: indices of layers to look into, 0 .. `run_layers`; the last of these does not run,
+            its input are the features themselves.
+        """
+        hidden = self._embed(images)
+        layers, probes = self.inner.encoder.layers, {}
+        for index in range(self.run_layers):
+            if index in probe:
+                probes[index] = _probe(layers[index], hidden)
+            hidden = layers[index](hidden, None)
+        if self.run_layers in probe:
+            probes[self.run_layers] = _probe(layers[self.run_layers], hidden)
+        return VisionFeatures(hidden[:, 1:], hidden[:, 0], self.run_layers, probes)
+
+    def merge(self, images: Tensor, run: TowerRun) -> VisionFeatures:
+        """Encode `images` while `run` merges their tokens between attention and MLP of each layer.
+
+        Raises ValueError when `run` weighs attention and the backend cannot.
+        """
+        hidden = self._embed(images)
+        for index, layer in enumerate(self.inner.encoder.layers[: self.run_layers]):
+            normed, bias = layer.layer_norm1(hidden), run.bias()
+            if bias is not None:
+                backend = self.config._attn_implementation
+                if backend not in ("sdpa", "eager"):
+                    raise ValueError(
+                        f"merged tokens weigh as many as they are, which {backend} cannot do: "
+                        "load the model with attn_implementation='sdpa'"
+                    )
+                bias = bias.to(normed.dtype)
+            hidden = hidden + layer.self_attn(normed, attention_mask=bias)[0]
+            keys = _heads(layer.self_attn, layer.self_attn.k_proj(normed))
+            hidden = run.after_attention(index, hidden, keys)
+            hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        return VisionFeatures(hidden[:, 1:], hidden[:, 0], self.run_layers, patch=run.patch())
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self.inner.pre_layrnorm(self.inner.embeddings(images.to(self.dtype)))
+
+
+@torch.no_grad()
+def _probe(layer: nn.Module, entering: Tensor) -> Probe:
+    attention, hidden = layer.self_attn, layer.layer_norm1(entering)
+    query = attention.q_proj(hidden[:, 0]).unflatten(-1, (-1, attention.head_dim))
+    return Probe(query, _heads(attention, attention.k_proj(hidden)))
+
+
+def _heads(attention: nn.Module, projected: Tensor) -> Tensor:
+    """(images, n, d) as (images, heads, n, head_dim)."""
+    return projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)

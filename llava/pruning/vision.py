@@ -1,0 +1,104 @@
+"""What a method may see of the vision tower, and what it may hand on in place of all its patches.
+
+Two kinds of methods act before the decoder:
+  Pruner.reduce(features, groups)      after the tower ran: fewer or other features per image
+  Pruner.tower_runs(groups, ...)       inside the tower: each `TowerRun` merges after each attention
+`groups` are the numbers of images of each sample of the batch, so that a budget of a sample can be
+divided over its images. What a method looks at inside the tower it names in `Pruner.tower_layers`;
+only these layers are probed, and of their attention only the row of the CLS token is ever computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Queries and keys of one layer of the tower, before scaling.
+
+    query: (images, heads, head_dim), of the CLS token
+    keys:  (images, heads, 1 + patches, head_dim), CLS first
+    """
+
+    query: Tensor
+    keys: Tensor
+
+    def cls_attention(self) -> Tensor:
+        """Attention of the CLS token to each patch, (images, heads, patches) float32.
+
+        Softmaxed over CLS and patches, so a row sums to 1 less what CLS gives itself.
+        """
+        query, keys = self.query.float(), self.keys.float()
+        scores = torch.einsum("ihd,ihnd->ihn", query, keys) * query.shape[-1] ** -0.5
+        return scores.softmax(-1)[..., 1:]
+
+    def joined(self) -> Probe:
+        """The same with all heads joined into one of the tower's full width."""
+        return Probe(self.query.flatten(1)[:, None], self.keys.transpose(1, 2).flatten(2)[:, None])
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """What the tower gives of a batch of images.
+
+    patches: (images, p, d), of the layer that LLaVA uses
+    token:   (images, d), the CLS token of that layer
+    probes:  by index of the layer, counted from 0, those that were asked for. The index `ran`, the
+             number of layers that ran, is the layer whose input `patches` and `token` are
+    ran:     number of layers that ran
+    patch:   (images, p), which patch each entry shows; None: all of them, in order
+    """
+
+    patches: Tensor
+    token: Tensor
+    ran: int
+    probes: Mapping[int, Probe] = field(default_factory=dict)
+    patch: Tensor | None = None
+
+    @property
+    def cls(self) -> Tensor:
+        """Attention of the CLS token in the last layer that ran, mean over heads: (images, p).
+
+        That layer must have been probed.
+        """
+        return self.probes[self.ran - 1].cls_attention().mean(1)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """One image after a reduction: its features in the order that the decoder gets them.
+
+    features: (m, d), for the projector
+    patch:    (m,) long, which patch each shows; a merged one its centre; the CLS token itself the
+              number of patches, one past the last
+    scores:   (m,) or None; put into the layout as `cls`, for the method's own later use
+    """
+
+    features: Tensor
+    patch: Tensor
+    scores: Tensor | None = None
+
+
+class TowerRun:
+    """Merging inside the tower, for images that all keep the same number of tokens."""
+
+    def bias(self) -> Tensor | None:
+        """Added to the attention scores of the coming layer: (images, 1, 1, tokens), or None."""
+        return None
+
+    def after_attention(self, layer: int, hidden: Tensor, keys: Tensor) -> Tensor:
+        """Merge between attention and MLP of a layer.
+
+        hidden: (images, t, d), CLS first; keys: (images, heads, t, head_dim), the layer's own.
+        Returns (images, t', d), CLS first.
+        """
+        return hidden
+
+    def patch(self) -> Tensor:
+        """(images, t - 1), which patch each token behind CLS shows; a merged one its centre."""
+        raise NotImplementedError
