@@ -20,7 +20,7 @@ class SampleTrace:
     entering, leaving: visual tokens before and after the layer, merged ones included
     rows:      attention rows measured for scoring in the layer
     pools:     dropped tokens that were clustered after the layer
-    complexity: what the method measured, such as mi, k, x0
+    complexity: what the method measured, under its name, and what follows, such as mi, k, x0
     """
 
     n_visual: int
