@@ -100,7 +100,9 @@ def test_scaled_retention(golden: Golden) -> None:
     facts, complexity = golden.facts, golden.cache.trace.samples[0].complexity
     pruner, layers = golden.cache.pruner, facts["layers"]
     retention = [
-        complexity["scale"] * pruner.amplitude * logistic(layer, complexity["k"], complexity["x0"])
+        complexity["scale"]
+        * pruner.amplitude
+        * logistic(layer, complexity["k"], complexity["x0"], 0)
         for layer in range(1, layers)
     ]
     assert retention == pytest.approx(facts["scaled_retention"], abs=1e-3)

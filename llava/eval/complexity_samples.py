@@ -169,8 +169,9 @@ def _sample(
     mi = complexity.get("mi") if isinstance(complexity, dict) else None
     if mi is None:
         raise ValueError(
-            f"{where}: no mutual information for {question}. Only AutoPrune measures it, and not "
-            f"where its budget holds all visual tokens: give an AutoPrune run of a smaller budget."
+            f"{where}: no mutual information for {question}. Only AutoPrune measures it, with the "
+            f"indicator mutual_information and not where its budget holds all visual tokens: give "
+            f"such a run of a smaller budget."
         )
     if not (_is_number(mi) and isinstance(n_text, int) and isinstance(text, str)):
         raise ValueError(

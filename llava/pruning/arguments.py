@@ -41,7 +41,9 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--x0", type=float, help="depth, in layers, of the curve's inflection")
     group.add_argument("--k0", type=float, help="slope of the curve before adaptation")
-    group.add_argument("--gamma", type=float, help="how much mutual information flattens it")
+    group.add_argument(
+        "--gamma", type=float, help="how much the indicator (mutual information) flattens it"
+    )
     group.add_argument("--beta", type=float, help="paper preset: how much it shifts the inflection")
     group.add_argument(
         "--set",

@@ -31,6 +31,15 @@ from it). The two differ; every difference is a field of `AutoPrune`, and two pr
 21  settings per task               x0, k0, gamma       14.9, 0.4, 0.2   the same (not printed)
 22  upper bound of visual tokens    visual_token_num, an argument of `generate`, not of the method
 
+Two more fields, the same in both presets, are the ablations of the paper's Table 4:
+4a  indicator  mutual_information, mean_attention, cosine_similarity (see `indicators`), or static:
+               nothing is measured, k = k0 and the inflection is x0 for every sample
+4b  curve      logistic, linear, tanh, exponential (see `schedules`)
+gamma and beta are per unit of the indicator. mi_layer and mi_rows apply to every indicator;
+normalise_rows, mi_heads, mi_eps and log_base to the mutual information alone. Whatever the
+indicator, mi_layer is the first layer of the curve, and the pre-selection weighs its text term by
+the mutual information (preselect_text = 0 leaves the term out).
+
 "Text rows" are the tokens after the sample's last image: a token before it cannot see it.
 
 Deviations from the released code, none of which changes a recorded number: ties are broken by
@@ -46,6 +55,7 @@ MI moves it earlier: a negative `beta` gives the sentence. Its constants are not
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -54,8 +64,10 @@ from torch import Tensor
 from . import schedules
 from .base import Observation, Pruner, PrunerRun
 from .budgets import budget, solve_plan
+from .checks import demand_choices
+from .complexity import indicator, information, text_rows
 from .cost import DecoderShape
-from .indicators import mutual_information, text_relevance
+from .indicators import text_relevance
 from .layout import Selection, TokenLayout
 from .selectors import keep_top
 
@@ -70,7 +82,7 @@ class AutoPrune(Pruner):
     target_flops: instead, a fraction of the dense prefill's decoder FLOPs, in (0, 1].
     target_kv: instead, a fraction of the dense prefill's KV bytes (text included), in (0, 1].
     x0: depth (layers) at which half the tokens are gone, before adaptation.
-    k0, gamma: slope k = k0 - gamma * MI.
+    k0, gamma: slope k = k0 - gamma * indicator.
 
     Raises ValueError on values that make no sense.
     """
@@ -81,6 +93,10 @@ class AutoPrune(Pruner):
     budget_mode: Literal["published", "strict"] = "published"
     target_flops: float | None = None
     target_kv: float | None = None
+    indicator: Literal["mutual_information", "mean_attention", "cosine_similarity", "static"] = (
+        "mutual_information"
+    )
+    curve: Literal["logistic", "linear", "tanh", "exponential"] = "logistic"
     x0: float = 14.9
     k0: float = 0.4
     gamma: float = 0.2
@@ -110,17 +126,7 @@ class AutoPrune(Pruner):
             if not condition:
                 raise ValueError(f"{field} must be {expected}, got {getattr(self, field)!r}")
 
-        choices = {
-            "budget_mode": ("published", "strict"),
-            "inflection": ("slope", "beta"),
-            "mi_rows": ("text", "last"),
-            "mi_heads": ("sum", "mean"),
-            "rounding": ("ceil", "floor"),
-            "rank_rows": ("text", "last"),
-            "positions": ("compact", "original"),
-        }
-        for field, allowed in choices.items():
-            demand(getattr(self, field) in allowed, field, f"one of {', '.join(allowed)}")
+        demand_choices(self)
         demand(self.target_token_num >= 1, "target_token_num", "at least 1")
         for field in ("target_flops", "target_kv"):
             value = getattr(self, field)
@@ -170,7 +176,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class AutoPruneRun(PrunerRun):
-    """State of one prefill: the schedules, once the mutual information is known."""
+    """State of one prefill: the schedules, once the indicator is known."""
 
     def __init__(self, config: AutoPrune, layout: TokenLayout, shape: DecoderShape) -> None:
         self.config, self.shape = config, shape
@@ -196,6 +202,8 @@ class AutoPruneRun(PrunerRun):
             )
         self.plans: list[schedules.Plan | None] = []
         self.measured: list[dict[str, float]] = []
+        if config.indicator == "static" and any(self.active):
+            self._schedule([0.0] * layout.batch)
 
     def rows(self, layer: int, layout: TokenLayout) -> int:
         if not any(self.active) or not self._looks_at(layer):
@@ -204,16 +212,19 @@ class AutoPruneRun(PrunerRun):
 
     def _looks_at(self, layer: int) -> bool:
         config = self.config
-        if layer == config.mi_layer or (layer == 0 and config.needs_cls):
+        if layer == 0 and config.needs_cls:
             return True
+        if not self.plans:
+            return layer == config.mi_layer
         return any(p is not None and p.keep[layer] < p.entering[layer] for p in self.plans)
 
     def after_layer(self, observation: Observation) -> Selection | None:
         layer, layout = observation.layer, observation.layout
         if observation.rows is None:
             return None
-        if layer == self.config.mi_layer:
-            self._schedule(observation)
+        if layer == self.config.mi_layer and not self.plans:
+            # Waits for the device: the only place that has to.
+            self._schedule(indicator(self.config, observation).tolist())
         if layer == 0 and self.config.needs_cls:
             keep = [
                 min(b.start, v) if on else v
@@ -226,7 +237,7 @@ class AutoPruneRun(PrunerRun):
         keep = [n if p is None else p.keep[layer] for p, n in pairs]
         pools = [0 if p is None else p.pools[layer] for p, _ in pairs]
         clusters = [0 if p is None else p.clusters[layer] for p, _ in pairs]
-        rows, mask = _ranking_rows(observation, self.config.rank_rows)
+        rows, mask = text_rows(observation, self.config.rank_rows)
         return keep_top(
             layout,
             text_relevance(rows, mask),
@@ -243,43 +254,27 @@ class AutoPruneRun(PrunerRun):
         if config.letterbox_mask and layout.letterbox is not None:
             scores = scores.masked_fill(layout.letterbox, 0.0)
         n_text = observation.row_mask.sum(-1).clamp(min=1)
-        weight = config.preselect_text * self._information(observation) / n_text
+        weight = config.preselect_text * information(config, observation) / n_text
         return scores + weight[:, None] * text_relevance(observation.rows, observation.row_mask)
 
-    def _information(self, observation: Observation) -> Tensor:
+    def _schedule(self, measured: Sequence[float]) -> None:
+        """Solve every sample's schedule for its value of the indicator; 0 where static."""
         config = self.config
-        rows, mask = _ranking_rows(observation, config.mi_rows)
-        heads = mutual_information(
-            rows,
-            mask,
-            observation.layout.is_visual,
-            normalise=config.normalise_rows,
-            eps=config.mi_eps,
-            base=config.log_base,
-        )
-        return heads.sum(-1) if config.mi_heads == "sum" else heads.mean(-1)
-
-    def _schedule(self, observation: Observation) -> None:
-        """Solve every sample's schedule. Waits for the device: the only place that has to."""
-        config = self.config
-        for i, mi in enumerate(self._information(observation).tolist()):
-            k = config.k0 - config.gamma * mi
-            k = max(k, 0.0) if config.clamp_slope else k
-            x0 = config.x0 + (k if config.inflection == "slope" else config.beta * mi)
+        static = config.indicator == "static"
+        name = {"mutual_information": "mi"}.get(config.indicator, config.indicator)
+        for i, value in enumerate(measured):
             if not self.active[i]:
                 self.plans.append(None)
                 self.measured.append({})
                 continue
+            k = config.k0 - config.gamma * value
+            k = max(k, 0.0) if config.clamp_slope else k
+            shift = k if config.inflection == "slope" else config.beta * value
+            x0 = config.x0 if static else config.x0 + shift
             plan = solve_plan(config, self.shape, self.budgets[i], k, x0)
             self.plans.append(plan)
-            self.measured.append({"mi": mi, "k": k, "x0": x0, "scale": plan.scale})
+            known = {} if static else {name: value}
+            self.measured.append({**known, "k": k, "x0": x0, "scale": plan.scale})
 
     def complexity(self) -> list[dict[str, float]]:
         return self.measured
-
-
-def _ranking_rows(observation: Observation, which: str) -> tuple[Tensor, Tensor]:
-    """The measured rows, or only those of the last token."""
-    if which == "last":
-        return observation.rows[:, :, -1:], observation.row_mask[:, -1:]
-    return observation.rows, observation.row_mask

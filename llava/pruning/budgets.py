@@ -110,7 +110,7 @@ def _target(
 def solve_plan(
     config: AutoPrune, shape: DecoderShape, budget: Budget, k: float, x0: float
 ) -> schedules.Plan:
-    """The schedule of one sample with slope `k` and inflection `x0` (layers)."""
+    """The schedule of one sample, its curve having slope `k` and inflection `x0` (layers)."""
     return schedules.solve(_problem(config, shape, budget, k, x0))
 
 
@@ -122,9 +122,9 @@ def _problem(
     first = config.mi_layer if pre_layer is None else max(config.mi_layer, 1)
     last = layers - 1 if config.prune_last_layer else layers - 2
     setting, value, per, cost = _target(config, shape, budget)
-    amplitude = config.amplitude
+    curve, amplitude = schedules.CURVES[config.curve], config.amplitude
     if config.analytic_area:
-        area = schedules.logistic_area(k, x0, layers)
+        area = curve.area(k, x0, layers)
         amplitude = layers * budget.tokens / (max(area, 1e-9) * budget.start)
     cap = budget.start
     if config.cap_ratio is not None:
@@ -137,7 +137,7 @@ def _problem(
         first=first,
         last=last,
         retention=tuple(
-            amplitude * schedules.logistic(layer, k, x0) for layer in range(first, last + 1)
+            amplitude * share for share in schedules.shares(curve, k, x0, layers, first, last)
         ),
         rounding=config.rounding,
         cap=cap,

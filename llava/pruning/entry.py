@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, PrunerRun
+from .checks import demand_choices
 from .cost import DecoderShape
 from .layout import TEXT, Selection, TokenLayout
 from .selectors import keep_top
@@ -55,12 +56,7 @@ class FixedCount(Pruner):
         target = self.target_token_num
         if not (target >= 1 and float(target).is_integer()):
             raise ValueError(f"target_token_num must be a whole number, 1 or more, got {target!r}")
-        self._demand_choice("budget_mode", ("published", "strict"))
-
-    def _demand_choice(self, field: str, allowed: tuple[str, ...]) -> None:
-        value = getattr(self, field)
-        if value not in allowed:
-            raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+        demand_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +69,6 @@ class EntryPruner(FixedCount):
     """
 
     positions: Literal["compact", "original"] = "compact"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._demand_choice("positions", ("compact", "original"))
 
     @abc.abstractmethod
     def choose(self, image: ImageTokens, count: int, embeds: Tensor) -> Iterable[int]:

@@ -7,6 +7,13 @@ Paper (arXiv 2509.23931, section 3.3): the logistic curve of eq. 5, its integral
 normalisation eq. 7, and a bisection of a global scale until the floors sum to the budget. The
 released code bisects only, rounds up, and counts the merged tokens of each layer; both are
 expressed by the fields of `Problem`.
+
+The other curves are those of the paper's Table 4b, which names them and prints no formula; the
+released code has only the logistic one. Here `linear` and `exponential` have the logistic curve's
+value 1/2 and slope -k/4 at x0, so that k and x0 mean the same in all of them. A tanh that matches
+in both *is* the logistic curve, so `tanh` takes k as it stands and is twice as steep. Only the form
+of a curve matters, because the budget scales it; each is at most 1 on [0, layers]. Negative k
+rises. A curve is `curve(x, k, x0, layers)`, x and x0 being depths in layers.
 """
 
 from __future__ import annotations
@@ -14,13 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Bisecting [0, 20] in double precision stops moving after about 57 halvings; more change nothing.
 _HALVINGS = 60
 
 
-def logistic(x: float, k: float, x0: float) -> float:
-    """Share of tokens retained at depth `x` (layers): 1 / (1 + exp(k (x - x0))), eq. 5 with N=1."""
+def logistic(x: float, k: float, x0: float, layers: int) -> float:
+    """1 / (1 + exp(k (x - x0))), eq. 5 with N = 1."""
     z = k * (x - x0)
     if z > 0:
         e = math.exp(-z) if z < 700 else 0.0
@@ -37,6 +45,78 @@ def logistic_area(k: float, x0: float, layers: int) -> float:
         return max(z, 0.0) + math.log1p(math.exp(-abs(z)))
 
     return layers - (softplus(k * (layers - x0)) - softplus(-k * x0)) / k
+
+
+def tanh(x: float, k: float, x0: float, layers: int) -> float:
+    """(1 - tanh(k (x - x0))) / 2, which equals the logistic curve of slope 2 k."""
+    return logistic(2 * x, k, 2 * x0, layers)
+
+
+def tanh_area(k: float, x0: float, layers: int) -> float:
+    """Integral of `tanh` over [0, layers]."""
+    return logistic_area(k, 2 * x0, 2 * layers) / 2
+
+
+def linear(x: float, k: float, x0: float, layers: int) -> float:
+    """max(0, 1 - x / r) with r = x0 + 2 / k: the line 1/2 - k (x - x0) / 4 over its value at 0.
+
+    0 everywhere when r <= 0; 1 everywhere at k = 0; for k < 0 the mirror image, 1 at `layers`.
+    """
+    if k < 0:
+        return linear(layers - x, -k, layers - x0, layers)
+    reach = x0 + 2 / k if k else math.inf
+    return max(0.0, 1 - x / reach) if reach > 0 else 0.0
+
+
+def linear_area(k: float, x0: float, layers: int) -> float:
+    """Integral of `linear` over [0, layers]: r / 2, or L - L^2 / (2 r) if r > L; 0 if r <= 0."""
+    if k < 0:
+        return linear_area(-k, layers - x0, layers)
+    reach = x0 + 2 / k if k else math.inf
+    return layers - layers**2 / (2 * reach) if reach > layers else max(reach, 0.0) / 2
+
+
+def exponential(x: float, k: float, x0: float, layers: int) -> float:
+    """exp(-k x / 2): exp(-k (x - x0) / 2) / 2 over its value at 0, in which x0 cancels.
+
+    Moving an exponential along the depth only multiplies it. For k < 0 the mirror image, which is
+    1 at `layers`.
+    """
+    return math.exp(-k / 2 * x) if k >= 0 else math.exp(k / 2 * (layers - x))
+
+
+def exponential_area(k: float, x0: float, layers: int) -> float:
+    """Integral of `exponential` over [0, layers]: 2 (1 - exp(-|k| L / 2)) / |k|, L at k = 0."""
+    rate = abs(k) / 2
+    return -math.expm1(-rate * layers) / rate if rate * layers > 1e-12 else float(layers)
+
+
+class Curve(NamedTuple):
+    """A curve of (x, k, x0, layers), and its integral over [0, layers] of (k, x0, layers)."""
+
+    share: Callable[[float, float, float, int], float]
+    area: Callable[[float, float, int], float]
+
+
+CURVES = {
+    "logistic": Curve(logistic, logistic_area),
+    "linear": Curve(linear, linear_area),
+    "tanh": Curve(tanh, tanh_area),
+    "exponential": Curve(exponential, exponential_area),
+}
+
+
+def shares(curve: Curve, k: float, x0: float, layers: int, first: int, last: int) -> list[float]:
+    """The curve at layers `first` to `last`, each above 0.
+
+    No scale raises a share of exactly 0. So that a budget can still be met once all other layers
+    are full, such layers get a millionth of the lowest other share (all the same if all are 0):
+    less than one token until then.
+    """
+    values = [curve.share(layer, k, x0, layers) for layer in range(first, last + 1)]
+    # Shares that a double cannot scale up without overflow count as 0 too.
+    lowest = min((share for share in values if share > 1e-200), default=1.0)
+    return [max(share, 1e-6 * lowest) for share in values]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class SampleTrace:
     ahead:     attention rows of the next layer that were computed after the layer
     pools:     dropped tokens that were clustered after the layer
     scoring:   FLOPs of scoring beyond these rows
-    complexity: what the method measured, such as mi, k, x0
+    complexity: what the method measured, under its name, and what follows, such as mi, k, x0
     """
 
     n_visual: int

@@ -54,8 +54,15 @@ def run(model, ids, mask, images, sizes, pruner, **options):
         {"target_token_num": 30, "x0": 3.0, "preset": "paper"},
         {"target_token_num": 36, "x0": 3.0, "budget_mode": "strict", "positions": "original"},
         {"target_flops": 0.6, "x0": 3.0},
+        {
+            "target_token_num": 20,
+            "x0": 3.0,
+            "gamma": 1.0,
+            "indicator": "cosine_similarity",
+            "curve": "linear",
+        },
     ],
-    ids=["released", "paper", "strict", "flops"],
+    ids=["released", "paper", "strict", "flops", "cosine"],
 )
 def test_a_ragged_batch_equals_its_samples(samples, attn, settings) -> None:
     model = tiny.model(7, attn=attn, image_size=112)

@@ -92,6 +92,24 @@ def test_prefill_and_decode_equal_the_oracle(model, positions, preselect, images
     assert counts[0] == 16 * images and counts[-1] < counts[1] <= counts[0]
 
 
+ABLATIONS = [
+    *({"indicator": name} for name in ("mean_attention", "cosine_similarity", "static")),
+    *({"curve": name} for name in ("linear", "tanh", "exponential")),
+    {"indicator": "cosine_similarity", "curve": "exponential", "preselect_ratio": None},
+    {"preset": "paper", "indicator": "static", "curve": "linear"},
+    {"mi_layer": 3},
+    {"normalise_rows": True, "preselect_ratio": None},
+]
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("settings", ABLATIONS, ids=str)
+def test_ablations_equal_the_oracle(model, positions, settings) -> None:
+    counts = check_against_the_oracle(model, pruner(positions, **settings), positions, 2)
+    assert counts.entering[0] == 32
+    assert counts.entering[-1] < counts.entering[1] <= 32
+
+
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", ["random", "uniform-grid"])
 @pytest.mark.parametrize("images", [1, 3])

@@ -54,6 +54,8 @@ def test_each_flag_sets_its_field_and_nothing_else(flag, text, field, value) -> 
         ("preselect_ratio=3", "preselect_ratio", 3.0),
         ("cap_ratio=2.5", "cap_ratio", 2.5),
         ("rounding=floor", "rounding", "floor"),
+        ("indicator=static", "indicator", "static"),
+        ("curve=exponential", "curve", "exponential"),
         ("target_token_num=96", "target_token_num", 96.0),
     ],
 )
@@ -83,6 +85,8 @@ def test_set_may_be_repeated_and_wins_over_flags_and_presets() -> None:
         ("x0=none", "x0 must be float, got 'none'"),
         ("letterbox_mask=maybe", "letterbox_mask must be true or false, got 'maybe'"),
         ("rounding=nearest", "rounding must be one of ceil, floor, got 'nearest'"),
+        ("curve=tanhh", "curve must be one of logistic, linear, tanh, exponential, got 'tanhh'"),
+        ("indicator=mi", "indicator must be one of mutual_information, mean_attention, cosine_sim"),
         ("amplitude=-1", "amplitude must be above 0"),
     ],
 )

@@ -12,21 +12,7 @@ from llava.pruning.budgets import budget, solve_plan
 from llava.pruning.indicators import mutual_information, text_relevance
 from llava.pruning.layout import TEXT, Segment, TokenLayout
 
-from .common import vicuna
-
-
-def layout(*visual: int, text: int = 4) -> TokenLayout:
-    """Samples with one image (none for 0 tokens) after one token of text and before `text`."""
-    return TokenLayout.from_segments(
-        [
-            [
-                Segment(1),
-                *([Segment(n, 0, torch.arange(n), torch.rand(n))] if n else []),
-                Segment(text),
-            ]
-            for n in visual
-        ]
-    )
+from .common import layout, observe, vicuna, walk
 
 
 def test_only_samples_above_their_budget_are_active() -> None:
@@ -72,28 +58,6 @@ def test_text_after_the_image_and_cls_scores_are_required() -> None:
     with pytest.raises(ValueError, match="preselect_ratio"):
         AutoPrune(target_token_num=2).start(bare, vicuna(4))
     assert AutoPrune(target_token_num=2, preselect_ratio=None).start(bare, vicuna(4)).active[0]
-
-
-def observe(run, tokens: TokenLayout, layer: int, sharpness: float = 1.0) -> Observation:
-    """Random attention of the rows that the run asks for in `layer`."""
-    generator = torch.Generator().manual_seed(layer)
-    wanted = run.rows(layer, tokens)
-    hidden = torch.randn(tokens.batch, tokens.n, 6, generator=generator)
-    if not wanted:
-        return Observation(layer, tokens, hidden)
-    rows = torch.randn(tokens.batch, 2, wanted, tokens.n, generator=generator)
-    rows = (sharpness * rows).masked_fill(~tokens.valid[:, None, None, :], -torch.inf).softmax(-1)
-    tail = torch.tensor(tokens.tail)[:, None]
-    return Observation(layer, tokens, hidden, rows, torch.arange(wanted) >= wanted - tail)
-
-
-def walk(run, tokens: TokenLayout, layers: int, sharpness: float = 1.0) -> list[TokenLayout]:
-    """Layouts entering each layer, and what leaves the last."""
-    seen = [tokens]
-    for layer in range(layers):
-        selection = run.after_layer(observe(run, seen[-1], layer, sharpness))
-        seen.append(seen[-1] if selection is None else seen[-1].select(selection))
-    return seen
 
 
 def ragged() -> TokenLayout:

@@ -16,7 +16,7 @@ from llava import pruning
 from llava.pruning.autoprune import AutoPrune
 from llava.pruning.budgets import Budget, budget, solve_plan
 from llava.pruning.cost import DecoderShape, prefill_flops
-from llava.pruning.schedules import Plan, logistic, logistic_area, recycled
+from llava.pruning.schedules import CURVES, Plan, logistic, logistic_area, recycled
 
 from .common import released, vicuna
 
@@ -69,6 +69,7 @@ def cases(draw, kind: str | None = None) -> Case:
         "mi_layer": draw(st.integers(0, min(3, layers - 1))),
         "prune_last_layer": draw(st.booleans()),
         "analytic_area": draw(st.booleans()),
+        "curve": draw(st.sampled_from(sorted(CURVES))),
         "cap_ratio": draw(st.sampled_from([None, 2.5])),
     }
     # A share of what lies between about the least possible and no pruning at all.
@@ -164,9 +165,10 @@ def test_fractions_with_the_released_settings(setting: str, fraction: float) -> 
     assert share == pytest.approx(fraction, rel=1e-3)
 
 
+@pytest.mark.parametrize("curve", CURVES)
 @given(st.integers(20, 400), st.floats(0.02, 0.6), st.floats(0, 30))
 @settings(max_examples=60, deadline=None)
-def test_exact_plan_follows_its_curve(tokens: int, k: float, x0: float) -> None:
+def test_exact_plan_follows_its_curve(curve: str, tokens: int, k: float, x0: float) -> None:
     """Meeting the budget is not enough: every count must be the curve's, to one token."""
     config = AutoPrune(
         budget_mode="strict",
@@ -174,10 +176,11 @@ def test_exact_plan_follows_its_curve(tokens: int, k: float, x0: float) -> None:
         preselect_ratio=None,
         rounding="floor",
         recycle_ratio=0,
+        curve=curve,
     )
     _, plan = Case(config, vicuna(), 576, 70, k, x0).solve()
-    curve = [max(1, math.floor(576 * min(1.0, share))) for share in plan.retention]
-    assert all(abs(kept - count) <= 1 for kept, count in zip(plan.keep[1:], curve))
+    counts = [max(1, math.floor(576 * min(1.0, share))) for share in plan.retention]
+    assert all(abs(kept - count) <= 1 for kept, count in zip(plan.keep[1:], counts))
 
 
 def test_cap_bounds_every_layer_of_the_curve() -> None:
@@ -201,7 +204,7 @@ def test_paper_curve_is_divided_by_its_area(k: float, x0: float) -> None:
     config, shape = pruning.build("autoprune", preset="paper", target_token_num=64), vicuna()
     plan = solve_plan(config, shape, budget(config, shape, 576, 70), k, x0)
     amplitude = 64 * 32 / 576 / logistic_area(k, x0, 32)
-    curve = [plan.scale * amplitude * logistic(x, k, x0) for x in range(1, 31)]
+    curve = [plan.scale * amplitude * logistic(x, k, x0, 32) for x in range(1, 31)]
     assert plan.retention == pytest.approx(curve, rel=1e-9)
 
 

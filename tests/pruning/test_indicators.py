@@ -1,4 +1,4 @@
-"""Mutual information and text relevance against analytic cases and plain loops."""
+"""The indicators and text relevance against analytic cases, values by hand and plain loops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llava.pruning.indicators import mutual_information, text_relevance
+from llava.pruning.indicators import (
+    cosine_similarity,
+    mean_attention,
+    mutual_information,
+    text_relevance,
+)
 
 
 def attention(seed: int, batch: int, heads: int, rows: int, n: int) -> Tensor:
@@ -154,3 +159,85 @@ def test_text_relevance_is_the_mean_over_heads_and_valid_rows() -> None:
 def test_text_relevance_without_a_valid_row_is_zero() -> None:
     rows = attention(6, 1, 2, 3, 5)
     assert torch.equal(text_relevance(rows, torch.zeros(1, 3, dtype=torch.bool)), torch.zeros(1, 5))
+
+
+def test_mean_attention_by_hand() -> None:
+    heads = [
+        [[0.1, 0.2, 0.4, 0.3], [0.25, 0.25, 0.25, 0.25]],
+        [[0.0, 1.0, 0.0, 0.0], [0.7, 0.0, 0.1, 0.2]],
+    ]
+    rows = torch.tensor([heads, heads])
+    row_mask = torch.tensor([[True, True], [False, True]])
+    visual = torch.tensor([[False, True, True, False]] * 2)
+    # Masses on the image: 0.6 and 0.5 in the first head, 1 and 0.1 in the second.
+    expected = torch.tensor([(0.6 + 0.5 + 1.0 + 0.1) / 4, (0.5 + 0.1) / 2])
+    torch.testing.assert_close(mean_attention(rows, row_mask, visual), expected)
+
+
+def test_mean_attention_does_not_depend_on_the_number_of_tokens() -> None:
+    """Each visual token split into two of half its weight: the same bond, the same value."""
+    rows = attention(7, 1, 3, 5, 12)
+    _, visual = everything(rows)
+    row_mask = torch.ones(1, 5, dtype=torch.bool)
+    split = (0.4 * rows).repeat_interleave(2, -1) / 2
+    both = torch.ones(1, 24, dtype=torch.bool)
+    once = mean_attention(0.4 * rows, row_mask, visual)
+    torch.testing.assert_close(once, torch.tensor([0.4]))
+    torch.testing.assert_close(mean_attention(split, row_mask, both), once)
+
+
+def test_mean_attention_at_its_ends() -> None:
+    rows = attention(8, 1, 2, 4, 6)
+    row_mask, every = everything(rows)
+    assert mean_attention(rows, row_mask, every).item() == pytest.approx(1.0)
+    assert mean_attention(rows, row_mask, ~every).item() == 0.0
+    assert mean_attention(rows, ~row_mask, every).item() == 0.0
+
+
+def test_cosine_similarity_by_hand() -> None:
+    visual_states = [[1.0, 0.0], [0.0, 2.0]]
+    text = [[3.0, 0.0], [0.0, -1.0], [1.0, 1.0]]
+    hidden = torch.tensor([[[9.0, -9.0], *visual_states, *text]] * 2)
+    visual = torch.tensor([[False, True, True, False, False, False]] * 2)
+    row_mask = torch.tensor([[True, True, True], [False, True, True]])
+    # Cosines: (1, 0), (0, -1), and the diagonal's root of 1/2 with both.
+    root = math.sqrt(0.5)
+    expected = torch.tensor([(1 - 1 + 2 * root) / 6, (-1 + 2 * root) / 4])
+    torch.testing.assert_close(cosine_similarity(hidden, row_mask, visual), expected)
+    lengths = torch.tensor([2.0, 5.0, 0.1, 7.0, 3.0, 100.0])[:, None]
+    torch.testing.assert_close(cosine_similarity(hidden * lengths, row_mask, visual), expected)
+
+
+def test_cosine_similarity_at_its_ends() -> None:
+    same = torch.tensor([0.3, -2.0, 5.0]).expand(1, 5, 3).clone()
+    visual = torch.tensor([[True, True, False, False, False]])
+    row_mask = torch.ones(1, 3, dtype=torch.bool)
+    assert cosine_similarity(same, row_mask, visual).item() == pytest.approx(1.0)
+    same[:, 2:] *= -4
+    assert cosine_similarity(same, row_mask, visual).item() == pytest.approx(-1.0)
+    assert cosine_similarity(same, ~row_mask, visual).item() == 0.0
+    same[:, :2] = 0.0
+    assert cosine_similarity(same, row_mask, visual).item() == 0.0
+
+
+def test_cosine_similarity_of_half_precision_is_taken_in_float32() -> None:
+    """The squares of these states do not fit float16."""
+    hidden = torch.tensor([[[6e4, 6e4], [6e4, 0.0], [6e4, 6e4]]], dtype=torch.float16)
+    visual = torch.tensor([[True, True, False]])
+    value = cosine_similarity(hidden, torch.ones(1, 1, dtype=torch.bool), visual)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx((1 + math.sqrt(0.5)) / 2, rel=1e-5)
+
+
+def test_other_indicators_do_not_mix_the_samples_of_a_batch() -> None:
+    rows = attention(9, 3, 2, 6, 10)
+    hidden = torch.randn(3, 10, 4, generator=torch.Generator().manual_seed(9))
+    row_mask = torch.arange(6)[None] >= torch.tensor([[0], [2], [5]])
+    visual = torch.arange(10)[None] < torch.tensor([[4], [3], [2]])
+    together = mean_attention(rows, row_mask, visual), cosine_similarity(hidden, row_mask, visual)
+    for i in range(3):
+        mass = rows[i][:, row_mask[i]][:, :, visual[i]].sum(-1).mean()
+        torch.testing.assert_close(together[0][i], mass)
+        text, image = hidden[i, -6:][row_mask[i]], hidden[i][visual[i]]
+        pairs = torch.cosine_similarity(text[:, None], image[None], dim=-1).mean()
+        torch.testing.assert_close(together[1][i], pairs)

@@ -135,17 +135,17 @@ def test_recycled(dropped: int, share: float, expected: tuple[int, int]) -> None
 @given(st.floats(-50, 50), st.floats(-5, 5), st.floats(-50, 50))
 @settings(max_examples=60)
 def test_logistic_is_its_formula(x: float, k: float, x0: float) -> None:
-    assert logistic(x, k, x0) == pytest.approx(1 / (1 + math.exp(k * (x - x0))), rel=1e-9)
-    assert logistic(x, -k, x0) == pytest.approx(1 - logistic(x, k, x0), abs=1e-12)
+    assert logistic(x, k, x0, 32) == pytest.approx(1 / (1 + math.exp(k * (x - x0))), rel=1e-9)
+    assert logistic(x, -k, x0, 32) == pytest.approx(1 - logistic(x, k, x0, 32), abs=1e-12)
 
 
 def test_logistic_at_its_ends() -> None:
-    assert logistic(3.0, 0.0, 14.9) == 0.5
-    assert logistic(14.9, 0.4, 14.9) == 0.5
-    assert logistic(32, 1e6, 14.9) == 0.0
-    assert logistic(0, 1e6, 14.9) == 1.0
-    assert logistic(0, -1e6, 14.9) == 0.0
-    assert logistic(32, -1e6, 14.9) == 1.0
+    assert logistic(3.0, 0.0, 14.9, 32) == 0.5
+    assert logistic(14.9, 0.4, 14.9, 32) == 0.5
+    assert logistic(32, 1e6, 14.9, 32) == 0.0
+    assert logistic(0, 1e6, 14.9, 32) == 1.0
+    assert logistic(0, -1e6, 14.9, 32) == 0.0
+    assert logistic(32, -1e6, 14.9, 32) == 1.0
 
 
 @pytest.mark.parametrize("x0", [-5.0, 0.0, 14.9, 32.0, 100.0])
