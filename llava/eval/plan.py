@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from llava.pruning import METHODS, Pruner, build
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
 
-_SPEC = re.compile(r"(?P<method>[\w-]+)(:(?P<budgets>[^@]*))?(@(?P<fields>.*))?")
+_SPEC = re.compile(r"(?P<method>[\w+-]+)(:(?P<budgets>[^@]*))?(@(?P<fields>.*))?")
 _VALUE = re.compile(r"[\w.+-]+")  # what a file may be called anywhere
 _BUDGET = "target_token_num"
 

@@ -23,7 +23,7 @@ from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
 from .comparison import compare
 from .record import COMPLETE, read_record
-from .results import find_runs, read_result, require_comparable
+from .results import Result, find_runs, read_result, require_comparable
 
 #: Heading, key, and how a value is shown.
 _COSTS = (
@@ -72,13 +72,9 @@ def report(
     a word on stderr; one that was named itself is an error.
     """
     try:
-        files = [file for path in paths for file in _complete(path)]
-        results = [read_result(file, args.data, benchmarks) for file in dict.fromkeys(files)]
-        require_comparable(results)
-        in_order = sorted(results, key=lambda r: list(benchmarks).index(r.benchmark.name))
-        table = compare(in_order)
+        table = compare(collect(paths, args.data, benchmarks))
         if any(path.is_dir() for path in paths):
-            table["rows"].sort(key=_natural)
+            table["rows"].sort(key=natural_order)
         text = json.dumps(table)
         if args.csv is not None:
             _write_csv(args.csv, table)
@@ -95,6 +91,21 @@ def report(
     return 0
 
 
+def collect(paths: Sequence[Path], data: Path, benchmarks: Mapping[str, Benchmark]) -> list[Result]:
+    """The runs that these files and folders hold, scored, in the order of the benchmarks.
+
+    Runs in a folder that are not complete are left out, with a word on stderr.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder without runs, what `read_result` raises, or runs
+            that cannot stand in one table.
+    """
+    files = [file for path in paths for file in _complete(path)]
+    results = [read_result(file, data, benchmarks) for file in dict.fromkeys(files)]
+    require_comparable(results)
+    return sorted(results, key=lambda result: list(benchmarks).index(result.benchmark.name))
+
+
 def markdown(table: Mapping[str, Any]) -> str:
     """The comparison as a Markdown table; what was not run is an empty cell."""
     titles = [_title(entry) for entry in table["benchmarks"].values()]
@@ -103,10 +114,10 @@ def markdown(table: Mapping[str, Any]) -> str:
     for row in table["rows"]:
         scores = [cell or {"percent": None, "sd": None} for cell in row["benchmarks"].values()]
         cells = [
-            _method(row),
-            _budget(row["budget"]),
-            *(_with_deviation(cell["percent"], cell["sd"]) for cell in scores),
-            _with_deviation(row["relative"], row["relative_sd"]),
+            row_label(row),
+            budget_text(row["budget"]),
+            *(with_deviation(cell["percent"], cell["sd"]) for cell in scores),
+            with_deviation(row["relative"], row["relative_sd"]),
             *("" if row[key] is None else shown.format(row[key]) for _, key, shown in _COSTS),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -148,6 +159,11 @@ def notes(table: Mapping[str, Any]) -> Iterator[str]:
             None: "where all runs of the row measured the same: some include the vision tower.",
         }[table["vision_apart"]]
     )
+    yield from provenance(table)
+
+
+def provenance(table: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that all rows of a method share, and what the runs were made with, a line each."""
     for method, settings in table["settings_of_all"].items():
         shown = ", ".join(f"{name} = {_value(value)}" for name, value in settings.items())
         yield f"- All {method} rows: {shown}."
@@ -185,11 +201,11 @@ def _complete(path: Path) -> Iterator[Path]:
             print(f"Left out: {file} is {status!r}.", file=sys.stderr)
 
 
-def _natural(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def natural_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Unpruned first, then by method and settings, larger budgets first."""
     tokens = row["budget"]
     number = -tokens if isinstance(tokens, (int, float)) else 0
-    return row["method"] != "none", _method(row), number, str(tokens)
+    return row["method"] != "none", row_label(row), number, str(tokens)
 
 
 def _write_csv(path: Path, table: Mapping[str, Any]) -> None:
@@ -202,7 +218,7 @@ def _write_csv(path: Path, table: Mapping[str, Any]) -> None:
         for row in table["rows"]:
             cells = [cell or {} for cell in row["benchmarks"].values()]
             values = [cell.get(k) for cell in cells for k in ("percent", "sd", "raw")]
-            start = [_method(row), _budget(row["budget"]), " ".join(map(str, row["seeds"]))]
+            start = [row_label(row), budget_text(row["budget"]), " ".join(map(str, row["seeds"]))]
             writer.writerow([*start, *values, *(row[column] for column in columns)])
 
 
@@ -210,12 +226,14 @@ def _title(entry: Mapping[str, Any]) -> str:
     return entry["title"].partition(" (")[0]
 
 
-def _method(row: Mapping[str, Any]) -> str:
+def row_label(row: Mapping[str, Any]) -> str:
+    """The method of a row and the settings that tell it from others."""
     settings = [f"{name}={_value(value)}" for name, value in row["settings"].items()]
     return " ".join([row["method"], *settings])
 
 
-def _budget(value: float | str | None) -> str:
+def budget_text(value: float | str | None) -> str:
+    """A row's budget; empty without one."""
     return "" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
@@ -223,7 +241,8 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _with_deviation(value: float | None, deviation: float | None) -> str:
+def with_deviation(value: float | None, deviation: float | None) -> str:
+    """A mean and its standard deviation, to a tenth; empty where there is none."""
     if value is None:
         return ""
     return f"{value:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")

@@ -113,20 +113,28 @@ def main(
     """Run the command line and return its exit status."""
     start_logging()
     args = build_parser(benchmarks).parse_args(argv)
+    code, complete = run_all(args, benchmarks)
+    if code in (EXIT_USAGE, EXIT_INTERRUPTED) or not complete:
+        return code
+    return report(complete, args, benchmarks) or code
+
+
+def run_all(
+    args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]
+) -> tuple[int, list[Path]]:
+    """Do what the parsed command line asks for; the exit status, and the answers of whole runs."""
     try:
         tasks = list(_tasks(args, benchmarks))
     except (ValueError, OSError) as error:
         _say(f"error: {error}")
-        return EXIT_USAGE
+        return EXIT_USAGE, []
     try:
         code = _answer(tasks)
     except KeyboardInterrupt:
         _say("Interrupted between two runs; the same command continues.")
-        return EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED, []
     complete = [task.settings.answers_file for task in tasks if _record(task).status == COMPLETE]
-    if code in (EXIT_USAGE, EXIT_INTERRUPTED) or not complete:
-        return code
-    return report(complete, args, benchmarks) or code
+    return code, complete
 
 
 def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Iterator[Task]:

@@ -14,8 +14,7 @@ from llava.eval.comparison import budget, settings_of, standard_error
 from llava.eval.report import main
 
 from .benchmark_files import BENCHMARKS, write_benchmark
-
-DENSE = pruning.build("none")
+from .run_files import DENSE, write_run
 
 
 @pytest.fixture
@@ -24,43 +23,6 @@ def data(tmp_path) -> Path:
     write_benchmark(tmp_path / "data", "alpha", 4)
     write_benchmark(tmp_path / "data", "beta", 8)
     return tmp_path
-
-
-def write_run(
-    folder: Path, name: str, right: int, pruner: pruning.Pruner = DENSE, **changes: Any
-) -> Path:
-    """A run of which the first `right` answers are right; `changes` are of record and settings."""
-    count = {"alpha": 4, "beta": 8}[name.split("/")[0]]
-    file = folder / "out" / f"{name}.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    answers = [{"question_id": f"q{i}", "text": "yes" if i < right else "no"} for i in range(count)]
-    file.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
-    kept = changes.pop("kept", 1.0)
-    benchmark = name.split("/")[0]
-    settings = {
-        "model_path": "models/tiny",
-        "dtype": "float32",
-        "question_file": f"data/{benchmark}/questions.jsonl",
-        "question_sha256": benchmark,
-        "pruner": pruner.to_dict(),
-    }
-    record = {
-        "status": changes.pop("status", "complete"),
-        "environment": {"device_name": "a processor", "torch": "9.1"},
-        "counts": {"answered": count},
-        "tokens": {"entering": 100 * kept + count, "leaving": 100 * kept},
-        "flops": {
-            "prefill": 1000 * kept * count,
-            "scoring": 10 * count,
-            "merging": 20 * count,
-            "dense_prefill": 1000 * count,
-        },
-        "kv_bytes": {"total": 50 * kept * count, "dense": 50 * count},
-        "seconds": {"prefill": 2.0, "vision": changes.pop("vision", None)},
-        "settings": settings | changes,
-    }
-    file.with_suffix(".run.json").write_text(json.dumps(record))
-    return file
 
 
 def report(folder: Path, *arguments: str | Path) -> int:

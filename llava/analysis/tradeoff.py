@@ -1,0 +1,171 @@
+"""Accuracy against visual tokens that enter a layer, and against FLOPs: one line a method.
+
+    python -m llava.analysis.tradeoff RUNS --data playground/data/eval --out tradeoff.png
+
+RUNS are folders of `llava.eval.sweep` or `llava.eval.tables`, or answers of finished runs. Accuracy
+is the mean of the benchmarks' scores in percent of the best; rows that lack one of the benchmarks
+are left out, and named on stderr. Tokens are the true ones, those that enter a layer, whatever a
+method's budget counts; FLOPs are of the decoder's prefill, in percent of the unpruned model. The
+unpruned model and runs without an image are level lines through their points; random tokens and the
+uniform grid, which a method has to beat, are dashed. The ending of --out is the format: png, pdf,
+svg. The last line of stdout is what was drawn as JSON. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.benchmarks.base import Benchmark
+from llava.eval.comparison import compare
+from llava.eval.report import budget_text, collect, natural_order, row_label, start_logging
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Kind = Literal["method", "floor", "level"]
+
+_LEVELS = ("none", "no-image")
+_FLOORS = ("random", "uniform-grid")
+_NAMES = {"none": "unpruned", "no-image": "no image"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row: mean tokens entering a layer, prefill FLOPs and accuracy in percent, its budget."""
+
+    tokens: float
+    flops: float
+    accuracy: float
+    budget: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """The rows of a method with the same settings, by tokens entering."""
+
+    label: str
+    kind: Kind
+    points: Sequence[Point]
+
+
+def series(table: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
+    """What to draw of a comparison (`llava.eval.comparison.compare`), and the rows left out.
+
+    Levels come first, then floors, then methods. A row is left out if it lacks a score, or if
+    none of its questions had an image.
+    """
+    points: dict[str, list[Point]] = {}
+    kinds: dict[str, Kind] = {}
+    left_out: list[str] = []
+    for row in sorted(table["rows"], key=natural_order):
+        name = row_label(row)
+        label = _NAMES.get(name, name)
+        scores = [cell and cell["percent"] for cell in row["benchmarks"].values()]
+        costs = row["tokens_entering"], row["prefill_flops_ratio"]
+        if None in scores or None in costs:
+            left_out.append(f"{label} {budget_text(row['budget'])}".strip())
+            continue
+        kinds[label] = _kind(row["method"])
+        point = Point(costs[0], 100 * costs[1], fmean(scores), budget_text(row["budget"]))
+        points.setdefault(label, []).append(point)
+    drawn = [
+        Series(label, kinds[label], sorted(own, key=lambda point: point.tokens))
+        for label, own in points.items()
+    ]
+    order = ("level", "floor", "method")
+    return sorted(drawn, key=lambda one: order.index(one.kind)), left_out
+
+
+def figure(drawn: Sequence[Series], title: str) -> Figure:
+    """Two panels, tokens and FLOPs on the abscissa.
+
+    Raises:
+        ImportError: matplotlib is not installed; says how to get it.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            f"figures need matplotlib ({error}): pip install -e '.[plot]', or pip install "
+            f"matplotlib"
+        ) from None
+    result = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = result.subplots(1, 2, sharey=True)
+    for axes, name, heading in zip(
+        panels,
+        ("tokens", "flops"),
+        ("visual tokens entering a layer, mean", "prefill FLOPs, % of the unpruned model"),
+    ):
+        for number, one in enumerate(drawn):
+            _draw(axes, one, [getattr(point, name) for point in one.points], f"C{number}")
+        axes.set_xlabel(heading)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy, % of the best")
+    panels[1].legend(fontsize="small")
+    result.suptitle(title)
+    return result
+
+
+def main(
+    argv: Sequence[str] | None = None, benchmarks: Mapping[str, Benchmark] = BENCHMARKS
+) -> int:
+    """Run the command line; 2 on wrong input or without matplotlib."""
+    start_logging()
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.analysis.tradeoff",
+        description="Draw accuracy against visual tokens entering a layer and against FLOPs.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="folders of runs, or answers of finished runs"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the benchmarks' folders"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="png, pdf or svg")
+    args = parser.parse_args(argv)
+    try:
+        table = compare(collect(args.runs, args.data, benchmarks))
+        drawn, left_out = series(table)
+        for row in left_out:
+            print(f"Left out: {row}, which lacks a benchmark or tokens.", file=sys.stderr)
+        if not drawn:
+            raise ValueError("no row has every benchmark: nothing to draw.")
+        models = ", ".join(table["made_with"]["model"])
+        titles = ", ".join(entry["title"] for entry in table["benchmarks"].values())
+        result = figure(drawn, f"{models}: {titles}")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        result.savefig(args.out, dpi=150)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({"out": str(args.out), "series": [asdict(one) for one in drawn]}), flush=True)
+    return 0
+
+
+def _draw(axes: Any, one: Series, x: Sequence[float], colour: str) -> None:
+    y = [point.accuracy for point in one.points]
+    if one.kind == "level":
+        axes.axhline(y[0], color=colour, linestyle=":", linewidth=1)
+        axes.plot(x, y, color=colour, marker="*", linestyle="none", label=one.label)
+        return
+    style = "--" if one.kind == "floor" else "-"
+    axes.plot(x, y, color=colour, marker="o", linestyle=style, label=one.label)
+
+
+def _kind(method: str) -> Kind:
+    if method in _LEVELS:
+        return "level"
+    return "floor" if method in _FLOORS else "method"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Published tables as data, one file each; `TABLES` has them by name."""
+
+from __future__ import annotations
+
+from . import official_page, table1, table2, table4
+from .base import DERIVED, ROW, Column, Row, Table
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        table1.TABLE,
+        table2.TABLE,
+        table4.TABLE_A,
+        table4.TABLE_B,
+        official_page.EXTENDED,
+        official_page.THIRTEEN_B,
+    )
+}
+
+__all__ = ["DERIVED", "ROW", "TABLES", "Column", "Row", "Table"]

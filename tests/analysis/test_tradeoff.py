@@ -1,0 +1,129 @@
+"""Accuracy against tokens and FLOPs: the series, by hand, and the figure's lines and labels."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+
+import pytest
+
+from llava import pruning
+from llava.analysis.tradeoff import Point, Series, figure, main, series
+from llava.eval.comparison import compare
+from llava.eval.report import collect
+
+from ..eval.benchmark_files import BENCHMARKS, write_benchmark
+from ..eval.run_files import write_run
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Unpruned, no image, AutoPrune at two budgets and random tokens with two seeds."""
+    write_benchmark(tmp_path / "data", "alpha", 4)
+    write_benchmark(tmp_path / "data", "beta", 8)
+    runs = [
+        ("none", (4, 4), 1.0, pruning.build("none")),
+        ("no-image", (1, 2), 0.0, pruning.build("no-image")),
+        ("64", (3, 4), 0.5, pruning.build("autoprune", target_token_num=64)),
+        ("32", (2, 4), 0.25, pruning.build("autoprune", target_token_num=32)),
+        ("random-0", (1, 2), 0.5, pruning.build("random", target_token_num=64, seed=0)),
+        ("random-1", (3, 2), 0.5, pruning.build("random", target_token_num=64, seed=1)),
+    ]
+    for name, (alpha, beta), kept, pruner in runs:
+        write_run(tmp_path, f"alpha/{name}", alpha, pruner, kept=kept)
+        write_run(tmp_path, f"beta/{name}", beta, pruner, kept=kept)
+    return tmp_path
+
+
+def drawn(folder: Path) -> tuple[list[Series], list[str]]:
+    return series(compare(collect([folder / "out"], folder / "data", BENCHMARKS)))
+
+
+def near(point: Point) -> tuple[float, float, float, str]:
+    return round(point.tokens, 3), round(point.flops, 3), round(point.accuracy, 3), point.budget
+
+
+def test_a_line_a_method_with_levels_and_floors(data) -> None:
+    found, left_out = drawn(data)
+    assert not left_out
+    assert [(one.label, one.kind) for one in found] == [
+        ("unpruned", "level"), ("no image", "level"), ("random", "floor"), ("autoprune", "method"),
+    ]  # fmt: skip
+    points = {one.label: [near(point) for point in one.points] for one in found}
+    # Tokens entering: 100 kept + 4 or 8, weighted 4 : 8, so 100 kept + 6.667.
+    assert points["unpruned"] == [(106.667, 100.0, 75.0, "")]  # 100 and 50 percent
+    assert points["no image"] == [(6.667, 0.0, 25.0, "")]
+    assert points["autoprune"] == [(31.667, 25.0, 50.0, "32"), (56.667, 50.0, 62.5, "64")]
+    assert points["random"] == [(56.667, 50.0, 37.5, "64")]  # 50 (25 and 75) and 25
+
+
+def test_settings_make_a_line_of_their_own_and_incomplete_rows_are_named(data) -> None:
+    strict = pruning.build("autoprune", target_token_num=16, budget_mode="strict")
+    write_run(data, "alpha/strict", 2, strict)
+    grid = pruning.build("uniform-grid", target_token_num=16)
+    write_run(data, "alpha/grid", 2, grid)
+    write_run(data, "beta/grid", 2, grid)
+    found, left_out = drawn(data)
+    assert left_out == ["autoprune budget_mode=strict 16"]
+    assert [one.label for one in found if one.kind == "floor"] == ["random", "uniform-grid"]
+    write_run(data, "beta/strict", 2, strict)
+    found, left_out = drawn(data)
+    assert not left_out and "autoprune budget_mode=strict" in [one.label for one in found]
+
+
+def test_the_figure_has_the_series(data) -> None:
+    pytest.importorskip("matplotlib")
+    found, _ = drawn(data)
+    left, right = figure(found, "a title").axes
+    for axes, name in ((left, "tokens"), (right, "flops")):
+        lines = {line.get_label(): line for line in axes.lines}
+        for one in found:
+            x, y = lines[one.label].get_data()
+            assert list(x) == [getattr(point, name) for point in one.points]
+            assert list(y) == [point.accuracy for point in one.points]
+        levels = [line for line in axes.lines if line.get_linestyle() == ":"]
+        assert [line.get_ydata()[0] for line in levels] == [75.0, 25.0]
+        assert lines["random"].get_linestyle() == "--"
+    assert left.get_xlabel().startswith("visual tokens entering")
+    assert right.get_xlabel().startswith("prefill FLOPs")
+    shown = [text.get_text() for text in right.get_legend().get_texts()]
+    assert shown == [one.label for one in found]
+
+
+def test_the_command_writes_a_file_and_says_what_is_in_it(data, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    out = data / "new" / "figure.png"
+    command = [str(data / "out"), "--data", str(data / "data"), "--out", str(out)]
+    assert main(command, BENCHMARKS) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [one["label"] for one in told["series"]][-1] == "autoprune"
+
+
+def test_without_matplotlib_the_message_says_how_to_get_it(data, monkeypatch, capsys) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest, **more):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError("No module named 'matplotlib'")
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    out = data / "figure.png"
+    command = [str(data / "out"), "--data", str(data / "data"), "--out", str(out)]
+    assert main(command, BENCHMARKS) == 2
+    err = capsys.readouterr().err
+    assert "figures need matplotlib" in err and "pip install -e '.[plot]'" in err
+    assert not out.exists()
+
+
+def test_nothing_to_draw_is_an_error(tmp_path, capsys) -> None:
+    for name, count in (("alpha", 4), ("beta", 8)):
+        write_benchmark(tmp_path / "data", name, count)
+    write_run(tmp_path, "alpha/none", 4)
+    write_run(tmp_path, "beta/random", 4, pruning.build("random"))
+    command = [str(tmp_path / "out"), "--data", str(tmp_path / "data"), "--out", "x.png"]
+    assert main(command, BENCHMARKS) == 2
+    err = capsys.readouterr().err
+    assert "Left out: unpruned" in err and "nothing to draw" in err

@@ -1,0 +1,104 @@
+"""The published tables: what is printed fits itself, and what does not has a note."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import pytest
+
+from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.published import TABLES, Column, Row, Table
+
+# Printed ratios are of unrounded scores and rounded themselves.
+_ROUNDING = 0.16
+
+
+@pytest.mark.parametrize("name", ["1", "2"])
+def test_a_printed_ratio_is_the_mean_of_its_row_or_has_a_note(name) -> None:
+    table = TABLES[name]
+    keys = [column.key for column in table.columns]
+    dense = table.rows[0]
+    assert dense.method == "none"
+    for row in table.rows:
+        mean = 100 * fmean(row.values[key] / dense.values[key] for key in keys)
+        fits = abs(mean - row.values["ratio"]) <= _ROUNDING
+        assert fits != ("ratio" in row.marks), (row.label, row.tokens, mean)
+
+
+def test_the_ablations_best_rows_are_table_1() -> None:
+    ours = {row.tokens: row.values for row in TABLES["1"].rows if row.method == "autoprune"}
+    expected = [ours[tokens][key] for key in ("textvqa", "gqa") for tokens in (64, 128)]
+    for name in ("4a", "4b"):
+        (best,) = (row for row in TABLES[name].rows if not row.settings)
+        assert list(best.values.values()) == expected == [57.1, 57.4, 57.7, 59.9]
+
+
+def test_numbers_of_the_paper() -> None:
+    rows = {(row.label, row.tokens): row for row in TABLES["1"].rows}
+    assert len(rows) == 1 + 3 * 5
+    misprinted = rows["SparseVLM", 192]
+    assert misprinted.values["textvqa"] == 56.3
+    assert "66.3" in TABLES["1"].notes[misprinted.marks["textvqa"]]
+    assert list(rows["AutoPrune", 64].values.values()) == [
+        1745, 63.6, 69.6, 57.7, 57.1, 96.7, 23.2,
+    ]  # fmt: skip
+    assert "row" in rows["FastV", 64].marks and "not FastV" in TABLES["1"].notes["b"]
+    second = {(row.label, row.tokens): row.values for row in TABLES["2"].rows}
+    assert second["AutoPrune", 160]["vqav2"] == 76.4 and second["FastV", 160]["pope"] == 51.7
+
+
+def test_conventions_of_mme_differ_between_the_tables() -> None:
+    metrics = {
+        name: column.metric
+        for name, table in TABLES.items()
+        for column in table.columns
+        if column.benchmark == "mme"
+    }
+    assert metrics == {
+        "1": "total", "2": "perception", "extended": "perception", "13b": "perception",
+    }  # fmt: skip
+    assert TABLES["1"].rows[0].values["mme"] == 1862
+    assert TABLES["2"].rows[0].values["mme"] == 1513.8
+
+
+def test_scores_without_a_source_are_not_there() -> None:
+    for name in ("extended", "13b"):
+        for row in TABLES[name].rows:
+            assert bool(row.values) == (row.source is not None)
+    (floor,) = (row for row in TABLES["extended"].rows if row.method == "no-image")
+    assert "mmb" not in floor.values and "ratio" not in floor.values
+    assert floor.values["gqa"] == 37.38
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_columns_are_of_benchmarks_that_are_scored_here(table) -> None:
+    assert all(BENCHMARKS[name].scored_here for name in table.benchmarks)
+    assert table.source and table.model.startswith("llava-v1.")
+
+
+def test_runs_are_written_as_a_sweep_takes_them() -> None:
+    first, static = TABLES["1"].rows[1], TABLES["4a"].rows[0]
+    assert first.run(first.budget()) == "tome:192"
+    column = TABLES["4a"].columns[1]
+    assert static.run(static.budget(column)) == "autoprune:128@indicator=static"
+    dense = TABLES["1"].rows[0]
+    assert dense.run(dense.budget()) == "none"
+    assert TABLES["2"].budgets == [640, 320, 160] and TABLES["4b"].budgets == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((Row("A", "none", 8, None, {"b": 1.0}),), r"table t, A: no columns \['b'\]"),
+        ((Row("A", "none", 8, None, {}, {"b": "x"}),), r"no columns \['b'\]"),
+        ((Row("A", "none", 8, None, {}, {"a": "y"}),), "marks {'y'} but notes {'x'}"),
+        (
+            (Row("A", "fastv", 8, "kept", {}, {"a": "x"}), Row("B", "fastv", 8, "kept")),
+            "two rows are the run fastv:8",
+        ),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_refused(rows, message) -> None:
+    notes = {"x": "wrong"} if any(row.marks for row in rows) else {}
+    with pytest.raises(ValueError, match=message):
+        Table("t", "T", "m", "s", (Column("a", "A", "alpha", "percent"),), rows, notes=notes)
