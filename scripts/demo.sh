@@ -18,6 +18,6 @@ exec .venv/bin/python -m llava.eval.sweep \
     --data playground/data/mini \
     --out "playground/data/mini/answers/demo-$LIMIT" \
     --runs none autoprune:192,128,64,32 no-image \
-    --x0-layers 32 --limit "$LIMIT" \
+    --depth-layers 32 --limit "$LIMIT" \
     --dtype float32 --batch-size 8 \
     "$@"

@@ -51,23 +51,30 @@ def parse_runs(
     return list(runs.values())
 
 
-def scale_x0(
+def scale_depths(
     runs: Sequence[PlannedRun], given_for: int, layers: int
 ) -> tuple[list[PlannedRun], list[str]]:
-    """The runs with each x0, a depth in layers of a decoder of `given_for`, in those of `layers`.
+    """The runs with each depth, in layers of a decoder of `given_for`, in those of `layers`.
 
-    Returns the runs, and a sentence for each different x0.
+    Depths are x0 and the layers at which a method prunes. Returns the runs, and a sentence for each
+    that changed.
     """
     scaled, said = [], {}
     for run in runs:
-        x0 = getattr(run.pruner, "x0", None)
-        if x0 is not None:
-            # Six decimals, as scripts/eval_common.sh has it: the two must give the same settings.
-            here = round(x0 * layers / given_for, 6)
-            said[x0] = f"x0 {x0:g} is for {given_for} layers; this decoder has {layers}: {here:g}"
-            run = replace(run, pruner=replace(run.pruner, x0=here))
-        scaled.append(run)
-    return scaled, list(said.values())
+        pruner = run.pruner.scaled(given_for, layers)
+        for name in pruner.depths:
+            old, new = getattr(run.pruner, name), getattr(pruner, name)
+            if old != new:
+                said[
+                    f"{pruner.method}: {name} {_depth(old)} is for {given_for} layers; this "
+                    f"decoder has {layers}: {_depth(new)}"
+                ] = None
+        scaled.append(replace(run, pruner=pruner))
+    return scaled, list(said)
+
+
+def _depth(value: float | tuple[float, ...]) -> str:
+    return ", ".join(map(_depth, value)) if isinstance(value, tuple) else f"{value:g}"
 
 
 def _parse(spec: str, flags: Mapping[str, float | None]) -> list[PlannedRun]:

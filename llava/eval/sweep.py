@@ -33,7 +33,7 @@ from .arguments import (
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
 from .models import ModelOnce, decoder_layers
-from .plan import PlannedRun, parse_runs, scale_x0
+from .plan import PlannedRun, parse_runs, scale_depths
 from .record import COMPLETE, RunRecord
 from .report import add_output_arguments, report, start_logging
 from .runner import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, run
@@ -90,10 +90,11 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
     for name in _CURVE:
         curve.add_argument(f"--{name}", type=float, help="see llava.eval.model_vqa_loader --help")
     curve.add_argument(
-        "--x0-layers",
+        "--depth-layers",
         type=int,
         metavar="L",
-        help="x0, also the default one, is meant for L layers: scale it to this decoder's",
+        help="depths (x0, the layers at which methods prune), also the default ones, are meant for "
+        "a decoder of L layers: scale them to this one's",
     )
     add_decoding_arguments(parser)
     add_device_arguments(parser)
@@ -146,10 +147,10 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
     runs = parse_runs(args.runs, {name: getattr(args, name) for name in _CURVE})
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}.")
-    if args.x0_layers is not None:
-        if args.x0_layers < 1:
-            raise ValueError(f"--x0-layers must be at least 1, got {args.x0_layers}.")
-        runs, said = scale_x0(runs, args.x0_layers, decoder_layers(args.model_path))
+    if args.depth_layers is not None:
+        if args.depth_layers < 1:
+            raise ValueError(f"--depth-layers must be at least 1, got {args.depth_layers}.")
+        runs, said = scale_depths(runs, args.depth_layers, decoder_layers(args.model_path))
         for sentence in said:
             _say(sentence)
     for benchmark in _chosen(args, benchmarks):

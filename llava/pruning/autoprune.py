@@ -88,6 +88,7 @@ class AutoPrune(Pruner):
     """
 
     method: ClassVar[str] = "autoprune"
+    depths: ClassVar[tuple[str, ...]] = ("x0",)
 
     target_token_num: float = 64
     budget_mode: Literal["published", "strict"] = "published"

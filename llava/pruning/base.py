@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -104,11 +104,28 @@ class PrunerRun:
 @dataclass(frozen=True, kw_only=True)
 class Pruner(abc.ABC):
     """Settings of a method. `needs_cls` puts the attention of the tower's CLS row, as the last
-    layer that ran has it, into the layout. `merges_in_tower` says that `tower_runs` gives runs."""
+    layer that ran has it, into the layout. `merges_in_tower` says that `tower_runs` gives runs.
+    `depths` names the fields that are depths in layers of the decoder: numbers or tuples."""
 
     method: ClassVar[str] = ""
+    depths: ClassVar[tuple[str, ...]] = ()
     needs_cls: ClassVar[bool] = False
     merges_in_tower: ClassVar[bool] = False
+
+    def scaled(self, given_for: int, layers: int) -> Pruner:
+        """The same with each depth, given for a decoder of `given_for` layers, in one of `layers`.
+
+        Whole numbers stay whole, and at least 1 where they were; others get six decimals.
+        """
+
+        def here(depth: float) -> float:
+            moved = depth * layers / given_for
+            return max(round(moved), min(depth, 1)) if isinstance(depth, int) else round(moved, 6)
+
+        def all_here(value: Any) -> Any:
+            return tuple(map(here, value)) if isinstance(value, tuple) else here(value)
+
+        return replace(self, **{name: all_here(getattr(self, name)) for name in self.depths})
 
     def tower_layers(self, ran: int) -> tuple[int, ...]:
         """Which layers of the vision tower to probe, 0 .. `ran`, the number of layers that run."""

@@ -198,7 +198,7 @@ def test_the_demo_is_one_sweep(tmp_path):
     assert args.runs == ["none", "autoprune:192,128,64,32", "no-image"] and args.benchmarks == [
         "pope"
     ]
-    assert (args.limit, args.x0_layers, args.dtype, args.batch_size) == (6, 32, "float32", 8)
+    assert (args.limit, args.depth_layers, args.dtype, args.batch_size) == (6, 32, "float32", 8)
     assert (ROOT / args.model_path / "config.json").is_file() and (ROOT / args.data).is_dir()
     ignored = subprocess.run(["git", "check-ignore", str(args.out / "pope")], cwd=ROOT)
     assert ignored.returncode in (0, 128)  # 128: not a git checkout

@@ -160,8 +160,8 @@ def test_only_benchmarks_that_are_there_and_the_first_of_a_folder(data, monkeypa
         (("--runs", "autoprun"), "did you mean 'autoprune'"),
         (("--runs", "none", "--limit", "0"), "--limit must be at least 1, got 0"),
         (("--runs", "none", "--feature-cache-gb", "0"), "feature_cache_gb must be above 0, got 0"),
-        (("--runs", "none", "--x0-layers", "0"), "--x0-layers must be at least 1"),
-        (("--runs", "none", "--x0-layers", "32"), "stub-7b"),
+        (("--runs", "none", "--depth-layers", "0"), "--x0-layers must be at least 1"),
+        (("--runs", "none", "--depth-layers", "32"), "stub-7b"),
     ],
 )
 def test_wrong_flags_are_named_before_the_model_is_loaded(data, no_model, capsys, flags, message):
