@@ -16,7 +16,7 @@ evaluate() {
     need_model "checkpoint $checkpoint on the Hugging Face hub"
     "benchmark_$benchmark"
     stop_if_missing
-    scale_x0
+    scale_depths
 
     local subfolder=$CKPT/$METHOD/n_$TOKENS
     if [[ $CHUNKS != 1 ]]; then
@@ -30,7 +30,7 @@ evaluate() {
         --answers-file "$ANSWERS" \
         --conv-mode vicuna_v1 --temperature 0 \
         --visual-token-num "$visual" --target-token-num "$TOKENS" \
-        --x0 "$X0" --k0 0.4 --gamma 0.2 \
+        --x0 14.9 --k0 0.4 --gamma 0.2 ${DEPTHS[@]+"${DEPTHS[@]}"} \
         ${PROMPT[@]+"${PROMPT[@]}"} \
         ${FLAGS[@]+"${FLAGS[@]}"}
 

@@ -74,24 +74,20 @@ EOF
     DATA=$(from_caller "${DATA:-$PWD/playground/data/eval/$folder}")
 }
 
-# scale_x0: sets X0 to the released 14.9, a depth in layers. The paper's 13B numbers were made with
-# it too, so decoders of 32 and of 40 layers take it as it is; for any other depth it is scaled from
-# 32. It stays for a name on the hub, whose config.json is not here. The user's own --x0 comes later
-# on the command line, and is taken as it is.
-scale_x0() {
-    local found flag
-    X0=14.9
+# scale_depths: sets DEPTHS to the flag that scales published depths, meant for 32 layers, to this
+# decoder. The paper's 13B numbers were made without, so decoders of 32 and of 40 layers take them as
+# they are, and so does a name on the hub, whose config.json is not here. So does a caller who gives
+# --x0 or --depth-layers.
+scale_depths() {
+    local layers flag
+    DEPTHS=()
     for flag in ${FLAGS[@]+"${FLAGS[@]}"}; do
-        [[ ${flag%%=*} != --x0 ]] || return 0
+        [[ ${flag%%=*} != --x0 && ${flag%%=*} != --depth-layers ]] || return 0
     done
-    found=$("$PYTHON" -c "import json, sys; config = json.load(open(sys.argv[1]))
-layers = (config.get('text_config') or config).get('num_hidden_layers', 32)
-scaled = 14.9 if layers in (32, 40) else round(14.9 * layers / 32, 6)
-print(layers, '%.10g' % scaled)" "$MODEL_PATH/config.json" 2>/dev/null) || return 0
-    if [[ -n $found && ${found#* } != "$X0" ]]; then
-        X0=${found#* }
-        echo "x0 14.9 is for 32 layers; this decoder has ${found% *}: $X0" >&2
-    fi
+    layers=$("$PYTHON" -c "import json, sys; config = json.load(open(sys.argv[1]))
+print((config.get('text_config') or config).get('num_hidden_layers', 32))" \
+        "$MODEL_PATH/config.json" 2>/dev/null) || return 0
+    [[ $layers == 32 || $layers == 40 ]] || DEPTHS=(--depth-layers 32)
 }
 
 MISSING=""

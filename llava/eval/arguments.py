@@ -54,6 +54,17 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     device.add_argument("--num-workers", type=int, help="processes that prepare images ahead")
 
 
+def add_depth_argument(parser: argparse._ActionsContainer) -> None:
+    """Add --depth-layers."""
+    parser.add_argument(
+        "--depth-layers",
+        type=int,
+        metavar="L",
+        help="depths (x0, the layers at which methods prune), also the default ones, are meant for "
+        "a decoder of L layers: scale them to this one's",
+    )
+
+
 def setting_defaults() -> dict[str, Any]:
     """The default of every setting that has a flag and a default."""
     return {

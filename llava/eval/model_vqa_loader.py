@@ -22,11 +22,14 @@ from .answers import QuestionSource
 from .arguments import (
     Help,
     add_decoding_arguments,
+    add_depth_argument,
     add_device_arguments,
     add_model_arguments,
     setting_defaults,
     settings_given,
 )
+from .depths import scale_depths
+from .models import decoder_layers
 from .questions import QuestionFile
 from .runner import run
 from .settings import RunSettings
@@ -68,12 +71,23 @@ def build_parser(
     )
     parser.set_defaults(**setting_defaults())
     add_pruning_arguments(parser)
+    add_depth_argument(parser)
     return parser
 
 
 def settings_from(args: argparse.Namespace) -> RunSettings:
-    """The settings of a parsed command line; ValueError for a number out of its range."""
-    return RunSettings(**settings_given(args), pruner=pruner_from_args(args))
+    """The settings of a parsed command line, depths scaled to the checkpoint's.
+
+    Raises:
+        ValueError, OSError: a number out of its range; no checkpoint to scale to.
+    """
+    pruner = pruner_from_args(args)
+    if args.depth_layers is not None:
+        layers = decoder_layers(args.model_path)
+        pruner, said = scale_depths(pruner, args.depth_layers, layers)
+        for sentence in said:
+            print(sentence, file=sys.stderr)
+    return RunSettings(**settings_given(args), pruner=pruner)
 
 
 def answer(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from llava.pruning import METHODS, Pruner, build
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
@@ -49,32 +49,6 @@ def parse_runs(
                 raise ValueError(f"run {spec!r}: {run.name} is there twice")
             runs[run.name] = run
     return list(runs.values())
-
-
-def scale_depths(
-    runs: Sequence[PlannedRun], given_for: int, layers: int
-) -> tuple[list[PlannedRun], list[str]]:
-    """The runs with each depth, in layers of a decoder of `given_for`, in those of `layers`.
-
-    Depths are x0 and the layers at which a method prunes. Returns the runs, and a sentence for each
-    that changed.
-    """
-    scaled, said = [], {}
-    for run in runs:
-        pruner = run.pruner.scaled(given_for, layers)
-        for name in pruner.depths:
-            old, new = getattr(run.pruner, name), getattr(pruner, name)
-            if old != new:
-                said[
-                    f"{pruner.method}: {name} {_depth(old)} is for {given_for} layers; this "
-                    f"decoder has {layers}: {_depth(new)}"
-                ] = None
-        scaled.append(replace(run, pruner=pruner))
-    return scaled, list(said)
-
-
-def _depth(value: float | tuple[float, ...]) -> str:
-    return ", ".join(map(_depth, value)) if isinstance(value, tuple) else f"{value:g}"
 
 
 def _parse(spec: str, flags: Mapping[str, float | None]) -> list[PlannedRun]:

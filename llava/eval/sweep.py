@@ -6,7 +6,8 @@
 A run is METHOD[:BUDGET[,BUDGET...]][@FIELD=VALUE,...]. Each is an ordinary run of
 `llava.eval.model_vqa_loader` with its own answers OUT/<benchmark>/<run>.jsonl and run record: the
 same command again continues, and leaves alone what is complete. The model is loaded once, and each
-image goes through the vision tower once (see --no-feature-cache), so prefill times are without it.
+image goes through the vision tower once, and once more for a method that looks inside (see
+--no-feature-cache), so prefill times are without it.
 The last line of stdout is the table as JSON; it has what is complete. Exit status: that of
 model_vqa_loader of the first run that was not.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,6 +26,7 @@ from .answers import QuestionSource
 from .arguments import (
     Help,
     add_decoding_arguments,
+    add_depth_argument,
     add_device_arguments,
     add_model_arguments,
     setting_defaults,
@@ -32,8 +34,9 @@ from .arguments import (
 )
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
+from .depths import scale_depths
 from .models import ModelOnce, decoder_layers
-from .plan import PlannedRun, parse_runs, scale_depths
+from .plan import PlannedRun, parse_runs
 from .record import COMPLETE, RunRecord
 from .report import add_output_arguments, report, start_logging
 from .runner import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, run
@@ -89,13 +92,7 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
     curve = parser.add_argument_group("settings of every run that has them and says no other")
     for name in _CURVE:
         curve.add_argument(f"--{name}", type=float, help="see llava.eval.model_vqa_loader --help")
-    curve.add_argument(
-        "--depth-layers",
-        type=int,
-        metavar="L",
-        help="depths (x0, the layers at which methods prune), also the default ones, are meant for "
-        "a decoder of L layers: scale them to this one's",
-    )
+    add_depth_argument(curve)
     add_decoding_arguments(parser)
     add_device_arguments(parser)
     cache = parser.add_argument_group("features of the vision tower")
@@ -148,11 +145,7 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}.")
     if args.depth_layers is not None:
-        if args.depth_layers < 1:
-            raise ValueError(f"--depth-layers must be at least 1, got {args.depth_layers}.")
-        runs, said = scale_depths(runs, args.depth_layers, decoder_layers(args.model_path))
-        for sentence in said:
-            _say(sentence)
+        runs = _scaled(runs, args.depth_layers, decoder_layers(args.model_path))
     for benchmark in _chosen(args, benchmarks):
         folder = args.data / benchmark.folder
         whole = benchmark.load_questions(folder)
@@ -175,6 +168,18 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
             record = RunRecord(settings.answers_file, settings.to_dict(questions.sha256))
             left = 0 if record.status == COMPLETE else len(questions) - record.answered
             yield Task(benchmark, planned, settings, questions, left)
+
+
+def _scaled(runs: Sequence[PlannedRun], given_for: int, layers: int) -> list[PlannedRun]:
+    """The runs with their depths scaled; says each change once."""
+    scaled, sentences = [], dict[str, None]()
+    for planned in runs:
+        pruner, said = scale_depths(planned.pruner, given_for, layers)
+        scaled.append(replace(planned, pruner=pruner))
+        sentences.update(dict.fromkeys(said))
+    for sentence in sentences:
+        _say(sentence)
+    return scaled
 
 
 def _chosen(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> list[Benchmark]:

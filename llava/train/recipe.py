@@ -67,16 +67,17 @@ DEMO = (
     Stage("see more windows", 1500, 32, _WINDOW, _WINDOW, rate=1.5e-3),
     Stage("see pictures", 700, 8, _PICTURE, _PICTURE, rate=1e-3),
     Stage("see more pictures", 300, 8, _PICTURE, _PICTURE, rate=6e-4),
+    Stage("see still more pictures", 700, 8, _PICTURE, _PICTURE, rate=1e-3),
     Stage(
-        *("answer pictures", 1500, 8, _FEW, _PICTURE, 2e-3),
+        *("answer pictures", 1400, 8, _FEW, _PICTURE, 2e-3),
         **{"turns": 12, "length": 340, "visual": 72, "tower": 0, "ramp": 0.3},
     ),
     Stage(
-        *("answer more questions", 1500, 8, _PICTURE, _PICTURE, 1.5e-3),
+        *("answer more questions", 1200, 8, _PICTURE, _PICTURE, 1.5e-3),
         **{"turns": 14, "lists": 0.2, "length": 340, "visual": 72, "tower": 0},
     ),
     Stage(
-        *("answer from all patches", 150, 8, _PICTURE, _PICTURE, 5e-4),
+        *("answer from all patches", 120, 8, _PICTURE, _PICTURE, 5e-4),
         **{"turns": 14, "lists": 0.2, "length": 340, "tower": 0, "warmup": 10},
     ),
 )

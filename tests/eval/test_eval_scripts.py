@@ -144,33 +144,36 @@ def test_a_model_may_be_a_name_on_the_hub(user):
 
 
 @pytest.mark.parametrize(
-    ("config", "x0", "said"),
+    ("config", "scaled"),
     [
-        ('{"num_hidden_layers": 12}', "5.5875", "this decoder has 12: 5.5875"),
-        ('{"num_hidden_layers": 48}', "22.35", "this decoder has 48: 22.35"),
-        ('{"num_hidden_layers": 40}', "14.9", ""),  # the published 13B numbers were made with it
-        ('{"num_hidden_layers": 32}', "14.9", ""),
-        ('{"text_config": {"num_hidden_layers": 16}}', "7.45", "this decoder has 16: 7.45"),
-        ('{"text_config": {"vocab_size": 9}}', "14.9", ""),  # llava-hf leaves the 7B's sizes out
-        ("no JSON", "14.9", ""),  # the program says what is wrong with it
+        ('{"num_hidden_layers": 12}', True),
+        ('{"num_hidden_layers": 48}', True),
+        ('{"num_hidden_layers": 40}', False),  # the published 13B numbers were made unscaled
+        ('{"num_hidden_layers": 32}', False),
+        ('{"text_config": {"num_hidden_layers": 16}}', True),
+        ('{"text_config": {"vocab_size": 9}}', False),  # llava-hf leaves the 7B's sizes out
+        ("no JSON", False),  # the program says what is wrong with it
     ],
 )
-def test_x0_is_scaled_to_the_decoder(user, config, x0, said):
+def test_published_depths_are_scaled_to_the_decoder(user, config, scaled):
     (user / "my models/llava-v1.5-7b/config.json").write_text(config)
     write_recorder(user / "python", asked=sys.executable)
     done = run_user(user, "64")
     assert done.returncode == 0, done.stderr
-    assert value(calls(user)[0], "--x0") == x0
-    assert said in done.stderr and bool(said) == ("x0 14.9 is for 32 layers" in done.stderr)
+    assert value(calls(user)[0], "--x0") == "14.9"
+    assert ("--depth-layers" in calls(user)[0]) == scaled
+    if scaled:
+        assert value(calls(user)[0], "--depth-layers") == "32"
 
 
-@pytest.mark.parametrize("flags", [["--x0", "7"], ["--x0=7"]])
-def test_the_users_x0_is_not_scaled(user, flags):
+@pytest.mark.parametrize("flags", [["--x0", "7"], ["--x0=7"], ["--depth-layers", "40"]])
+def test_the_users_own_depths_are_taken_as_they_are(user, flags):
     (user / "my models/llava-v1.5-7b/config.json").write_text('{"num_hidden_layers": 12}')
     write_recorder(user / "python", asked=sys.executable)
     done = run_user(user, "64", *flags)
-    assert done.returncode == 0 and "x0" not in done.stderr
+    assert done.returncode == 0
     assert calls(user)[0][-len(flags) :] == flags
+    assert calls(user)[0].count("--depth-layers") == flags.count("--depth-layers")
 
 
 def test_the_demo_is_one_sweep(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llava import pruning
-from llava.eval.plan import parse_runs, scale_depths
+from llava.eval.plan import parse_runs
 
 
 def test_budgets_fields_and_presets() -> None:
@@ -65,18 +65,3 @@ def test_what_is_wrong_is_named(specs, message) -> None:
     with pytest.raises(ValueError, match=r"^run ") as error:
         parse_runs(specs)
     assert message in str(error.value)
-
-
-def test_x0_is_scaled_to_the_decoder() -> None:
-    runs, said = scale_depths(parse_runs(["none", "autoprune:64,32", "autoprune:8@x0=16"]), 32, 12)
-    assert [getattr(run.pruner, "x0", None) for run in runs] == [None, 5.5875, 5.5875, 6]
-    assert [run.name for run in runs] == [
-        "none",
-        "autoprune-64",
-        "autoprune-32",
-        "autoprune-8@x0=16",
-    ]
-    assert said == [
-        "autoprune: x0 14.9 is for 32 layers; this decoder has 12: 5.5875",
-        "autoprune: x0 16 is for 32 layers; this decoder has 12: 6",
-    ]

@@ -160,7 +160,7 @@ def test_only_benchmarks_that_are_there_and_the_first_of_a_folder(data, monkeypa
         (("--runs", "autoprun"), "did you mean 'autoprune'"),
         (("--runs", "none", "--limit", "0"), "--limit must be at least 1, got 0"),
         (("--runs", "none", "--feature-cache-gb", "0"), "feature_cache_gb must be above 0, got 0"),
-        (("--runs", "none", "--depth-layers", "0"), "--x0-layers must be at least 1"),
+        (("--runs", "none", "--depth-layers", "0"), "--depth-layers must be at least 1"),
         (("--runs", "none", "--depth-layers", "32"), "stub-7b"),
     ],
 )
@@ -237,8 +237,9 @@ def test_the_feature_cache_changes_no_answer_but_what_prefill_means(data, tiny_m
     (data / "out").rename(data / "first")
     assert sweep(data, *flags, "--batch-size", "3", cached=True) == 0
     assert answers(data) == without
-    # Both benchmarks draw the same pictures: three of the four of beta are those of alpha.
-    assert tiny_model.get_vision_tower().encoded == 4
+    # Both benchmarks draw the same pictures: three of the four of beta are those of alpha. All
+    # four are encoded once more for AutoPrune, which looks into a layer of the tower.
+    assert tiny_model.get_vision_tower().encoded == 4 + 4
     assert record(data, "beta/autoprune-6")["seconds"]["vision"] is not None
     out = capsys.readouterr().out
     assert "without the vision tower" in out and json.loads(out.splitlines()[-1])["vision_apart"]
