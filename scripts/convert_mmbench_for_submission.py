@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = args.upload_dir / f"{args.experiment}.xlsx"
     try:
         answers = read_answers(args.result_dir / f"{args.experiment}.jsonl")
-        mmbench.write_submission(target, args.annotation_file, answers)
+        count = mmbench.write_submission(target, args.annotation_file, answers)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps({"answers": len(answers), "file": str(target)}))
+    print(json.dumps({"answers": count, "file": str(target)}))
     return 0
 
 

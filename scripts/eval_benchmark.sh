@@ -67,20 +67,32 @@ annotations() {
     need "$DATA/$1" "annotations: $2"
 }
 
+# on_val ANNOTATIONS: whether the val split is meant, which is scored here: its annotations are
+# there, and the user named no questions of another split.
+on_val() {
+    [[ -e $DATA/$1 && (-z $QUESTIONS || ${QUESTIONS##*/} == *val*) ]]
+}
+
+# split_of_questions: answers to each split have a folder, named after its question file.
+split_of_questions() {
+    SPLIT=${QUESTIONS##*/}
+    SPLIT=${SPLIT%.jsonl}
+}
+
 benchmark_vqav2() {
     local annotated=v2_mscoco_val2014_annotations.json
-    if [[ -e $DATA/$annotated ]]; then
-        SCORED_AS=vqav2 SPLIT=llava_vqav2_mscoco_val2014
-        questions $SPLIT.jsonl "v2_OpenEnded_mscoco_val2014_questions.json from visualqa.org, and
+    if on_val $annotated; then
+        SCORED_AS=vqav2
+        questions llava_vqav2_mscoco_val2014.jsonl "v2_OpenEnded_mscoco_val2014_questions.json from visualqa.org, and
       python scripts/write_val_questions.py --benchmark vqav2 --dir $DATA"
         images val2014 "val2014.zip from cocodataset.org"
     else
-        SPLIT=llava_vqav2_mscoco_test-dev2015
-        questions $SPLIT.jsonl "vqav2/ in LLaVA's eval.zip. To be scored here, not by the server,
+        questions llava_vqav2_mscoco_test-dev2015.jsonl "vqav2/ in LLaVA's eval.zip. To be scored here, not by the server,
       val2014 needs $annotated from visualqa.org in this folder"
         need "$DATA/llava_vqav2_mscoco_test2015.jsonl" "all questions of the server: the same place"
         images test2015 "test2015.zip from cocodataset.org"
     fi
+    split_of_questions
 }
 
 submit_vqav2() {
@@ -97,17 +109,17 @@ benchmark_gqa() {
 }
 
 benchmark_vizwiz() {
-    if [[ -e $DATA/val.json ]]; then
-        SCORED_AS=vizwiz SPLIT=llava_val
+    if on_val val.json; then
+        SCORED_AS=vizwiz
         questions llava_val.jsonl "made from val.json:
       python scripts/write_val_questions.py --benchmark vizwiz --dir $DATA"
         images val "val.zip of VizWiz-VQA from vizwiz.org"
     else
-        SPLIT=llava_test
         questions llava_test.jsonl "vizwiz/ in LLaVA's eval.zip. To be scored here, not by the
       server, the val split needs val.json of VizWiz-VQA from vizwiz.org in this folder"
         images test "test.zip of VizWiz-VQA from vizwiz.org"
     fi
+    split_of_questions
 }
 
 submit_vizwiz() {
@@ -129,7 +141,10 @@ benchmark_textvqa() {
     SCORED_AS=textvqa
     questions llava_textvqa_val_v051_ocr.jsonl "textvqa/ in LLaVA's eval.zip"
     # The file without OCR tokens makes another benchmark of it, whose scores do not compare.
-    [[ ${QUESTIONS##*/} != llava_textvqa_val_v051.jsonl ]] || SCORED_AS=textvqa-noocr
+    if [[ ${QUESTIONS##*/} == llava_textvqa_val_v051.jsonl ]]; then
+        SCORED_AS=textvqa-noocr
+        split_of_questions
+    fi
     annotations TextVQA_0.5.1_val.json "textvqa.org"
     images train_images "train_val_images.zip from textvqa.org"
 }

@@ -152,7 +152,7 @@ class Answerer:
             metadata["image_token_removed"] = True
         return {
             "question_id": question.question_id,
-            "prompt": question.text,
+            "prompt": question.prompt,
             "text": self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
             "answer_id": shortuuid.uuid(),
             "model_id": self._model_id,

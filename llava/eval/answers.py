@@ -27,10 +27,12 @@ class QuestionSource(Protocol):
     """What a run needs of a list of questions; `QuestionFile` is one.
 
     `sha256` changes with anything that changes a question; runs of different ones never mix.
+    `images_inside` says that the images are not in a folder but in the file itself.
     """
 
     path: Path
     sha256: str
+    images_inside: bool
 
     def __len__(self) -> int: ...
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks import pope
-from .scoring import read_answers
+from .scoring import in_file, read_answers
 
 _RATES = {
     "Accuracy": "accuracy",
@@ -59,7 +59,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     try:
         result = pope.score_answers(truth, answers, allow_missing=args.allow_missing)
     except ValueError as error:
-        raise ValueError(f"{args.result_file}: {error}") from None
+        raise in_file(args.result_file, error) from None
     return {"result_file": str(args.result_file), **result}
 
 

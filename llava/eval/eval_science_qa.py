@@ -16,7 +16,7 @@ from typing import Any
 
 from .benchmarks import scienceqa
 from .benchmarks.scienceqa import Graded
-from .scoring import read_answers
+from .scoring import in_file, read_answers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def _grade(path: Path, problems: dict[str, scienceqa.Problem], allow_missing: bo
     try:
         return scienceqa.grade(problems, answers, allow_missing=allow_missing)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise in_file(path, error) from None
 
 
 def _analysis(graded: list[Graded]) -> dict[str, list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 try:
     import fcntl
@@ -36,6 +37,7 @@ class LineFile:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        _OPEN.add(self)
         try:
             self._lock()
             self._size = self._end_of_last_line()
@@ -76,6 +78,7 @@ class LineFile:
 
     def close(self) -> None:
         """Release the file and its lock."""
+        _OPEN.discard(self)
         os.close(self._fd)
 
     def _lock(self) -> None:
@@ -101,6 +104,20 @@ class LineFile:
                 return start + newline + 1
             end = start
         return 0
+
+
+_OPEN: WeakSet[LineFile] = WeakSet()
+
+
+def _leave_files_to_the_parent() -> None:
+    # A lock lasts as long as any copy of the descriptor. Image workers outlive a killed parent by
+    # seconds, in which the same command would be told that another process is writing.
+    for file in list(_OPEN):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_files_to_the_parent)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:

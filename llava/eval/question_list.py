@@ -27,11 +27,14 @@ _LARGEST_CELL = 2**31 - 1
 class QuestionList:
     """Checked questions, or one contiguous chunk of them: `len`, and `list[i]` to a Question.
 
-    `questions` are those of the whole file, by ascending index. `total` is how many these are.
+    `questions` are those of the whole file, by ascending index. `total` is how many these are,
+    `images_inside` whether the file holds the images too.
 
     Raises:
         ValueError: no question at all, or a wrong chunk.
     """
+
+    images_inside = False
 
     def __init__(
         self,
@@ -137,6 +140,8 @@ class TableQuestions(QuestionList):
 
     `offsets` are the byte offsets of the table's rows, one for every question of the whole file.
     """
+
+    images_inside = True
 
     def __init__(
         self,

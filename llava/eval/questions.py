@@ -33,12 +33,21 @@ _NAMED = 5  # how many lines or questions a warning names before it only counts
 
 @dataclass(frozen=True)
 class Question:
-    """One line. `index` counts the file's lines from 0; `image` is None for text-only questions."""
+    """One line. `index` counts the file's lines from 0; `image` is None for text-only questions.
+
+    `logged` is what the answers file has as `prompt`, None for the text.
+    """
 
     index: int
     question_id: str | int
     text: str
     image: str | None = None
+    logged: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as the answers file has it."""
+        return self.text if self.logged is None else self.logged
 
     @property
     def model_text(self) -> str:
@@ -85,12 +94,15 @@ def parse_question(line: bytes, index: int, path: Path) -> Question:
 class QuestionFile:
     """A checked question file, or one contiguous chunk of it: `len`, and `file[i]` to a Question.
 
-    Attributes: `path`, `sha256` of the whole file, `total` questions in the whole file.
+    Attributes: `path`, `sha256` of the whole file, `total` questions in the whole file,
+    `images_inside`: whether the file holds the images too, which JSON lines do not.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a malformed line, two identical lines, no question at all, a wrong chunk.
     """
+
+    images_inside = False
 
     def __init__(self, path: str | Path, num_chunks: int = 1, chunk_idx: int = 0) -> None:
         self.path = Path(path)
@@ -125,7 +137,8 @@ class QuestionFile:
         """Check every line, and note where each question starts."""
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"Question file {self.path} not found. Give --question-file a JSON-lines file."
+                f"Question file {self.path} not found: expected a JSON-lines file. Those of "
+                f"LLaVA's benchmarks are in its eval.zip; EVAL.md says where they go."
             )
         digest, contents, ids = hashlib.sha256(), array("Q"), array("Q")
         blank, sanitised = _Mentions(), _Mentions()

@@ -11,6 +11,7 @@ from typing import Any
 from .benchmarks.base import Benchmark
 from .linefile import read_lines
 from .record import COMPLETE, RECORD, read_record
+from .scoring import in_file
 
 # How many answers or questions a metric is a mean of, where it is not every answer.
 _COUNTED_BY = {"img_accuracy": "img_samples", "circular": "questions"}
@@ -73,13 +74,13 @@ def read_result(answers_file: Path, data: Path, benchmarks: Mapping[str, Benchma
             f"{answers_file} is {record.get('status')!r}: run the command that made it again, "
             "it continues"
         )
-    benchmark = _benchmark(answers_file, record["settings"], data, benchmarks)
-    answers = [entry for _, _, entry in read_lines(answers_file)]
+    benchmark = find_benchmark(answers_file, record["settings"], data, benchmarks)
+    answers = (entry for _, _, entry in read_lines(answers_file))
     part = record["settings"].get("limit") is not None
     try:
         score = benchmark.score(data / benchmark.folder, answers, allow_missing=part)
     except ValueError as error:
-        raise ValueError(f"{answers_file}: {error}") from None
+        raise in_file(answers_file, error) from None
     return Result(answers_file, benchmark, record, score)
 
 
@@ -122,13 +123,17 @@ def _require_same(results: Iterable[Result], name: str) -> None:
         raise ValueError(f"these runs cannot stand in one table, their {name} differs: {shown}")
 
 
-def _benchmark(
+def find_benchmark(
     answers_file: Path,
     settings: Mapping[str, Any],
     data: Path,
     benchmarks: Mapping[str, Benchmark],
 ) -> Benchmark:
-    """The one that the folder of the answers is named after, or that has the question file."""
+    """The one that the folder of the answers is named after, or that has the question file.
+
+    Raises:
+        ValueError: there is none.
+    """
     if answers_file.parent.name in benchmarks:
         return benchmarks[answers_file.parent.name]
     asked = Path(settings["question_file"])

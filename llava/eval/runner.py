@@ -99,6 +99,13 @@ class Session:
             if not self._pending:
                 self._record.begin(self._requested, None)
                 return
+            folder = self._settings.image_folder
+            if not self._questions.images_inside and not folder.is_dir():
+                raise FileNotFoundError(
+                    f"Image folder {folder} not found: give --image-folder the folder of the "
+                    f"images that {self._questions.path.name} names; EVAL.md says where they are "
+                    f"from."
+                )
             # Imported here because a run with nothing left to do must not wait for transformers.
             from .loading import QuestionImages
 

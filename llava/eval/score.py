@@ -1,8 +1,9 @@
 """Scores the answers of any benchmark again, without a model.
 
-    python -m llava.eval.score --benchmark NAME --data FOLDER ANSWERS.jsonl [--allow-missing]
+    python -m llava.eval.score [--benchmark NAME --data FOLDER] ANSWERS.jsonl [--allow-missing]
 
-FOLDER holds the benchmark's official files (playground/data/eval/<folder>). Prints the headline
+FOLDER holds the benchmark's official files (playground/data/eval/<folder>). Answers with a run
+record beside them need neither flag: the record names the questions. Prints the headline
 metric, out of what a perfect model gets, and the other numbers of the score; rates are in percent.
 The last line on stdout is the whole score as JSON, with the name of its headline as `metric`.
 """
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks import BENCHMARKS, Benchmark
-from .scoring import read_answers
+from .record import read_record
+from .results import find_benchmark
+from .scoring import in_file, read_answers
 
 
 def score_file(
@@ -38,8 +41,23 @@ def score_file(
     try:
         result = benchmark.score(folder, answers, allow_missing=allow_missing)
     except ValueError as error:
-        raise ValueError(f"scoring {answers_file} as {benchmark.title}: {error}") from None
+        label = f"scoring {answers_file} as {benchmark.title}"
+        raise in_file(answers_file, error, label) from None
     return {"result_file": str(answers_file), "metric": benchmark.metric, **result}
+
+
+def recorded(answers_file: Path) -> tuple[str, Path]:
+    """Name of the benchmark and its folder, by the run record beside the answers.
+
+    Raises:
+        ValueError: no record, or it names no benchmark's questions.
+    """
+    try:
+        settings = read_record(answers_file)["settings"]
+        folder = Path(settings["question_file"]).parent
+        return find_benchmark(answers_file, settings, folder.parent, BENCHMARKS).name, folder
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"give --benchmark and --data: {error}") from None
 
 
 def describe(benchmark: Benchmark, result: dict[str, Any]) -> list[str]:
@@ -65,17 +83,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("answers", type=Path, metavar="ANSWERS.jsonl", help="answers to score")
-    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="FOLDER", help="of the benchmark's files"
-    )
+    parser.add_argument("--benchmark", choices=BENCHMARKS)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of the benchmark's files")
     parser.add_argument(
         "--allow-missing", action="store_true", help="score what is answered, ignore the rest"
     )
     args = parser.parse_args(argv)
-    benchmark = BENCHMARKS[args.benchmark]
     try:
-        result = score_file(benchmark, args.data, args.answers, allow_missing=args.allow_missing)
+        name, folder = args.benchmark, args.data
+        if name is None or folder is None:
+            found = recorded(args.answers)
+            name, folder = name or found[0], folder or found[1]
+        benchmark = BENCHMARKS[name]
+        result = score_file(benchmark, folder, args.answers, allow_missing=args.allow_missing)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -19,28 +19,39 @@ from .linefile import read_lines
 Annotations = TypeVar("Annotations")
 
 
-def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The answers in a file in LLaVA's schema, one JSON object a line.
+def read_answers(path: Path) -> Iterator[dict[str, Any]]:
+    """The answers in a file in LLaVA's schema, one JSON object a line, read as they are asked for.
 
     Raises:
         FileNotFoundError: no such file; says what writes it.
-        ValueError: a line is not a JSON object; names it.
+        ValueError: a line is not a JSON object; names it, when it is its turn.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"Answer file {path} not found: llava.eval.model_vqa_loader --answers-file writes it."
         )
-    return [entry for _, _, entry in read_lines(path)]
+    return (entry for _, _, entry in read_lines(path))
+
+
+def in_file(path: Path, error: ValueError, label: str | None = None) -> ValueError:
+    """The error behind the answers file it is about (or a `label` with it), unless it names it."""
+    text = str(error)
+    return ValueError(text if str(path) in text else f"{label or path}: {text}")
 
 
 def texts_by_id(
-    answers: Iterable[dict[str, Any]], known: Container[str] | None = None
+    answers: Iterable[dict[str, Any]],
+    known: Container[str] | None = None,
+    check: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, str]:
     """The text of each answer by its question id as a string, in the order of the answers.
 
+    Everything else of an answer is only seen by `check`, which gets the id and the answer, so that
+    long runs need no more memory than their texts.
+
     Raises:
         ValueError: an answer without id or text, to a question that is not in `known`, or the
-            second to a question.
+            second to a question; or what `check` raises.
     """
     texts: dict[str, str] = {}
     for answer in answers:
@@ -58,8 +69,27 @@ def texts_by_id(
             )
         if key in texts:
             raise ValueError(f"two answers to question {key}. Remove one of them.")
+        if check is not None:
+            check(key, answer)
         texts[key] = text
     return texts
+
+
+def write_array(path: Path, entries: Iterable[Any]) -> int:
+    """Write a JSON array entry by entry, in a new folder if need be; how many there are.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for entry in entries:
+            file.write((", " if count else "") + json.dumps(entry))
+            count += 1
+        file.write("]")
+    return count
 
 
 def percentage(scores: Sequence[float]) -> float | None:
@@ -114,7 +144,7 @@ def run_scorer(
         try:
             result = score(annotations, answers, allow_missing=args.allow_missing)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise in_file(path, error) from None
         return {"result_file": str(path), **result}
 
     try:

@@ -43,10 +43,19 @@ class Launch:
 
 
 def launched() -> Launch | None:
-    """What a launcher of several processes has put into the environment, None without one."""
+    """What a launcher of several processes has put into the environment, None without one.
+
+    Raises:
+        ValueError: a number of processes without the number of this one.
+    """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size < 2:
         return None
+    if "RANK" not in os.environ:
+        raise ValueError(
+            f"WORLD_SIZE is {size} but RANK is not set: start the processes with torchrun or "
+            "accelerate launch, or unset WORLD_SIZE"
+        )
     return Launch(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", 0)))
 
 
@@ -186,6 +195,10 @@ def _write_record(
 ) -> None:
     """Write the record that one process would have written."""
     answered = next(shard for shard in shards if shard["counts"]["answered"])
+    totals = merged.totals.to_dict()
+    # They ran side by side, so the slowest decides how fast all of them were together.
+    slowest = max(shard["seconds"]["total"] for shard in shards)
+    totals["questions_per_second"] = merged.answered / slowest if slowest else None
     resolved = replace(settings, dtype=answered["settings"]["dtype"])
     record.begin(resolved.to_dict(questions.sha256), answered.get("environment"))
     record.update(
@@ -196,7 +209,7 @@ def _write_record(
             "failed": 0,
             "resumed": sum(shard["counts"]["resumed"] for shard in shards),
         },
-        **merged.totals.to_dict(),
+        **totals,
         peak_memory_bytes=max(shard.get("peak_memory_bytes") or 0 for shard in shards) or None,
         processes=len(shards),
     )

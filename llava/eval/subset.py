@@ -47,12 +47,14 @@ def take(
 class Subset:
     """The chosen questions, in the file's order and with their own indices; see `take`.
 
-    Attributes: `path` of the file; `total` questions to choose from; `sha256` of what was chosen.
+    Attributes: `path` of the file; `images_inside` it or not; `total` questions to choose from;
+    `sha256` of what was chosen.
     """
 
     def __init__(self, questions: QuestionSource, limit: int, group: Group | None = None) -> None:
         self._questions = questions
         self.path: Path = questions.path
+        self.images_inside = questions.images_inside
         self.total = len(questions)
         self._positions = array("Q", _choose(questions, limit, group))
         chosen = hashlib.sha256(f"{questions.sha256} of {self.total}:".encode())

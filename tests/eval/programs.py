@@ -30,7 +30,9 @@ def write_lines(path: Path, entries: Iterable[Any]) -> Path:
 # Stands in for Python: notes how it was called; ends as $ANSWERING says when asked to answer.
 _RECORDER = """#!/usr/bin/env bash
 [[ $1 == -c ]] && {asked}
+until mkdir "$CALLS.lock" 2>/dev/null; do sleep 0.01; done  # several may be called at a time
 printf '%s\\n' "cwd $PWD" "$@" end >> "$CALLS"
+rmdir "$CALLS.lock"
 [[ $2 == llava.eval.model_vqa* ]] && exit "${{ANSWERING:-0}}"
 exit 0
 """

@@ -39,13 +39,30 @@ def test_folders_and_images_are_those_of_the_official_scripts() -> None:
     assert len({benchmark.title for benchmark in BENCHMARKS.values()}) == len(BENCHMARKS)
 
 
+SOURCES = {  # of the questions, of the true answers
+    "vqav2": ("visualqa.org", "visualqa.org"),
+    "gqa": ("LLaVA's eval.zip", "gqadataset.org"),
+    "vizwiz": ("makes it from val.json", "vizwiz.org"),
+    "scienceqa": ("LLaVA's eval.zip", "lupantech/ScienceQA"),
+    "textvqa": ("LLaVA's eval.zip", "textvqa.org"),
+    "textvqa-noocr": ("LLaVA's eval.zip", "textvqa.org"),
+    "pope": ("LLaVA's eval.zip", "LLaVA's eval.zip"),  # it looks for the questions first
+    "mme": ("LLaVA's eval.zip", "BradyFU/Awesome-Multimodal-Large-Language-Models"),
+    "mmbench": ("open-compass/MMBench", "open-compass/MMBench"),
+    "mmbench_cn": ("open-compass/MMBench", "open-compass/MMBench"),
+    "mmvet": ("LLaVA's eval.zip", "yuweihao/MM-Vet"),
+}
+
+
 @pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=lambda b: b.name)
 def test_an_empty_folder_has_neither_questions_nor_a_score(benchmark, tmp_path) -> None:
-    with pytest.raises(FileNotFoundError):
+    questions, truth = SOURCES[benchmark.name]
+    with pytest.raises(FileNotFoundError, match=questions) as missing:
         benchmark.load_questions(tmp_path)
+    assert str(tmp_path) in str(missing.value)
     # Whose answers are graded elsewhere has no score with files either.
     error = FileNotFoundError if benchmark.scored_here else ValueError
-    with pytest.raises(error):
+    with pytest.raises(error, match=truth):
         benchmark.score(tmp_path, [], allow_missing=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +40,28 @@ def test_the_file_is_locked_until_it_is_closed(tmp_path):
         LineFile(path)
     first.close()
     LineFile(path).close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_keep_the_lock(tmp_path):
+    """As image workers, which outlive a killed parent by seconds."""
+    file = LineFile(tmp_path / "a.jsonl")
+    (release, hold), (up, started) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(hold)
+        os.write(started, b".")
+        os.read(release, 1)  # until the parent closes its end
+        os._exit(0)
+    try:
+        os.read(up, 1)
+        file.close()
+        LineFile(tmp_path / "a.jsonl").close()
+    finally:
+        os.close(hold)
+        os.waitpid(child, 0)
+        for end in (release, up, started):
+            os.close(end)
 
 
 def test_any_text_fits_on_one_line(tmp_path):

@@ -81,7 +81,7 @@ def folder(tmp_path):
 
 
 def answers(logs_image: bool = False) -> list[dict]:
-    """As this package logs them, or as LLaVA does, with the image token of image questions."""
+    """With the image token of image questions, as it is logged, or without."""
     found = []
     for entry, asked, text in zip(ENTRIES, ASKED, TEXTS):
         token = "<image>\n" if logs_image and "image" in entry else ""
@@ -297,7 +297,10 @@ def test_the_answering_program(folder, use):
     model = use(StubModel())
     assert answering(folder, "--single-pred-prompt", "--target-token-num", "64") == 0
     found = read_answers(folder)
-    assert [answer["prompt"] for answer in found] == ASKED
+    assert found[0]["prompt"] == f"<image>\n{ASKED[0]}" and found[1]["prompt"] == ASKED[1]
+    # So LLaVA's own scorer, which goes by the logged prompt, sees two questions with an image.
+    assert sum("<image>" in answer["prompt"] for answer in found) == 2
+    assert not any("image_token_removed" in answer["metadata"] for answer in found)
     # The stub answers "<length>.<images>".
     assert [answer["text"].split(".")[1] for answer in found] == ["1", "0", "1", "0"]
     assert model.calls[0]["max_new_tokens"] == 1024

@@ -133,7 +133,32 @@ def test_missing_files_are_named(textvqa, capsys) -> None:
     assert "testdev_balanced_questions.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [[], ["--benchmark", "vqa"], ["--bench", "gqa"]])
+def test_a_record_says_what_was_answered(tmp_path, capsys) -> None:
+    """The benchmark by its question file, the folder by where that lies."""
+    folder = tmp_path / "textvqa"
+    folder.mkdir()
+    question = {"question_id": "i1", "image": "a.jpg", "text": f"What?\n{INSTRUCTION}"}
+    file = write_lines(folder / "llava_textvqa_val_v051.jsonl", [question])
+    data = [{"image_id": "i1", "question": "What?", "answers": ["red"] * 10}]
+    (folder / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": data}))
+    answers = textvqa_answers(tmp_path, "Red.")
+    record = tmp_path / "n_64.run.json"
+    record.write_text(json.dumps({"settings": {"question_file": str(file)}}))
+    assert main([str(answers)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["benchmark"], result["accuracy"]) == ("textvqa-noocr", 100)
+    record.write_text(json.dumps({"settings": {"question_file": "elsewhere/mine.jsonl"}}))
+    assert main([str(answers)]) == 2
+    assert "error: give --benchmark and --data: " in capsys.readouterr().err
+
+
+def test_without_a_record_the_benchmark_must_be_given(textvqa, capsys) -> None:
+    assert main([str(textvqa_answers(textvqa, "a", "b"))]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: give --benchmark and --data: ") and "no run record" in err
+
+
+@pytest.mark.parametrize("flags", [["--benchmark", "vqa"], ["--bench", "gqa"]])
 def test_wrong_flags_are_a_usage_error(flags, textvqa, capsys) -> None:
     answers = textvqa_answers(textvqa, "a", "b")
     with pytest.raises(SystemExit, match="2"):

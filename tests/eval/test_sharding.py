@@ -68,6 +68,11 @@ def test_any_number_of_processes_gives_what_one_gives(data, count, capsys) -> No
     assert record["status"] == "complete"
     for key in ("counts", "tokens", "flops", "kv_bytes"):
         assert record[key] == whole[key]
+    # Processes run side by side, so the slowest says how fast they were together.
+    files = [_shard(folder, count, index).with_suffix(".run.json") for index in range(count)]
+    seconds = [json.loads(file.read_text())["seconds"]["total"] for file in files]
+    assert record["questions_per_second"] == pytest.approx(5 / max(seconds))
+    assert record["seconds"]["total"] == pytest.approx(sum(seconds), abs=0.01)
     assert not list((folder / "out").glob("*.merging"))
 
 
@@ -132,6 +137,16 @@ def test_a_launcher_is_recognised_by_its_environment(monkeypatch) -> None:
     assert launched() == Launch(rank=5, size=8, local_rank=1)
 
 
+def test_a_launcher_without_ranks_is_named(tmp_path, use, monkeypatch, capsys) -> None:
+    write_data(tmp_path)
+    use(StubModel())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        main(command(tmp_path))
+    assert stopped.value.code == 2 and "RANK is not set" in capsys.readouterr().err
+
+
 def test_a_launched_process_takes_no_chunks(tmp_path, use, monkeypatch, capsys) -> None:
     write_data(tmp_path)
     use(StubModel())
@@ -142,10 +157,23 @@ def test_a_launched_process_takes_no_chunks(tmp_path, use, monkeypatch, capsys) 
     assert stopped.value.code == 2 and "no --num-chunks" in capsys.readouterr().err
 
 
-def test_launched_processes_answer_and_merge(tmp_path) -> None:
-    """torchrun with three; `accelerate launch` on several devices sets the same environment."""
+@pytest.mark.parametrize(
+    ("launcher", "count"),
+    [
+        (("torch.distributed.run", "--standalone", "--nproc-per-node", "3"), 3),
+        # On CPU too, --multi_gpu is what makes it start several processes by itself.
+        (
+            (
+                *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+                *("--main_process_port", "0", "--num_machines", "1", "--mixed_precision", "no"),
+            ),
+            2,
+        ),
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_launched_processes_answer_and_merge(tmp_path, launcher, count) -> None:
     questions = write_data(tmp_path)
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3")
     program = str(ROOT / "tests/eval/launched.py")
     done = subprocess.run(
         [sys.executable, "-m", *launcher, program, *command(tmp_path)],
@@ -157,5 +185,5 @@ def test_launched_processes_answer_and_merge(tmp_path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert essence(read_answers(tmp_path)) == expected(questions)
-    assert read_record(tmp_path)["processes"] == 3
-    assert all(_shard(tmp_path, 3, index).is_file() for index in range(3))
+    assert read_record(tmp_path)["processes"] == count
+    assert all(_shard(tmp_path, count, index).is_file() for index in range(count))

@@ -77,6 +77,23 @@ def test_kill_9_loses_no_answer(tmp_path, use):
     assert essence(read_answers(tmp_path)) == expected(questions)
 
 
+def test_kill_9_leaves_no_worker_that_holds_the_answers(tmp_path, use):
+    """Image workers notice only after seconds that their parent is gone."""
+    questions = write_data(tmp_path, 12)
+    program = PROGRAM.replace("{end}", "os.kill(os.getpid(), signal.SIGKILL)")
+    subprocess.run(
+        [sys.executable, "-c", program, *command(tmp_path, "--num-workers", "2")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=120,
+    )
+    assert len(read_answers(tmp_path)) == 3
+    use(StubModel())
+    assert main(command(tmp_path)) == 0
+    assert essence(read_answers(tmp_path)) == expected(questions)
+
+
 def test_bad_images_are_recorded_and_tried_again(tmp_path, use, capsys):
     questions = write_data(tmp_path, 6)
     images = tmp_path / "images"
@@ -271,6 +288,9 @@ def test_wrong_files_end_with_one_message(tmp_path, no_model, capsys):
     no_model()
     assert main(command(tmp_path, "--question-file", str(tmp_path / "none.jsonl"))) == 2
     assert "none.jsonl not found" in capsys.readouterr().err
+    assert main(command(tmp_path, "--image-folder", str(tmp_path / "nowhere"))) == 2
+    assert "nowhere not found: give --image-folder" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
     assert main(command(tmp_path, "--num-chunks", "2", "--chunk-idx", "2")) == 2
     assert "--chunk-idx must be from 0 to 1" in capsys.readouterr().err
     assert main(command(tmp_path, "--answers-file", str(tmp_path))) == 2

@@ -70,6 +70,13 @@ def require_complete(
         )
 
 
+def existing(path: Path, source: str) -> Path:
+    """The file `path`; raises a FileNotFoundError that ends in its `source` if there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: {source}")
+    return path
+
+
 def require_fields(answer: dict[str, Any], *names: str) -> None:
     """Raise a ValueError that names the fields an answer lacks."""
     if absent := set(names) - answer.keys():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..questions import QuestionFile
-from ..scoring import percentage, percentages_by_group, texts_by_id
+from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
 from .base import Benchmark, require_complete
 
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
@@ -164,10 +164,10 @@ def write_predictions(path: Path, answers: Iterable[dict[str, Any]]) -> int:
         ValueError: two answers to one question, or an answer without id or text.
     """
     texts = texts_by_id(answers)
-    predictions = [{"questionId": key, "prediction": predict(text)} for key, text in texts.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(predictions), encoding="utf-8")
-    return len(predictions)
+    return write_array(
+        path,
+        ({"questionId": key, "prediction": predict(text)} for key, text in texts.items()),
+    )
 
 
 def score(

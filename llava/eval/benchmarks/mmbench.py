@@ -23,10 +23,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..question_list import Table, TableQuestions
+from ..question_list import TableQuestions
 from ..scoring import percentage, texts_by_id
 from .base import Benchmark, require_complete, require_fields
-from .mmbench_rows import INSTRUCTIONS, LETTERS, ROTATION, Row, read_questions, read_rows
+from .mmbench_rows import (
+    INSTRUCTIONS,
+    LETTERS,
+    ROTATION,
+    Row,
+    open_table,
+    read_questions,
+    read_rows,
+)
 
 _LETTER = re.compile(r"[(（]?([A-D])(?:$|[.:,)\n。：，）、．])")
 _NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -73,7 +81,7 @@ def score(
             without an answer.
     """
     path = folder / file
-    rows = read_rows(Table(path))
+    rows = read_rows(open_table(path))
     groups = _group(rows, path)
     found = _join(rows, answers, path)
     missing = [row.index for row in rows if row.index not in found]
@@ -94,8 +102,8 @@ def score(
     }
 
 
-def write_submission(path: Path, tsv: Path, answers: Iterable[dict[str, Any]]) -> None:
-    """Write the Excel file that the MMBench server scores, needed for the test split.
+def write_submission(path: Path, tsv: Path, answers: Iterable[dict[str, Any]]) -> int:
+    """Write the Excel file that the MMBench server scores, needed for the test split; its rows.
 
     It has the columns of the TSV file that LLaVA submits, with the answers as they are in a column
     `prediction` behind the options.
@@ -110,7 +118,7 @@ def write_submission(path: Path, tsv: Path, answers: Iterable[dict[str, Any]]) -
         raise ImportError(
             "the MMBench submission is an Excel file, which needs openpyxl: pip install openpyxl"
         ) from None
-    table = Table(tsv)
+    table = open_table(tsv)
     rows = read_rows(table)
     found = _join(rows, answers, tsv)
     require_complete(
@@ -127,6 +135,7 @@ def write_submission(path: Path, tsv: Path, answers: Iterable[dict[str, Any]]) -
         sheet.append([_excel(sheet, values[name]) for name in columns])
     path.parent.mkdir(parents=True, exist_ok=True)
     book.save(path)
+    return len(rows)
 
 
 def _benchmark(name: str, title: str, file: str, lang: str) -> Benchmark:
@@ -183,19 +192,20 @@ def _group(rows: list[Row], path: Path) -> list[list[Row]]:
 
 def _join(rows: list[Row], answers: Iterable[dict[str, Any]], path: Path) -> dict[int, str]:
     """The text of each answer by index."""
-    answers = list(answers)
     # Both languages have the same indices, so only the text tells answers to the other one.
     asked = {str(row.index): " ".join(row.text.split()) for row in rows}
-    texts = texts_by_id(answers, asked)
-    for answer in answers:
+
+    def check_prompt(key: str, answer: dict[str, Any]) -> None:
         require_fields(answer, "prompt")
-        question = asked[str(answer["question_id"])]
+        question = asked[key]
         prompt = " ".join(str(answer["prompt"]).split())
         if not prompt.startswith(question):
             raise ValueError(
                 f"question {answer['question_id']} was asked as {prompt[:120]!r}, but in {path} "
                 f"it is {question[:120]!r}. Are the answers those of another language or version?"
             )
+
+    texts = texts_by_id(answers, asked, check_prompt)
     return {int(index): text for index, text in texts.items()}
 
 

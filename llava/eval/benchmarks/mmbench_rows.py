@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..question_list import Table, TableQuestions, file_digest
 from ..questions import Question
+from .base import existing
 
 LETTERS = ("A", "B", "C", "D")
 INSTRUCTIONS = {
@@ -21,6 +22,7 @@ INSTRUCTIONS = {
     "cn": "请直接回答选项字母。",
 }
 ROTATION = 1_000_000
+_SOURCE = "the TSV files of MMBench, with images and answers, come from open-compass/MMBench."
 
 # The cells that pandas, with which LLaVA reads the file, takes for empty, except for spellings of
 # "nan" and "none", which LLaVA tests for itself.
@@ -55,7 +57,7 @@ def read_questions(
         FileNotFoundError: no such file.
         ValueError: not such a file, an index twice, a wrong chunk; names the row.
     """
-    table = Table(path)
+    table = open_table(path)
     rows = read_rows(table)
     questions = [
         Question(
@@ -69,6 +71,11 @@ def read_questions(
     offsets = [row.offset for row in rows]
     digest = file_digest(path, instruction)
     return TableQuestions(table, digest, questions, offsets, num_chunks, chunk_idx)
+
+
+def open_table(path: Path) -> Table:
+    """The table in a TSV file of MMBench; raises what `Table` raises, and says where it is from."""
+    return Table(existing(path, _SOURCE))
 
 
 def read_rows(table: Table) -> list[Row]:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..questions import Question, QuestionFile
-from .base import Benchmark, require_complete, require_fields
+from .base import Benchmark, existing, require_complete, require_fields
 
 NAME = "mme"
 PERCEPTION = (
@@ -40,6 +40,7 @@ TASKS = PERCEPTION + COGNITION
 POINTS = 200.0  # that a task is worth
 
 _QUESTIONS = "llava_mme.jsonl"
+_EVAL_ZIP = "it is in MME/ of LLaVA's eval.zip."
 _RELEASE = "MME_Benchmark_release_version"
 _SOURCE = "The authors of MME (BradyFU/Awesome-Multimodal-Large-Language-Models) hand it out"
 _INSTRUCTIONS = ("Answer the question using a single word or phrase.", "Please answer yes or no.")
@@ -119,7 +120,7 @@ def load_truth(question_file: Path, release: Path) -> Truth:
     released = {task for (task, _), _ in answers}
     asked: dict[Key, Asked] = {}
     pictures: defaultdict[Picture, list[Question]] = defaultdict(list)
-    for question in QuestionFile(question_file):
+    for question in QuestionFile(existing(question_file, _EVAL_ZIP)):
         picture = _picture(question, question_file)
         key = (picture, _strip(question.text))
         if picture[0] not in released:
@@ -208,7 +209,7 @@ def score_answers(
 
 def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
     """The questions in `folder`; see `QuestionFile`."""
-    return QuestionFile(folder / _QUESTIONS, num_chunks, chunk_idx)
+    return QuestionFile(existing(folder / _QUESTIONS, _EVAL_ZIP), num_chunks, chunk_idx)
 
 
 def score(

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from ..questions import Question, QuestionFile, parse_question
-from .base import Benchmark, require_complete, require_fields
+from .base import Benchmark, existing, require_complete, require_fields
 
 NAME = "pope"
 CATEGORIES = ("random", "popular", "adversarial")
 
 _QUESTIONS = "llava_pope_test.jsonl"
 _LABELS = "coco"
+_EVAL_ZIP = "it is in pope/ of LLaVA's eval.zip."
 _SOURCE = (
     "LLaVA's questions belong to the label files of AoiDragon/POPE at commit e3e3926 (output/coco)"
 )
@@ -188,7 +189,7 @@ def rates(*, tp: int, fp: int, tn: int, fn: int) -> dict[str, float | None]:
 
 def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
     """The questions in `folder`; see `QuestionFile`."""
-    return QuestionFile(folder / _QUESTIONS, num_chunks, chunk_idx)
+    return QuestionFile(existing(folder / _QUESTIONS, _EVAL_ZIP), num_chunks, chunk_idx)
 
 
 def score(
@@ -239,7 +240,7 @@ class _Finder:
 
 
 def _by_category(path: Path) -> dict[str, list[Question]]:
-    QuestionFile(path)  # checks every line
+    QuestionFile(existing(path, _EVAL_ZIP))  # checks every line
     questions: dict[str, list[Question]] = {category: [] for category in CATEGORIES}
     for index, line in enumerate(path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")):
         if not line.strip():

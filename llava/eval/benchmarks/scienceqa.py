@@ -89,7 +89,9 @@ def read_questions(
         text = human.replace(DEFAULT_IMAGE_TOKEN, "").strip()
         if instruction is not None:
             text = f"{text}\n{instruction}"
-        questions.append(Question(index, question_id, text, image or None))
+        # LLaVA's scorer takes from the logged prompt whether there was an image.
+        logged = f"{DEFAULT_IMAGE_TOKEN}\n{text}" if image else None
+        questions.append(Question(index, question_id, text, image or None, logged))
     return QuestionList(path, file_digest(path, instruction), questions, num_chunks, chunk_idx)
 
 
@@ -147,15 +149,16 @@ def grade(
         ValueError: an answer to no problem, or one logged with an image to a problem without, two
             answers to one problem, or, unless `allow_missing`, a problem without an answer.
     """
-    answers = list(answers)
-    texts = texts_by_id(answers, problems)
     prompts: dict[str, str] = {}
-    for answer in answers:
+
+    def note_prompt(question_id: str, answer: dict[str, Any]) -> None:
         require_fields(answer, "prompt")
-        question_id, prompt = str(answer["question_id"]), str(answer["prompt"])
+        prompt = str(answer["prompt"])
         if DEFAULT_IMAGE_TOKEN in prompt and not problems[question_id].has_image:
             raise ValueError(f"question {question_id} was asked with an image, but has none.")
         prompts[question_id] = prompt
+
+    texts = texts_by_id(answers, problems, note_prompt)
     missing = [question_id for question_id in problems if question_id not in texts]
     require_complete(missing, len(problems), allow_missing=allow_missing)
     return [

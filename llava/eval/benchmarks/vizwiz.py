@@ -21,7 +21,7 @@ from typing import Any
 
 from ..answer_normaliser import REFERENCES, normalise, soft_accuracies
 from ..questions import Question, QuestionFile
-from ..scoring import percentage, percentages_by_group, texts_by_id
+from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
 from .base import Benchmark, require_complete, require_fields
 
 NAME = "vizwiz"
@@ -158,13 +158,13 @@ def write_submission(path: Path, question_file: Path, answers: Iterable[dict[str
     """
     asked = {str(question.question_id): question for question in _questions(question_file)}
     texts = _join(asked, answers, question_file, allow_missing=False)
-    results = [
-        {"image": question.image, "answer": normalise(texts[key])}
-        for key, question in asked.items()
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results), encoding="utf-8")
-    return len(results)
+    return write_array(
+        path,
+        (
+            {"image": question.image, "answer": normalise(texts[key])}
+            for key, question in asked.items()
+        ),
+    )
 
 
 def score(
@@ -216,16 +216,17 @@ def _join(
     allow_missing: bool,
 ) -> dict[str, str]:
     """The text of each answer by question id."""
-    answers = list(answers)
-    texts = texts_by_id(answers, asked)
-    for answer in answers:
+
+    def check_prompt(key: str, answer: dict[str, Any]) -> None:
         require_fields(answer, "prompt")
-        question = asked[str(answer["question_id"])]
+        question = asked[key]
         if _words(str(answer["prompt"])) != _words(question.text):
             raise ValueError(
                 f"the answer to {question} has the prompt {str(answer['prompt'])[:120]!r}, but "
                 f"{source} asks {question.text[:120]!r}. Are they answers to the other split?"
             )
+
+    texts = texts_by_id(answers, asked, check_prompt)
     missing = [key for key in asked if key not in texts]
     require_complete(missing, len(asked), allow_missing=allow_missing)
     return texts

@@ -27,7 +27,7 @@ from typing import Any
 
 from ..answer_normaliser import REFERENCES, normalise, normalise_official
 from ..questions import QuestionFile, parse_question
-from ..scoring import percentage, percentages_by_group, texts_by_id
+from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
 from .base import Benchmark, require_complete
 
 QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
@@ -163,17 +163,14 @@ def write_submission(
         asked = [str(question_id) for question_id in _question_ids(asked_file)]
         missing = [key for key in asked if key not in texts]
         require_complete(missing, len(asked), allow_missing=allow_missing)
-    results = [
-        {"question_id": question_id, "answer": normalise(texts[key]) if key in texts else ""}
-        for key, question_id in ids.items()
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results), encoding="utf-8")
-    return {
-        "questions": len(results),
-        "answered": len(texts),
-        "unanswered": len(results) - len(texts),
-    }
+    count = write_array(
+        path,
+        (
+            {"question_id": question_id, "answer": normalise(texts[key]) if key in texts else ""}
+            for key, question_id in ids.items()
+        ),
+    )
+    return {"questions": count, "answered": len(texts), "unanswered": count - len(texts)}
 
 
 def score(
