@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -90,7 +93,7 @@ def batches(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_as_list,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_follow_the_parent,
     )
 
 
@@ -98,7 +101,19 @@ def _as_list(questions: list[LoadedQuestion]) -> list[LoadedQuestion]:
     return questions
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def _follow_the_parent(worker: int) -> None:
     # Both reach the whole process group; a worker that dies of them looks like a crash.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # A killed parent leaves workers that wait for ever: each keeps open the pipe that the other
+    # would have to find broken.
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
+
+
+_LOOK = 1.0  # seconds between two looks at whether the parent is there
