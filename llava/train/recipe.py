@@ -73,11 +73,11 @@ DEMO = (
         **{"turns": 12, "length": 340, "visual": 72, "tower": 0, "ramp": 0.3},
     ),
     Stage(
-        *("answer more questions", 1200, 8, _PICTURE, _PICTURE, 1.5e-3),
+        *("answer more questions", 600, 8, _PICTURE, _PICTURE, 1.5e-3),
         **{"turns": 14, "lists": 0.2, "length": 340, "visual": 72, "tower": 0},
     ),
     Stage(
-        *("answer from all patches", 120, 8, _PICTURE, _PICTURE, 5e-4),
+        *("answer from all patches", 80, 8, _PICTURE, _PICTURE, 5e-4),
         **{"turns": 14, "lists": 0.2, "length": 340, "tower": 0, "warmup": 10},
     ),
 )
