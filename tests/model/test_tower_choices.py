@@ -12,6 +12,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.pruning.cache import PrunedCache
 from llava.pruning.cost import DecoderShape, measure
 from llava.pruning.layout import TEXT
+from llava.pruning.tome import Merging
 from tests import tiny
 from tests.model.test_oracle import oracle
 
@@ -50,6 +51,10 @@ def samples():
 
 def images_of(ids: torch.Tensor) -> int:
     return int((ids == IMAGE_TOKEN_INDEX).sum())
+
+
+def hooks(model) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 def generate(model, ids, mask, images, pruner):
@@ -139,12 +144,13 @@ def test_the_model_and_the_process_are_left_as_they_were(model, samples, method,
     images, pruner = tiny.pixels(8, 4), pruning.build(method, **settings)
     before = generate(model, ids, mask, images, None)[1]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
+    hooked = hooks(model)
     kept = model.config.to_dict(), torch.get_rng_state(), torch.get_default_dtype()
     pruned = generate(model, ids, mask, images, pruner)[1]
     assert model.config.to_dict() == kept[0] and torch.get_default_dtype() == kept[2]
     assert torch.equal(torch.get_rng_state(), kept[1])
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert hooks(model) == hooked
     assert torch.equal(generate(model, ids, mask, images, None)[1], before)
     assert (pruned - before).abs().max() > 1e-3
 
@@ -183,17 +189,17 @@ def test_proportional_attention_is_what_separates_the_two_tomes(model, samples) 
 
 def test_tome_names_its_floor(model, samples) -> None:
     pruner = pruning.build("tome", target_token_num=9)
-    with pytest.raises(ValueError, match=r"16 patches of an image into 5 in 2 layers.*6 is the lea"):
+    with pytest.raises(ValueError, match=r"into 5 in 2 layers.*: 6 is the least"):
         generate(model, samples[1][None], None, tiny.pixels(8, 2), pruner)
 
 
-def test_flash_attention_is_refused_for_weighted_merging_only(monkeypatch) -> None:
-    model = tiny.model(7, layers=2)
-    monkeypatch.setattr(
-        model.get_vision_tower().config, "_attn_implementation", "flash_attention_2"
-    )
+def test_sizes_cannot_weigh_in_flash_attention(monkeypatch) -> None:
+    tower, tokens = tiny.model(7, layers=2).get_vision_tower(), torch.zeros(1, 7, 2)
+    monkeypatch.setattr(tower.config, "_attn_implementation", "flash_attention_2")
+    run = Merging([2], True)
+    run.after_attention(0, tokens, tokens[:, None])
     with pytest.raises(ValueError, match="flash_attention_2 cannot do"):
-        model.encode_images(tiny.pixels(8), pruner=pruning.build("tome", target_token_num=12))
+        tower.merge(tiny.pixels(8), run)
 
 
 @pytest.mark.parametrize(

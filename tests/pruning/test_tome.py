@@ -193,7 +193,7 @@ def test_images_that_keep_equally_many_share_a_run() -> None:
 
 
 def test_an_image_below_the_floor_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"16 patches of an image into 5 in 2 layers.*6 is the lea"):
+    with pytest.raises(ValueError, match=r"into 5 in 2 layers.*: 6 is the least"):
         ToMe(target_token_num=11).tower_runs((2,), 16, 2)
     # Two images, one token: the second would have none.
     with pytest.raises(ValueError, match="into 0 in 2 layers"):
