@@ -18,8 +18,8 @@ layer, so the two ways of counting T, `published` and `strict`, mean the same.
 Deviations from the reference:
 - It crashes where R is odd, because it takes A to be as long as B. T = 54 does that: 27 patches
   are kept in step 1 and 549 are left. Here A is one longer.
-- It also crashes where fewer than 8 are in A and a round asks for more than that (an R below 16 far
-  above T_div). Here such a round drops all of A.
+- It also crashes where a round asks for at least two more than A has (an even R of 12 or less, far
+  above T_div). Here a round that asks for more than A has drops all of A.
 - With important_ratio 1 it compares with an empty B and crashes. Here step 2 drops everything.
 - Scores and cosines are float32; all cosines are computed once, and a round looks them up. The
   reference multiplies A and B anew in each round, in the model's dtype.
