@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig
 from ..constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from ..mm_utils import letterbox_mask
 from ..pruning.base import Dense, Pruner
+from ..pruning.cost import TowerShape
 from ..pruning.layout import Segment, TokenLayout
 from ..pruning.vision import Reduced, TowerRun
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -66,6 +67,14 @@ class LlavaMetaModel:
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
         return self.vision_tower
+
+    def tower_shape(self) -> TowerShape | None:
+        """Sizes of the vision tower, None without one."""
+        tower = self.vision_tower
+        if tower is None:
+            return None
+        heads = tower.config.num_attention_heads
+        return TowerShape(tower.run_layers, tower.config.hidden_size, heads, tower.grid**2)
 
 
 class LlavaMetaForCausalLM:

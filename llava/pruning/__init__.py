@@ -14,20 +14,37 @@ from typing import Any
 
 from .autoprune import PRESETS, AutoPrune
 from .base import Dense, Observation, Pruner, PrunerRun
+from .fastervlm import FasterVLM
+from .hired import HiRED
 from .layout import Segment, Selection, TokenLayout, apply
 from .no_image import NoImage
 from .random import Random
+from .tome import ToMe
 from .trace import PruneTrace, SampleTrace
 from .uniform_grid import UniformGrid
+from .vispruner import VisPruner
 
 METHODS: dict[str, type[Pruner]] = {
-    cls.method: cls for cls in (Dense, AutoPrune, NoImage, Random, UniformGrid)
+    cls.method: cls
+    for cls in (
+        Dense,
+        AutoPrune,
+        NoImage,
+        Random,
+        UniformGrid,
+        ToMe,
+        FasterVLM,
+        HiRED,
+        VisPruner,
+    )
 }
 
 __all__ = [
     "METHODS",
     "AutoPrune",
     "Dense",
+    "FasterVLM",
+    "HiRED",
     "NoImage",
     "Observation",
     "PruneTrace",
@@ -37,8 +54,10 @@ __all__ = [
     "SampleTrace",
     "Segment",
     "Selection",
+    "ToMe",
     "TokenLayout",
     "UniformGrid",
+    "VisPruner",
     "apply",
     "build",
 ]
