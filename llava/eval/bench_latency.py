@@ -1,6 +1,6 @@
 """How much faster pruning makes the prefill: measured, beside what its FLOPs would allow.
 
-    python -m llava.eval.bench_latency --shape cpu-1k --x0 7 --target-token-nums 192 128 64
+    python -m llava.eval.bench_latency --depth-layers 32 --target-token-nums 192 128 64
 
 Dense and pruned prefills of the same random decoder take turns in one process, so that a slow
 moment of the machine hits both: the speed-up is the median over the turns of dense / pruned within
@@ -8,8 +8,11 @@ a turn. Dense is transformers' own LlamaModel on the same weights. "Share" is th
 by the ratio of prefill FLOPs, scoring and merging not counted in its favour.
 
 Attention over random text is nearly uniform, so the schedules are those of a sample with little
-mutual information; timing does not depend on which tokens stay. Prefill only: image encoding is
-the same for every method. The last line of stdout is JSON.
+mutual information; timing does not depend on which tokens stay. Prefill of the decoder only: image
+encoding is not timed. A method that reduces the tokens in or behind the vision tower therefore
+enters with what is left of them, T tokens at a fixed budget, and what it spends there is not in the
+times; a small random tower stands in for CLIP's, and --visual-tokens must be a square. A method
+without a budget is measured once. The last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -22,17 +25,22 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaModel
+from transformers import CLIPVisionConfig, LlamaModel
 from transformers import __version__ as transformers_version
 
 from .. import pruning
 from ..model.builder import DTYPES, default_device
 from ..model.language_model.attention import BACKENDS
-from ..model.language_model.llava_llama import LlavaConfig, LlavaLlamaModel
+from ..model.language_model.llava_llama import (
+    LlavaConfig,
+    LlavaLlamaForCausalLM,
+    LlavaLlamaModel,
+)
 from ..pruning.arguments import add_pruning_arguments, pruner_from_args
 from ..pruning.cache import PrunedCache
 from ..pruning.cost import DecoderShape, measure
@@ -74,21 +82,69 @@ def build_models(args: argparse.Namespace) -> tuple[LlavaLlamaModel, LlamaModel]
     return ours, stock
 
 
-def make_input(args: argparse.Namespace, batch: int, hidden: int) -> tuple[Tensor, TokenLayout]:
-    """Random embeddings (batch, n, hidden) and their layout: prefix, one image, text."""
+def make_input(
+    args: argparse.Namespace, batch: int, hidden: int, pruner: pruning.Pruner | None = None
+) -> tuple[Tensor, TokenLayout]:
+    """Random embeddings (batch, n, hidden) and their layout: prefix, one image, text.
+
+    The image has the tokens that the vision tower hands over for `pruner`; None: all of them.
+
+    Raises ValueError when a method that acts in the tower meets patches that are no square.
+    """
     generator = torch.Generator().manual_seed(args.seed)
     n = args.visual_tokens
-    runs = [
-        [
-            Segment(args.prefix_tokens),
-            Segment(n, 0, torch.arange(n), torch.rand(n, generator=generator) / n),
-            Segment(args.text_tokens),
+    if pruner is not None and acts_in_tower(pruner):
+        images = reduced_images(args, batch, pruner)
+    else:
+        images = [
+            Segment(n, 0, torch.arange(n), torch.rand(n, generator=generator) / n)
+            for _ in range(batch)
         ]
-        for _ in range(batch)
-    ]
+    runs = [[Segment(args.prefix_tokens), image, Segment(args.text_tokens)] for image in images]
     layout = TokenLayout.from_segments(runs, args.device)
     embeds = torch.randn(batch, layout.n, hidden, generator=generator)
     return embeds.to(args.device, DTYPES[args.dtype]), layout
+
+
+def acts_in_tower(pruner: pruning.Pruner) -> bool:
+    """Whether the method hands the decoder something else than all patches."""
+    return any(
+        getattr(type(pruner), name) is not getattr(pruning.Pruner, name)
+        for name in ("reduce", "tower_runs")
+    )
+
+
+def reduced_images(args: argparse.Namespace, batch: int, pruner: pruning.Pruner) -> list[Segment]:
+    """What `pruner` leaves of random images in a narrow tower of CLIP's depth."""
+    side = isqrt(args.visual_tokens)
+    if side * side != args.visual_tokens:
+        raise ValueError(
+            f"method {pruner.method} acts in the vision tower, whose patches are a square: "
+            f"--visual-tokens must be a square number, got {args.visual_tokens}"
+        )
+    vision = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=24,
+        num_attention_heads=4,
+        image_size=side * 2,
+        patch_size=2,
+    )
+    config = LlavaConfig(
+        vocab_size=64,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=0,
+        num_attention_heads=1,
+        mm_hidden_size=64,
+        mm_vision_config=vision.to_dict(),
+    )
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(args.seed)
+    model = LlavaLlamaForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(args.seed)
+    pixels = torch.randn(batch, 3, side * 2, side * 2, generator=generator)
+    return [image.segment(0) for image in model.encode_images(pixels, pruner=pruner)]
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
@@ -109,31 +165,34 @@ def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, int | No
 def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, Any]]:
     """Measure every budget at every batch size; one dict per row of the table.
 
-    Raises ValueError for a method without a token budget, and for a budget that cannot be met.
+    A method without a token budget has one row, whose target is None. Raises ValueError for a
+    budget that cannot be met.
     """
-    if "target_token_num" not in {field.name for field in fields(pruner)}:
-        raise ValueError(
-            f"method {pruner.method} has no budget to measure; the dense model is timed in any case"
-        )
+    budgeted = "target_token_num" in {field.name for field in fields(pruner)}
+    targets = args.target_token_nums if budgeted else [None]
     ours, stock = build_models(args)
     shape = DecoderShape.from_config(ours.config, kv_dtype_bytes=DTYPES[args.dtype].itemsize)
     rows = []
     for batch in args.batch_sizes:
-        embeds, layout = make_input(args, batch, shape.hidden)
-        traces: dict[float, Any] = {}
-
-        def prefill(target: float | None, embeds=embeds, layout=layout, traces=traces) -> None:
-            chosen = None if target is None else replace(pruner, target_token_num=target)
-            cache = PrunedCache(chosen, layout)
-            ours(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-            traces[target] = cache.trace.samples[0]
+        embeds, _ = make_input(args, batch, shape.hidden)
+        traces: dict[float | None, Any] = {}
 
         def dense(embeds=embeds) -> None:
             stock(inputs_embeds=embeds, use_cache=True)
 
         runs: dict[Any, Callable[[], None]] = {"dense": dense}
-        for target in args.target_token_nums:
-            runs[target] = lambda target=target: prefill(target)
+        for target in targets:
+            chosen = replace(pruner, target_token_num=target) if budgeted else pruner
+            own, layout = make_input(args, batch, shape.hidden, chosen)
+
+            def prefill(
+                target=target, chosen=chosen, embeds=own, layout=layout, traces=traces
+            ) -> None:
+                cache = PrunedCache(chosen, layout)
+                ours(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+                traces[target] = cache.trace.samples[0]
+
+            runs[target] = prefill
         seconds: dict[Any, list[float]] = {name: [] for name in runs}
         memory: dict[Any, int | None] = {}
         for turn in range(args.warmup + args.repeats):
@@ -143,7 +202,7 @@ def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, An
                     seconds[name].append(spent)
                     memory[name] = peak
         base = statistics.median(seconds["dense"])
-        for target in args.target_token_nums:
+        for target in targets:
             cost = measure(traces[target], shape)
             median = statistics.median(seconds[target])
             speedup = statistics.median(
@@ -182,8 +241,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in rows:
+        target = "-" if r["target"] is None else f"{r['target']:g}"
         lines.append(
-            f"| {r['batch']} | {r['target']:g} | {r['tokens_entering']} | {r['dense_seconds']:.4f} "
+            f"| {r['batch']} | {target} | {r['tokens_entering']} | {r['dense_seconds']:.4f} "
             f"| {r['seconds']:.4f} | {r['speedup']:.2f} | {r['flops_speedup']:.2f} "
             f"| {100 * r['share']:.0f} % |"
         )
@@ -209,6 +269,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--depth-layers",
+        type=int,
+        metavar="N",
+        help="depths of the method (x0, the layers at which it prunes), also the default ones, are "
+        "meant for N layers; scale them to the shape's",
+    )
     add_pruning_arguments(parser)
     return parser.parse_args(argv)
 
@@ -218,7 +285,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        rows = bench(args, pruner_from_args(args))
+        pruner = pruner_from_args(args)
+        if args.depth_layers:
+            pruner = pruner.scaled(args.depth_layers, SHAPES[args.shape][2])
+        rows = bench(args, pruner)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

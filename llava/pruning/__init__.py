@@ -3,7 +3,8 @@
     pruner = pruning.build("autoprune", target_token_num=64)
     model.generate(ids, images=..., pruner=pruner)
 
-A method is one file with a frozen dataclass, and one line in `METHODS`.
+A method is one file with a frozen dataclass, and one line in `METHODS`. One that is defined
+elsewhere joins them with `register`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from typing import Any
 
 from .autoprune import PRESETS, AutoPrune
 from .base import Dense, Observation, Pruner, PrunerRun
+from .divprune import DivPrune
 from .fastervlm import FasterVLM
 from .hired import HiRED
 from .layout import Segment, Selection, TokenLayout, apply
 from .no_image import NoImage
 from .random import Random
 from .tome import ToMe
+from .topv import TopV
 from .trace import PruneTrace, SampleTrace
 from .uniform_grid import UniformGrid
 from .vispruner import VisPruner
+from .zipvl import ZipVL
 
 METHODS: dict[str, type[Pruner]] = {
     cls.method: cls
@@ -36,13 +40,24 @@ METHODS: dict[str, type[Pruner]] = {
         FasterVLM,
         HiRED,
         VisPruner,
+        DivPrune,
+        ZipVL,
+        TopV,
     )
+}
+
+#: Methods that comparisons name and that are not here, with the reason.
+NOT_IMPLEMENTED: dict[str, str] = {
+    "cdpruner": "it scores patches against the question with CLIP's text tower, and LLaVA "
+    "checkpoints have CLIP's vision tower only",
 }
 
 __all__ = [
     "METHODS",
+    "NOT_IMPLEMENTED",
     "AutoPrune",
     "Dense",
+    "DivPrune",
     "FasterVLM",
     "HiRED",
     "NoImage",
@@ -56,21 +71,64 @@ __all__ = [
     "Selection",
     "ToMe",
     "TokenLayout",
+    "TopV",
     "UniformGrid",
     "VisPruner",
+    "ZipVL",
     "apply",
     "build",
+    "find",
+    "register",
 ]
+
+
+def register(cls: type[Pruner]) -> type[Pruner]:
+    """Add a method from outside the package to `METHODS`; a decorator above `@dataclass`.
+
+        @pruning.register
+        @dataclass(frozen=True, kw_only=True)
+        class Mine(pruning.Pruner):
+            method: ClassVar[str] = "mine"
+
+    `build`, `generate` and `--method` of every command line in the same process then know it.
+    `del METHODS["mine"]` takes it out again.
+
+    Raises ValueError for a class that is no frozen dataclass of `Pruner` with a name, or whose name
+    another method has.
+    """
+    if not issubclass(cls, Pruner):
+        raise ValueError(f"a method is a subclass of Pruner, got {cls.__name__}")
+    # A plain subclass of a dataclass passes for one, without the fields it declares.
+    if "__dataclass_fields__" not in vars(cls):
+        raise ValueError(f"{cls.__name__} must be @dataclass(frozen=True, kw_only=True)")
+    if not cls.method:
+        raise ValueError(f"{cls.__name__} needs a name: method: ClassVar[str] = ...")
+    if METHODS.get(cls.method, cls) is not cls:
+        raise ValueError(f"method {cls.method!r} is there already: {METHODS[cls.method]}")
+    METHODS[cls.method] = cls
+    return cls
+
+
+def find(method: str) -> type[Pruner]:
+    """The class of the method of that name.
+
+    Raises ValueError for a name that does not exist, with the nearest one that does, or whose
+    method is not implemented, with the reason.
+    """
+    if method in METHODS:
+        return METHODS[method]
+    if method in NOT_IMPLEMENTED:
+        raise ValueError(f"method {method} is not implemented: {NOT_IMPLEMENTED[method]}")
+    raise ValueError(_unknown("method", method, METHODS))
 
 
 def build(method: str, *, preset: str | None = None, **settings: Any) -> Pruner:
     """Make the pruner `method` with its defaults, a preset's values and `settings`, in this order.
 
-    Raises ValueError for a name that does not exist, with the nearest one that does.
+    Raises ValueError for a method that `find` does not know, and for a preset or setting that does
+    not exist, with the nearest one that does.
     """
-    cls = METHODS.get(method)
-    if cls is None:
-        raise ValueError(_unknown("method", method, METHODS))
+    cls = find(method)
     values: dict[str, Any] = {}
     if preset is not None:
         if cls is not AutoPrune:

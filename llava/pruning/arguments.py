@@ -11,7 +11,7 @@ import typing
 from dataclasses import fields
 from typing import Any
 
-from . import METHODS, build
+from . import METHODS, build, find
 from .autoprune import PRESETS
 from .base import Pruner
 
@@ -23,7 +23,9 @@ _FRACTIONS = ("target_flops", "target_kv")
 def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --method, --preset, the budget, the curve and --set to `parser`."""
     group = parser.add_argument_group("pruning")
-    group.add_argument("--method", default="autoprune", choices=sorted(METHODS))
+    group.add_argument(
+        "--method", default="autoprune", type=_method, help=f"one of {', '.join(sorted(METHODS))}"
+    )
     group.add_argument("--preset", choices=sorted(PRESETS), help="of autoprune: whose settings")
     group.add_argument(
         "--target-token-num", type=float, metavar="T", help="visual tokens a layer, on average"
@@ -79,6 +81,13 @@ def pruner_from_args(args: argparse.Namespace) -> Pruner:
             raise ValueError(f"--set takes FIELD=VALUE, got {item!r}")
         settings[name] = _parse(cls, name, text) if name in known else text
     return build(args.method, preset=args.preset, **settings)
+
+
+def _method(name: str) -> str:
+    try:
+        return find(name).method
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parse(cls: type[Pruner], name: str, text: str) -> Any:

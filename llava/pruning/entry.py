@@ -10,7 +10,7 @@ tokens keeps all.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import Literal
@@ -101,22 +101,34 @@ class EntryRun(PrunerRun):
         target = int(self.config.target_token_num)
         if max(layout.n_visual) <= target:
             return None
-        chosen = torch.zeros(layout.image.shape)
-        keep = []
-        for sample, images in enumerate(find_images(layout)):
-            counts = divide(target, [len(image) for image in images])
-            keep.append(sum(counts))
-            pairs = 0
-            for image, count in zip(images, counts):
-                if count == len(image):
-                    chosen[sample, list(image.columns)] = 1
-                    continue
-                own = embeds[sample, image.columns[0] : image.columns[-1] + 1]
-                indices = self.config.choose(image, count, own)
-                chosen[sample, [image.columns[index] for index in indices]] = 1
-                pairs += self.config.pairs(len(image), count)
-            self._flops.append(2 * pairs * embeds.shape[-1])
-        return keep_top(layout, chosen.to(layout.image.device), keep)
+        self._flops = [0] * layout.batch
+
+        def choose(sample: int, image: ImageTokens, count: int) -> Iterable[int]:
+            own = embeds[sample, image.columns[0] : image.columns[-1] + 1]
+            self._flops[sample] += 2 * self.config.pairs(len(image), count) * embeds.shape[-1]
+            return self.config.choose(image, count, own)
+
+        return select_in_images(layout, [min(target, n) for n in layout.n_visual], choose)
+
+
+def select_in_images(
+    layout: TokenLayout,
+    keep: Sequence[int],
+    choose: Callable[[int, ImageTokens, int], Iterable[int]],
+) -> Selection | None:
+    """Keep `keep[i]` visual tokens of sample i, which its images share as `divide` says.
+
+    `choose(sample, image, count)` gives `count` different indices into the tokens of an image,
+    0 <= count < len(image); it is not asked where an image keeps all. Waits for the device.
+    """
+    chosen = torch.zeros(layout.image.shape)
+    for sample, images in enumerate(find_images(layout)):
+        counts = divide(keep[sample], [len(image) for image in images])
+        for image, count in zip(images, counts):
+            whole = count == len(image)
+            indices = range(count) if whole else choose(sample, image, count)
+            chosen[sample, [image.columns[index] for index in indices]] = 1
+    return keep_top(layout, chosen.to(layout.image.device), keep)
 
 
 def divide(total: int, sizes: Sequence[int]) -> list[int]:

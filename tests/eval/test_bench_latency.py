@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 
+from llava import pruning
 from llava.eval import bench_latency
 from llava.eval.bench_latency import main
+from llava.pruning.tower import TowerPruner, keep_patches
 
 SMALL = ("--shape", "tiny", "--visual-tokens", "48", "--text-tokens", "9", "--repeats", "2")
 
@@ -50,6 +54,72 @@ def test_an_impossible_budget_is_an_error_message(capsys) -> None:
     assert "below the floor" in capsys.readouterr().err
 
 
-def test_a_method_without_a_budget_is_an_error_message(capsys) -> None:
-    assert main([*SMALL, "--method", "no-image"]) == 2
-    assert "no-image has no budget" in capsys.readouterr().err
+@pytest.mark.parametrize("method", ["none", "no-image"])
+def test_a_method_without_a_budget_is_measured_once(capsys, method) -> None:
+    table, result = run(capsys, "--method", method, "--target-token-nums", "12", "24")
+    (row,) = result["rows"]
+    kept = 48 if method == "none" else 0
+    assert (row["target"], row["tokens_entering"]) == (None, kept)
+    assert table[-1].startswith(f"| 1 | - | {kept}.0 |")
+
+
+@pytest.mark.parametrize("method", sorted(pruning.METHODS))
+def test_every_method_can_be_measured(capsys, monkeypatch, method) -> None:
+    monkeypatch.setitem(bench_latency.SHAPES, "tiny", (16, 32, 8, 2))
+    flags = (
+        "--visual-tokens",
+        "36",
+        "--target-token-nums",
+        "18",
+        "--repeats",
+        "1",
+        "--warmup",
+        "0",
+    )
+    _, result = run(capsys, *flags, "--depth-layers", "32", "--method", method)
+    (row,) = result["rows"]
+    assert row["dense_seconds"] > 0 and row["seconds"] > 0
+    assert row["tokens_entering"] < 36 or method == "none"
+
+
+def test_depths_are_scaled_to_the_shape(capsys) -> None:
+    flags = ("--method", "topv", "--set", "layer=16", "--target-token-nums", "24")
+    _, result = run(capsys, *flags, "--depth-layers", "32")
+    # Layer 2 of 4: 48 tokens enter two layers, (4 * 24 - 48) / 3 = 16 the others.
+    assert result["rows"][0]["tokens_entering"] == (48 + 48 + 16 + 16) / 4
+    assert main([*SMALL, *flags]) == 2
+    assert "layer must be below the number of layers, 4, got 16" in capsys.readouterr().err
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstPatches(TowerPruner):
+    """The first T patches of the tower."""
+
+    method: ClassVar[str] = "first-patches"
+
+    def choose(self, features, image, count):
+        return keep_patches(features, image, torch.arange(count))
+
+
+@pytest.fixture
+def in_the_tower():
+    pruning.register(FirstPatches)
+    yield ("--method", "first-patches")
+    del pruning.METHODS["first-patches"]
+
+
+def test_a_method_of_the_tower_enters_with_what_it_leaves(capsys, in_the_tower) -> None:
+    flags = (*in_the_tower, "--visual-tokens", "49", "--target-token-nums", "12", "24")
+    _, result = run(capsys, *flags, "--batch-sizes", "2")
+    for row, target in zip(result["rows"], (12, 24), strict=True):
+        assert row["tokens_entering"] == row["tokens_leaving"] == target
+        # The unpruned side has all 49 of them, and 9 of text. A layer of the shape costs a token
+        # 4 * 64^2 + 3 * 64 * 128 = 40960 and 2 * 64 more for each that it sees.
+        n = target + 9
+        expected = 58 * (40960 + 128 * 58) / (n * (40960 + 128 * n))
+        assert row["flops_speedup"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_patches_that_are_no_square_are_an_error_message(capsys, in_the_tower) -> None:
+    assert main([*SMALL, *in_the_tower, "--target-token-nums", "12"]) == 2
+    assert "must be a square number, got 48" in capsys.readouterr().err

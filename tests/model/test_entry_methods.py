@@ -1,4 +1,4 @@
-"""Choices before layer 0 in the whole model: no image is no image, a batch is its samples."""
+"""Choices before layer 0 in the whole model: no image is no image. What all do: `test_methods`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ from llava.pruning.cost import DecoderShape, measure
 from tests import tiny
 
 NEW = 8
-SETTINGS = [
-    ("no-image", {}),
-    ("random", {"target_token_num": 9}),
-    ("random", {"target_token_num": 9, "positions": "original"}),
-    ("uniform-grid", {"target_token_num": 20}),
-    ("uniform-grid", {"target_token_num": 9, "positions": "original"}),
-]
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
@@ -66,23 +59,6 @@ def test_no_image_is_the_prompt_without_its_image_tokens(model, samples, options
     text, expected = generate(model, text_of(samples[0])[None], **options)
     assert torch.equal(alone.sequences, text.sequences)
     assert torch.equal(logits, expected)
-
-
-@pytest.mark.parametrize(("method", "settings"), SETTINGS)
-def test_a_batch_equals_its_samples(model, samples, method, settings) -> None:
-    pruner, images = pruning.build(method, **settings), tiny.pixels(8, 4)
-    together, logits = generate(model, *tiny.batch(samples), images, pruner)
-    traces = together.past_key_values.trace
-    first = 0
-    for i, ids in enumerate(samples):
-        n = int((ids == IMAGE_TOKEN_INDEX).sum())
-        alone, own_logits = generate(model, ids[None], None, images[first : first + n], pruner)
-        first += n
-        assert alone.past_key_values.trace.kept_patches(0) == traces.kept_patches(i)
-        torch.testing.assert_close(logits[i], own_logits[0], atol=1e-5, rtol=0)
-        assert torch.equal(together.sequences[i], alone.sequences[0])
-        expected = min(settings.get("target_token_num", 0), 16 * n)
-        assert traces.samples[i].entering == traces.samples[i].leaving == [expected] * 6
 
 
 def test_seeds_differ_and_repeat(model, samples) -> None:

@@ -116,6 +116,7 @@ def test_a_setting_or_preset_that_the_method_lacks_is_refused(flags, message: st
     "flags",
     [
         ("--method", "autopruned"),
+        ("--method", "cdpruner"),
         ("--preset", "mine"),
         ("--budget-mode", "loose"),
         ("--target-token-num", "many"),
@@ -125,6 +126,15 @@ def test_argparse_refuses_what_it_knows_to_be_wrong(flags, capsys) -> None:
     with pytest.raises(SystemExit):
         parse(*flags)
     assert flags[0] in capsys.readouterr().err
+
+
+def test_a_method_that_is_not_here_says_why(capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse("--method", "cdpruner")
+    message = capsys.readouterr().err
+    assert "method cdpruner is not implemented: it scores" in message
+    assert "CLIP's text tower, and LLaVA checkpoints have CLIP's vision tower only" in message
+    assert not pruning.NOT_IMPLEMENTED.keys() & pruning.METHODS.keys()
 
 
 def test_values_out_of_range_are_refused() -> None:

@@ -1,0 +1,165 @@
+"""TopV: costs, transport, recovery and counts worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from llava.pruning import TopV
+from llava.pruning.base import Observation
+from llava.pruning.layout import Segment, TokenLayout
+from llava.pruning.topv import contributions, costs, with_recovered
+
+from .common import layout, vicuna
+
+LN3 = math.log(3)
+
+
+def only(**weights: float) -> TopV:
+    none = {"feature_weight": 0.0, "distance_weight": 0.0, "centre_weight": 0.0}
+    return TopV(**{**none, **weights})
+
+
+def test_each_term_of_the_cost() -> None:
+    source = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0], [1.0, 1.0]])
+    cost = costs(only(feature_weight=2.0), source, 5 * source, 2)
+    diagonal = (1 - math.sqrt(0.5)) / 2
+    expected = [[0, 0.5, 1, diagonal], [0.5, 0, 0.5, diagonal], [1, 0.5, 0, 1 - diagonal]]
+    torch.testing.assert_close(cost[:3], 2 * torch.tensor(expected))
+
+    blank = torch.zeros(9, 3)
+    apart = costs(only(distance_weight=1.0), blank, blank, 3)
+    assert apart[0].tolist() == pytest.approx(
+        [math.hypot(r, c) / math.sqrt(8) for r in range(3) for c in range(3)]
+    )
+    out = costs(only(centre_weight=1.0), blank, blank, 3)
+    edge = math.sqrt(0.5)
+    assert out[:, 4].tolist() == pytest.approx([1, edge, 1, edge, 0, edge, 1, edge, 1])
+    assert torch.equal(out, out[:, :1].expand(-1, 9)), "how far out depends on the source alone"
+
+
+def test_tokens_that_are_no_grid_lie_on_a_line() -> None:
+    blank = torch.zeros(5, 3)
+    apart = costs(only(distance_weight=1.0), blank, blank, None)
+    assert apart[1].tolist() == [0.25, 0, 0.25, 0.5, 0.75]
+    out = costs(only(centre_weight=1.0), blank, blank, None)
+    assert out[:, 0].tolist() == [1, 0.5, 0, 0.5, 1]
+    assert costs(TopV(), blank[:1], blank[:1], 1).tolist() == [[0.5]]
+
+
+@pytest.mark.parametrize(
+    ("relax", "first"),
+    [
+        (0.0, 3 / 4),  # every target takes from the sources as exp(-C / epsilon) says: 3 to 1
+        (0.2, math.sqrt(3) / (1 + math.sqrt(3))),  # power 1/2
+        (1e7, 1 / 2),  # fixed masses
+    ],
+)
+def test_how_far_the_masses_of_the_sources_give_way(relax, first) -> None:
+    cost = 0.2 * LN3 * torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    given = contributions(TopV(epsilon=0.2, relax=relax), cost)
+    assert given.tolist() == pytest.approx([first, 1 - first], abs=1e-5)
+
+
+def test_every_target_is_served() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 8)
+    config = TopV()
+    given = contributions(config, costs(config, x, 2 * x, 4))
+    assert float(given.sum()) == pytest.approx(1, abs=1e-5) and (given > 0).all()
+    # One token that all others resemble gives more than any other.
+    x = torch.eye(16)
+    x[5] = 1
+    given = contributions(only(feature_weight=1.0), costs(only(feature_weight=1.0), x, x, 4))
+    assert int(given.argmax()) == 5
+
+
+def test_some_of_the_dropped_come_back_at_even_steps() -> None:
+    importance = torch.tensor([8.0, 1, 7, 2, 6, 3, 5, 4])
+    assert sorted(with_recovered(importance, 4, 0.0)) == [0, 2, 4, 6]
+    # Two by importance, 0 and 2; of 1 3 | 4 ... 5 6 7 the middles of two halves: 3 and 6.
+    assert sorted(with_recovered(importance, 4, 0.5)) == [0, 2, 3, 6]
+    assert sorted(with_recovered(importance, 4, 0.24)) == [0, 2, 4, 6]
+    assert with_recovered(torch.ones(5), 2, 0.0) == [0, 1]
+    assert with_recovered(torch.ones(5), 0, 0.5) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "target", "layer", "kept"),
+    [
+        ("strict", 64, 2, 29),  # (32 * 64 - 2 * 576) / 30 = 29.9
+        ("published", 64, 2, 47),  # (2048 - 576) / 31 = 47.5
+        ("published", 64, 1, 64),
+        ("strict", 192, 2, 166),  # (6144 - 1152) / 30 = 166.4
+        ("published", 600, 2, 576),
+    ],
+)
+def test_counts_of_a_budget(mode, target, layer, kept) -> None:
+    pruner = TopV(target_token_num=target, budget_mode=mode, layer=layer)
+    assert pruner.start(layout(576, 0), vicuna()).keep == [kept, 0]
+
+
+def test_what_cannot_be_met_is_refused() -> None:
+    # 2 * 576 and one token in each of 30 layers: 1182 / 32.
+    with pytest.raises(ValueError, match=r"target_token_num 36 is below the floor of 36\.9375"):
+        TopV(target_token_num=36, budget_mode="strict").start(layout(576), vicuna())
+    with pytest.raises(ValueError, match="layer must be below the number of layers, 4, got 4"):
+        TopV(layer=4).start(layout(576), vicuna(4))
+
+
+class Normed:
+    """The norm of the next layer, made up."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden
+
+    def next_norm(self) -> torch.Tensor:
+        return self.hidden / 2
+
+
+def test_images_are_cut_once_each_on_its_own() -> None:
+    runs = [
+        Segment(2),
+        Segment(16, 0, torch.arange(16)),
+        Segment(1),
+        Segment(4, 1, torch.arange(4)),
+        Segment(3),
+    ]
+    tokens = TokenLayout.from_segments([runs, [Segment(5)]])
+    torch.manual_seed(0)
+    hidden = torch.randn(2, tokens.n, 8)
+    pruner = TopV(target_token_num=10, layer=1, iterations=3, recover=0.0)
+    run = pruner.start(tokens, vicuna(4))
+    assert [run.rows(i, tokens) for i in range(4)] == [0] * 4
+    assert run.after_layer(Observation(1, tokens, hidden, ahead=Normed(hidden))) is None
+    after = tokens.select(run.after_layer(Observation(0, tokens, hidden, ahead=Normed(hidden))))
+    kept = [p for p in after.patch[0].tolist() if p >= 0]
+    own = hidden[0, 2:18]
+    given = contributions(pruner, costs(pruner, own, own / 2, 4))
+    assert kept[:8] == sorted(given.topk(8).indices.tolist())
+    assert after.n_visual == (10, 0) and after.lengths == (16, 5)
+    assert run.scoring_flops() == [2 * 8 * (256 + 16) + 4 * 3 * (256 + 16), 0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_token_num", 0.5),
+        ("target_token_num", math.inf),
+        ("budget_mode", "loose"),
+        ("layer", 0),
+        ("iterations", 0),
+        ("feature_weight", -1.0),
+        ("distance_weight", math.nan),
+        ("centre_weight", math.inf),
+        ("epsilon", 0.0),
+        ("relax", -0.1),
+        ("recover", 1.1),
+        ("positions", "dense"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(field, value) -> None:
+    with pytest.raises(ValueError, match=f"^{field} must be .*, got "):
+        TopV(**{field: value})
