@@ -37,10 +37,11 @@ class ImageTokens:
     cls: Tensor | None
     letterbox: Tensor | None
     whole: int
+    flops: int
 
     def segment(self, image: int) -> Segment:
         length = len(self.embeds)
-        return Segment(length, image, self.patch, self.cls, self.letterbox, self.whole)
+        return Segment(length, image, self.patch, self.cls, self.letterbox, self.whole, self.flops)
 
 
 class LlavaMetaModel:
@@ -125,7 +126,7 @@ class LlavaMetaForCausalLM:
                 box = torch.cat([letterbox_mask(image_sizes[i], tower.grid), torch.tensor([False])])
                 box = box.to(embeds.device)[patch]
             scores = cls[i][patch] if cls is not None else image.scores
-            result.append(ImageTokens(embeds, patch, scores, box, bound))
+            result.append(ImageTokens(embeds, patch, scores, box, bound, image.flops))
         return result
 
     def _reduce(

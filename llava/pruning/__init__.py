@@ -16,12 +16,25 @@ from .autoprune import PRESETS, AutoPrune
 from .base import Dense, Observation, Pruner, PrunerRun
 from .layout import Segment, Selection, TokenLayout, apply
 from .no_image import NoImage
+from .prumerge import PruMerge
 from .random import Random
 from .trace import PruneTrace, SampleTrace
 from .uniform_grid import UniformGrid
+from .visionzip import VisionZip
+from .vscan import VScan
 
 METHODS: dict[str, type[Pruner]] = {
-    cls.method: cls for cls in (Dense, AutoPrune, NoImage, Random, UniformGrid)
+    cls.method: cls
+    for cls in (
+        Dense,
+        AutoPrune,
+        NoImage,
+        Random,
+        UniformGrid,
+        PruMerge,
+        VisionZip,
+        VScan,
+    )
 }
 
 __all__ = [
@@ -30,6 +43,7 @@ __all__ = [
     "Dense",
     "NoImage",
     "Observation",
+    "PruMerge",
     "PruneTrace",
     "Pruner",
     "PrunerRun",
@@ -39,6 +53,8 @@ __all__ = [
     "Selection",
     "TokenLayout",
     "UniformGrid",
+    "VScan",
+    "VisionZip",
     "apply",
     "build",
 ]

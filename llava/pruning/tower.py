@@ -66,7 +66,17 @@ class TowerPruner(FixedCount):
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
         """Nothing is left to do in the decoder."""
-        return PrunerRun()
+        return ReducedRun(layout)
+
+
+class ReducedRun(PrunerRun):
+    """A prefill of tokens that were reduced before; knows what that cost."""
+
+    def __init__(self, layout: TokenLayout) -> None:
+        self._flops = list(layout.tower_flops)
+
+    def scoring_flops(self) -> list[int]:
+        return self._flops
 
 
 def keep_patches(features: VisionFeatures, image: int, indices: Tensor) -> Reduced:

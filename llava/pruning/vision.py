@@ -37,6 +37,10 @@ class Probe:
         scores = torch.einsum("ihd,ihnd->ihn", query, keys) * query.shape[-1] ** -0.5
         return scores.softmax(-1)[..., 1:]
 
+    def one(self, image: int) -> Probe:
+        """The same of a single image."""
+        return Probe(self.query[image : image + 1], self.keys[image : image + 1])
+
     def joined(self) -> Probe:
         """The same with all heads joined into one of the tower's full width."""
         return Probe(self.query.flatten(1)[:, None], self.keys.transpose(1, 2).flatten(2)[:, None])
@@ -77,11 +81,13 @@ class Reduced:
     patch:    (m,) long, which patch each shows; a merged one its centre; the CLS token itself the
               number of patches, one past the last
     scores:   (m,) or None; put into the layout as `cls`, for the method's own later use
+    flops:    FLOPs (2 x multiply-accumulates) that the reduction took
     """
 
     features: Tensor
     patch: Tensor
     scores: Tensor | None = None
+    flops: int = 0
 
 
 class TowerRun:
