@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig
 from ..constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from ..mm_utils import letterbox_mask
 from ..pruning.base import Dense, Pruner
+from ..pruning.cost import TowerShape
 from ..pruning.layout import Segment, TokenLayout
 from ..pruning.vision import Reduced, TowerRun
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -37,11 +38,10 @@ class ImageTokens:
     cls: Tensor | None
     letterbox: Tensor | None
     whole: int
-    flops: int
 
     def segment(self, image: int) -> Segment:
         length = len(self.embeds)
-        return Segment(length, image, self.patch, self.cls, self.letterbox, self.whole, self.flops)
+        return Segment(length, image, self.patch, self.cls, self.letterbox, self.whole)
 
 
 class LlavaMetaModel:
@@ -67,6 +67,14 @@ class LlavaMetaModel:
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
         return self.vision_tower
+
+    def tower_shape(self) -> TowerShape | None:
+        """Sizes of the vision tower, None without one."""
+        tower = self.vision_tower
+        if tower is None:
+            return None
+        heads = tower.config.num_attention_heads
+        return TowerShape(tower.run_layers, tower.config.hidden_size, heads, tower.grid**2)
 
 
 class LlavaMetaForCausalLM:
@@ -126,7 +134,7 @@ class LlavaMetaForCausalLM:
                 box = torch.cat([letterbox_mask(image_sizes[i], tower.grid), torch.tensor([False])])
                 box = box.to(embeds.device)[patch]
             scores = cls[i][patch] if cls is not None else image.scores
-            result.append(ImageTokens(embeds, patch, scores, box, bound, image.flops))
+            result.append(ImageTokens(embeds, patch, scores, box, bound))
         return result
 
     def _reduce(

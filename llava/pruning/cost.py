@@ -23,8 +23,21 @@ from .trace import SampleTrace
 
 
 @dataclass(frozen=True)
+class TowerShape:
+    """Sizes of a vision tower: layers that run, width, heads, patches of an image."""
+
+    layers: int
+    hidden: int
+    heads: int
+    patches: int
+
+
+@dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a Llama decoder. `kv_dtype_bytes` is the size of one cached number."""
+    """Sizes of a Llama decoder. `kv_dtype_bytes` is the size of one cached number.
+
+    `tower` is what the visual tokens came from, None where nobody said.
+    """
 
     layers: int
     hidden: int
@@ -33,9 +46,12 @@ class DecoderShape:
     head_dim: int
     intermediate: int
     kv_dtype_bytes: int = 2
+    tower: TowerShape | None = None
 
     @classmethod
-    def from_config(cls, config: Any, kv_dtype_bytes: int | None = None) -> DecoderShape:
+    def from_config(
+        cls, config: Any, kv_dtype_bytes: int | None = None, tower: TowerShape | None = None
+    ) -> DecoderShape:
         """Read the sizes off a Llama-like config; the byte size from its dtype unless given."""
         if kv_dtype_bytes is None:
             name = str(getattr(config, "dtype", None) or "float32")
@@ -49,6 +65,7 @@ class DecoderShape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             intermediate=config.intermediate_size,
             kv_dtype_bytes=kv_dtype_bytes,
+            tower=tower,
         )
 
     def layer_flops(self, queries: int, keys: int) -> int:

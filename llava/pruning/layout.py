@@ -27,8 +27,7 @@ class Segment:
     `image` is TEXT or the index of the image in its sample. For an image, `patch` (n,) holds the
     patch each token shows, `cls` (n,) the attention of the vision tower's CLS token to it (None
     when the tower was not asked) and `letterbox` (n,) is True on padding around the picture.
-    `whole` is how many tokens the unpruned model would have here, None for `length`; `flops` what
-    reducing them to these took.
+    `whole` is how many tokens the unpruned model would have here, None for `length`.
     """
 
     length: int
@@ -37,7 +36,6 @@ class Segment:
     cls: Tensor | None = None
     letterbox: Tensor | None = None
     whole: int | None = None
-    flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,6 @@ class TokenLayout:
     lengths, n_visual, tail: per sample on the host: tokens, visual tokens, and text tokens after
                the last visual one (0 for a sample without visual tokens)
     whole:     per sample on the host: visual tokens that the unpruned model would have
-    tower_flops: per sample on the host: FLOPs of reducing its images; empty without images
     """
 
     image: Tensor
@@ -69,7 +66,6 @@ class TokenLayout:
     whole: tuple[int, ...]
     cls: Tensor | None = None
     letterbox: Tensor | None = None
-    tower_flops: tuple[int, ...] = ()
 
     @classmethod
     def from_segments(
@@ -123,7 +119,6 @@ class TokenLayout:
             whole=tuple(whole),
             cls=scores,
             letterbox=box,
-            tower_flops=tuple(sum(run.flops for run in runs) for runs in samples),
         )
 
     @classmethod
@@ -169,7 +164,7 @@ class TokenLayout:
             return self
         host = {
             name: tuple(v for v in getattr(self, name) for _ in range(times))
-            for name in ("lengths", "n_visual", "tail", "whole", "tower_flops")
+            for name in ("lengths", "n_visual", "tail", "whole")
         }
         return replace(self, **self._map(lambda x: x.repeat_interleave(times, 0)), **host)
 

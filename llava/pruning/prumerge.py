@@ -44,6 +44,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import PrunerRun
+from .cost import DecoderShape, TowerShape
+from .entry import divide
+from .layout import TokenLayout
 from .tower import TowerPruner, keep_patches, top
 from .vision import Reduced, VisionFeatures
 
@@ -106,20 +110,45 @@ class PruMerge(TowerPruner):
     ) -> Reduced:
         keys = features.probes[features.ran].one(image).joined().keys[0, 0, 1:]
         patches = features.patches[image]
-        p, d = patches.shape
         weights = neighbour_weights(keys, attention, kept, self.neighbours)
         points = patches.float()
         merged = points[kept] + weights @ points
-        ids, dropped = kept, p - len(kept)
-        if dropped:
+        ids = kept
+        if len(kept) < len(patches):
             left = attention.index_fill(0, kept, 0)
             merged = torch.cat([merged, (left @ points)[None]])
             # -1, not 0: an attention that underflows must not make a kept patch the heaviest.
             heaviest = attention.index_fill(0, kept, -1).argmax()
             ids = torch.cat([kept, heaviest[None]])
-        joined = len(kept) * min(self.neighbours, p - 1) + dropped
-        project, compare = (p + 2) * d * d, len(kept) * p * d
-        return Reduced(merged.to(patches.dtype), ids, flops=2 * (project + compare + joined * d))
+        return Reduced(merged.to(patches.dtype), ids)
+
+    def scoring(self, count: int, tower: TowerShape) -> int:
+        """One query and all keys of the layer, kept patches against all, what they take in."""
+        if not count:
+            return 0
+        p, d, kept = tower.patches, tower.hidden, count - 1
+        joined = kept * min(self.neighbours, p - 1) + p - kept
+        return (p + 2) * d * d + (kept * p + joined) * d
+
+    def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
+        """Nothing is left to do in the decoder."""
+        return AdaptiveRun(self, layout, shape) if self.adaptive else super().start(layout, shape)
+
+
+class AdaptiveRun(PrunerRun):
+    """A prefill of as many tokens as the images came to: says what choosing them cost."""
+
+    def __init__(self, config: PruMerge, layout: TokenLayout, shape: DecoderShape) -> None:
+        tower, self._flops = shape.tower, []
+        if tower is None:
+            return
+        for whole, kept in zip(layout.whole, layout.n_visual):
+            # The cost is linear in the count, so any way of dividing it gives the same sum.
+            counts = divide(kept, [tower.patches] * (whole // tower.patches))
+            self._flops.append(2 * sum(config.scoring(count, tower) for count in counts))
+
+    def scoring_flops(self) -> list[int]:
+        return self._flops
 
 
 def outliers(attention: Tensor) -> int:

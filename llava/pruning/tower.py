@@ -12,17 +12,17 @@ The vision tower and the projector are not counted, see `cost`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .base import PrunerRun
-from .cost import DecoderShape
+from .cost import DecoderShape, TowerShape
 from .entry import FixedCount, divide
 from .layout import TokenLayout
-from .vision import Reduced, VisionFeatures
+from .vision import Probe, Reduced, VisionFeatures
 
 
 def image_counts(target: int, patches: int, groups: Sequence[int]) -> list[int]:
@@ -64,19 +64,44 @@ class TowerPruner(FixedCount):
         """The `count` tokens of one image, 1 <= count < its patches (0: where a sample has more
         images than tokens)."""
 
+    def scoring(self, count: int, tower: TowerShape) -> int:
+        """Multiply-accumulates of the similarities that leave `count` tokens of one image."""
+        return 0
+
     def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
         """Nothing is left to do in the decoder."""
-        return ReducedRun(layout)
+        return TowerPruned(int(self.target_token_num), self.scoring, layout, shape)
 
 
-class ReducedRun(PrunerRun):
-    """A prefill of tokens that were reduced before; knows what that cost."""
+class TowerPruned(PrunerRun):
+    """One prefill of what the tower already reduced: says what choosing there cost.
 
-    def __init__(self, layout: TokenLayout) -> None:
-        self._flops = list(layout.tower_flops)
+    scoring(count, tower): multiply-accumulates for one image that keeps `count` < its patches.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        scoring: Callable[[int, TowerShape], int],
+        layout: TokenLayout,
+        shape: DecoderShape,
+    ) -> None:
+        tower, self._flops = shape.tower, []
+        if tower is None:
+            return
+        for whole in layout.whole:
+            counts = image_counts(target, tower.patches, [whole // tower.patches])
+            reduced = [count for count in counts if count < tower.patches]
+            self._flops.append(2 * sum(scoring(count, tower) for count in reduced))
 
     def scoring_flops(self) -> list[int]:
         return self._flops
+
+
+def cls_attention(features: VisionFeatures, image: int) -> Tensor:
+    """Attention of the CLS token of an image in the last layer that ran: (heads, patches)."""
+    probe, own = features.probes[features.ran - 1], slice(image, image + 1)
+    return Probe(probe.query[own], probe.keys[own]).cls_attention()[0]
 
 
 def keep_patches(features: VisionFeatures, image: int, indices: Tensor) -> Reduced:

@@ -81,13 +81,11 @@ class Reduced:
     patch:    (m,) long, which patch each shows; a merged one its centre; the CLS token itself the
               number of patches, one past the last
     scores:   (m,) or None; put into the layout as `cls`, for the method's own later use
-    flops:    FLOPs (2 x multiply-accumulates) that the reduction took
     """
 
     features: Tensor
     patch: Tensor
     scores: Tensor | None = None
-    flops: int = 0
 
 
 class TowerRun:

@@ -33,7 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .tower import TowerPruner, keep_patches, top
+from .cost import TowerShape
+from .tower import TowerPruner, cls_attention, keep_patches, top
 from .vision import Reduced, VisionFeatures
 
 
@@ -63,26 +64,29 @@ class VisionZip(TowerPruner):
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         patches, token = features.patches[image], features.token[image]
-        probe = features.probes[features.ran - 1].one(image)
         if not count:
             return keep_patches(features, image, torch.arange(0, device=patches.device))
         dominant, contextual = self.split(count)
-        ranked = top(probe.cls_attention()[0].sum(0), len(patches))
+        ranked = top(cls_attention(features, image).sum(0), len(patches))
         kept = ranked[: dominant - 1].sort().values
         rest = ranked[dominant - 1 :].sort().values
         cls_patch = kept.new_tensor([len(patches)])
-        flops, made, centres = 0, patches[:0], kept[:0]
+        made, centres = patches[:0], kept[:0]
         if contextual:
-            metric = F.normalize(probe.keys[0].float().mean(0)[1:][rest], dim=-1)
+            keys = features.probes[features.ran - 1].keys[image].float().mean(0)[1:]
+            metric = F.normalize(keys[rest], dim=-1)
             made, targets = contextual_tokens(patches[rest], metric, contextual)
             centres = rest[targets]
-            others = len(rest) - contextual
-            flops = 2 * others * (contextual * metric.shape[-1] + patches.shape[-1])
         return Reduced(
             torch.cat([token[None], patches[kept], made]),
             torch.cat([cls_patch, kept, centres]),
-            flops=flops,
         )
+
+    def scoring(self, count: int, tower: TowerShape) -> int:
+        """Each patch that joins a target, against all targets; and the means."""
+        _, contextual = self.split(count)
+        joining = tower.patches + 1 - count if contextual else 0
+        return joining * (contextual * tower.hidden // tower.heads + tower.hidden)
 
 
 def contextual_tokens(patches: Tensor, metric: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from llava import pruning
 from llava.pruning import PruMerge
+from llava.pruning.cost import TowerShape
+from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.prumerge import adaptive, fixed, outliers
 from llava.pruning.vision import Probe, VisionFeatures
+
+from .common import vicuna
 
 
 def peaks(p: int, *where: int) -> torch.Tensor:
@@ -121,10 +126,20 @@ def test_the_adaptive_count_is_what_the_image_says() -> None:
 def test_what_scoring_costs() -> None:
     # 4 features wide, 5 patches, 2 kept: 5 + 1 keys and one query of 4 x 4; 2 x 5 pairs of width 4;
     # 2 x 3 neighbours and 3 dropped of width 4.
-    keys, query = torch.randn(1, 2, 6, 2), torch.randn(1, 2, 2)
-    seen = VisionFeatures(torch.randn(1, 5, 4), torch.randn(1, 4), 2, {2: Probe(query, keys)})
-    made = PruMerge(neighbours=3, plus=False).choose(seen, 0, 3)
-    assert made.flops == 2 * (7 * 16 + 10 * 4 + 9 * 4)
+    pruner = PruMerge(neighbours=3)
+    assert pruner.scoring(3, TowerShape(2, 4, 2, 5)) == 7 * 16 + 10 * 4 + 9 * 4
+    assert pruner.scoring(0, TowerShape(2, 4, 2, 5)) == 0
+
+
+def test_what_adaptive_scoring_costs() -> None:
+    # Two images of 16 patches came to 4 and 5 tokens, 3 and 4 patches and the extra one, 8 wide.
+    images = [Segment(n, i, torch.arange(n), whole=16) for i, n in enumerate((4, 5))]
+    tokens = TokenLayout.from_segments([[*images, Segment(2)], [Segment(3)]])
+    shape = replace(vicuna(), tower=TowerShape(23, 8, 2, 16))
+    run = PruMerge(adaptive=True, neighbours=0).start(tokens, shape)
+    one, other = (18 * 64 + (kept * 16 + 16 - kept) * 8 for kept in (3, 4))
+    assert run.scoring_flops() == [2 * (one + other), 0]
+    assert PruMerge(adaptive=True).start(tokens, vicuna()).scoring_flops() == []
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

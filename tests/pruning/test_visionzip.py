@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from llava import pruning
 from llava.pruning import VisionZip
+from llava.pruning.cost import TowerShape
+from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.vision import Probe, VisionFeatures
 from llava.pruning.visionzip import contextual_tokens
+
+from .common import vicuna
 
 
 def features(patches: torch.Tensor, keys: torch.Tensor, query: torch.Tensor) -> VisionFeatures:
@@ -77,14 +83,23 @@ def test_choose_by_hand() -> None:
     # 2 (2, 0), 7 (1.5, 0). Nearest to 0 are 4 and 6, to 3 are 1, 2 and 7.
     expected = [1 + (1e4 + 1e6) / 2, 1e3 + (10 + 100 + 1e7) / 3]
     torch.testing.assert_close(made.features[2:, 0], torch.tensor(expected))
-    # 5 patches against 2 targets in 3 dimensions, and their means in 2; 2 FLOPs each.
-    assert made.flops == 2 * 5 * (2 * 3 + 2)
 
 
 def test_dominant_patches_are_in_spatial_order_and_ranked_by_both_heads() -> None:
     made = VisionZip().choose(image_of_eight(), 0, 4)
-    assert made.patch.tolist() == [8, 2, 5, 7] and made.flops == 0
+    assert made.patch.tolist() == [8, 2, 5, 7]
     assert made.features[:, 0].tolist() == [-7, 1e2, 1e5, 1e7]
+
+
+def test_what_merging_costs() -> None:
+    # T = 64: 576 + 1 - 64 patches join, each against 10 targets in 64 dimensions, means in 1024.
+    clip = TowerShape(23, 1024, 16, 576)
+    assert VisionZip().scoring(64, clip) == 513 * (10 * 64 + 1024)
+    assert VisionZip().scoring(6, clip) == VisionZip().scoring(0, clip) == 0
+    shape = replace(vicuna(), tower=clip)
+    visual = Segment(64, 0, torch.arange(64), whole=576)
+    tokens = TokenLayout.from_segments([[visual, Segment(3)], [Segment(5)]])
+    assert VisionZip().start(tokens, shape).scoring_flops() == [2 * 853632, 0]
 
 
 @pytest.mark.parametrize("count", range(8))

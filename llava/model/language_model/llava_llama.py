@@ -127,7 +127,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
     ) -> Tensor:
         layout = self._layout(hidden, attention_mask, cache)
         pruner = (cache.pruner if cache is not None else None) or Dense()
-        shape = DecoderShape.from_config(self.config)
+        shape = DecoderShape.from_config(self.config, tower=self.tower_shape())
         run = pruner.start(layout, shape)
         if cache is not None:
             cache.begin(layout, run.positions)
