@@ -20,6 +20,7 @@ from .fastervlm import FasterVLM
 from .hired import HiRED
 from .layout import Segment, Selection, TokenLayout, apply
 from .no_image import NoImage
+from .prumerge import PruMerge
 from .random import Random
 from .tome import ToMe
 from .topv import TopV
@@ -27,20 +28,25 @@ from .trace import PruneTrace, SampleTrace
 from .uniform_grid import UniformGrid
 from .vispruner import VisPruner
 from .zipvl import ZipVL
+from .visionzip import VisionZip
+from .vscan import VScan
 
 METHODS: dict[str, type[Pruner]] = {
     cls.method: cls
     for cls in (
         Dense,
-        AutoPrune,
         NoImage,
         Random,
         UniformGrid,
+        AutoPrune,
         ToMe,
         FasterVLM,
+        VisionZip,
+        PruMerge,
         HiRED,
-        VisPruner,
         DivPrune,
+        VisPruner,
+        VScan,
         ZipVL,
         TopV,
     )
@@ -50,6 +56,9 @@ METHODS: dict[str, type[Pruner]] = {
 NOT_IMPLEMENTED: dict[str, str] = {
     "cdpruner": "it scores patches against the question with CLIP's text tower, and LLaVA "
     "checkpoints have CLIP's vision tower only",
+        PruMerge,
+        VisionZip,
+        VScan,
 }
 
 __all__ = [
@@ -62,6 +71,7 @@ __all__ = [
     "HiRED",
     "NoImage",
     "Observation",
+    "PruMerge",
     "PruneTrace",
     "Pruner",
     "PrunerRun",
@@ -75,6 +85,8 @@ __all__ = [
     "UniformGrid",
     "VisPruner",
     "ZipVL",
+    "VScan",
+    "VisionZip",
     "apply",
     "build",
     "find",

@@ -37,6 +37,10 @@ class Probe:
         scores = torch.einsum("ihd,ihnd->ihn", query, keys) * query.shape[-1] ** -0.5
         return scores.softmax(-1)[..., 1:]
 
+    def one(self, image: int) -> Probe:
+        """The same of a single image."""
+        return Probe(self.query[image : image + 1], self.keys[image : image + 1])
+
     def joined(self) -> Probe:
         """The same with all heads joined into one of the tower's full width."""
         return Probe(self.query.flatten(1)[:, None], self.keys.transpose(1, 2).flatten(2)[:, None])

@@ -59,9 +59,16 @@ class CLIPVisionTower(nn.Module):
 
         probe: indices of layers to look into, 0 .. `run_layers`; the last of these does not run,
             its input are the features themselves.
+
+        Raises ValueError for a layer that the tower does not have.
         """
-        hidden = self._embed(images)
         layers, probes = self.inner.encoder.layers, {}
+        if max(probe, default=0) >= len(layers):
+            raise ValueError(
+                f"the method looks into layer {max(probe)} of a vision tower with "
+                f"{len(layers)} layers; with mm_vision_select_layer -1 nothing follows the features"
+            )
+        hidden = self._embed(images)
         for index in range(self.run_layers):
             if index in probe:
                 probes[index] = _probe(layers[index], hidden)
