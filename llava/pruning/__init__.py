@@ -14,22 +14,40 @@ from typing import Any
 
 from .autoprune import PRESETS, AutoPrune
 from .base import Dense, Observation, Pruner, PrunerRun
+from .dart import DART
+from .fastv import FastV
 from .layout import Segment, Selection, TokenLayout, apply
 from .no_image import NoImage
+from .pdrop import PDrop
 from .random import Random
+from .sparsevlm import SparseVLM
 from .trace import PruneTrace, SampleTrace
 from .uniform_grid import UniformGrid
 
 METHODS: dict[str, type[Pruner]] = {
-    cls.method: cls for cls in (Dense, AutoPrune, NoImage, Random, UniformGrid)
+    cls.method: cls
+    for cls in (
+        Dense,
+        AutoPrune,
+        NoImage,
+        Random,
+        UniformGrid,
+        FastV,
+        PDrop,
+        DART,
+        SparseVLM,
+    )
 }
 
 __all__ = [
+    "DART",
     "METHODS",
     "AutoPrune",
     "Dense",
+    "FastV",
     "NoImage",
     "Observation",
+    "PDrop",
     "PruneTrace",
     "Pruner",
     "PrunerRun",
@@ -37,6 +55,7 @@ __all__ = [
     "SampleTrace",
     "Segment",
     "Selection",
+    "SparseVLM",
     "TokenLayout",
     "UniformGrid",
     "apply",

@@ -24,7 +24,8 @@ from .trace import SampleTrace
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a Llama decoder. `kv_dtype_bytes` is the size of one cached number."""
+    """Sizes of a Llama decoder. `kv_dtype_bytes` is the size of one cached number, `rope_theta` the
+    base of its rotary frequencies."""
 
     layers: int
     hidden: int
@@ -33,6 +34,7 @@ class DecoderShape:
     head_dim: int
     intermediate: int
     kv_dtype_bytes: int = 2
+    rope_theta: float = 10000.0
 
     @classmethod
     def from_config(cls, config: Any, kv_dtype_bytes: int | None = None) -> DecoderShape:
@@ -41,6 +43,9 @@ class DecoderShape:
             name = str(getattr(config, "dtype", None) or "float32")
             kv_dtype_bytes = 2 if "16" in name else 4
         heads = config.num_attention_heads
+        # transformers 5 keeps the base in `rope_parameters`; plain configs may have it themselves.
+        rope = getattr(config, "rope_parameters", None) or {}
+        theta = rope.get("rope_theta") or getattr(config, "rope_theta", None)
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -49,6 +54,7 @@ class DecoderShape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             intermediate=config.intermediate_size,
             kv_dtype_bytes=kv_dtype_bytes,
+            rope_theta=theta or cls.rope_theta,
         )
 
     def layer_flops(self, queries: int, keys: int) -> int:

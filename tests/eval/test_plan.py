@@ -80,3 +80,9 @@ def test_x0_is_scaled_to_the_decoder() -> None:
         "autoprune: x0 14.9 is for 32 layers; this decoder has 12: 5.5875",
         "autoprune: x0 16 is for 32 layers; this decoder has 12: 6",
     ]
+
+
+def test_a_plan_of_runs_takes_several_numbers() -> None:
+    (run,) = parse_runs(["pdrop:192@stages=8+16+24"])
+    assert run.pruner == pruning.build("pdrop", target_token_num=192, stages=(8, 16, 24))
+    assert run.name == "pdrop-192@stages=8+16+24"
