@@ -135,9 +135,9 @@ def _shares(keep: int, image: int, text: int, config: DART) -> list[int]:
 
 
 def _largest(values: Tensor, among: Tensor, count: int) -> Tensor:
-    """Columns (batch, at most `count`) of the largest `values` (batch, n) where `among`."""
+    """Columns (batch, count) of the largest `values` (batch, n) where `among`; others follow."""
     order = values.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return order[:, :count]
+    return order[:, torch.arange(count, device=order.device).clamp(max=order.shape[1] - 1)]
 
 
 def _choose(chosen: Tensor, order: Tensor, count: Tensor) -> Tensor:
