@@ -134,13 +134,15 @@ def settings_of(pruner: Mapping[str, Any]) -> dict[str, Any]:
     """
     method = METHODS.get(pruner["method"])
     defaults = {field.name: field.default for field in fields(method)} if method else {}
-    rest = {k: v for k, v in pruner.items() if k not in ("method", _SEED, *_BUDGETS)}
+    # A record has lists where settings have tuples.
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in pruner.items()}
+    rest = {k: v for k, v in values.items() if k not in ("method", _SEED, *_BUDGETS)}
     result: dict[str, Any] = {}
     if method is AutoPrune:
-        for name, values in PRESETS.items():
-            if values and all(rest.get(field) == value for field, value in values.items()):
+        for name, preset in PRESETS.items():
+            if preset and all(rest.get(field) == value for field, value in preset.items()):
                 result["preset"] = name
-                defaults |= values
+                defaults |= preset
     return result | {k: v for k, v in rest.items() if k not in defaults or v != defaults[k]}
 
 

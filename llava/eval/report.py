@@ -238,6 +238,9 @@ def budget_text(value: float | str | None) -> str:
 
 
 def _value(value: Any) -> str:
+    """A setting as --set takes it."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -15,21 +15,25 @@ from typing import Any
 
 from .autoprune import PRESETS, AutoPrune
 from .base import Dense, Observation, Pruner, PrunerRun
+from .dart import DART
 from .divprune import DivPrune
 from .fastervlm import FasterVLM
+from .fastv import FastV
 from .hired import HiRED
 from .layout import Segment, Selection, TokenLayout, apply
 from .no_image import NoImage
+from .pdrop import PDrop
 from .prumerge import PruMerge
 from .random import Random
+from .sparsevlm import SparseVLM
 from .tome import ToMe
 from .topv import TopV
 from .trace import PruneTrace, SampleTrace
 from .uniform_grid import UniformGrid
-from .vispruner import VisPruner
-from .zipvl import ZipVL
 from .visionzip import VisionZip
+from .vispruner import VisPruner
 from .vscan import VScan
+from .zipvl import ZipVL
 
 METHODS: dict[str, type[Pruner]] = {
     cls.method: cls
@@ -40,12 +44,16 @@ METHODS: dict[str, type[Pruner]] = {
         UniformGrid,
         AutoPrune,
         ToMe,
+        FastV,
+        SparseVLM,
+        PDrop,
         FasterVLM,
         VisionZip,
         PruMerge,
         HiRED,
         DivPrune,
         VisPruner,
+        DART,
         VScan,
         ZipVL,
         TopV,
@@ -56,21 +64,21 @@ METHODS: dict[str, type[Pruner]] = {
 NOT_IMPLEMENTED: dict[str, str] = {
     "cdpruner": "it scores patches against the question with CLIP's text tower, and LLaVA "
     "checkpoints have CLIP's vision tower only",
-        PruMerge,
-        VisionZip,
-        VScan,
 }
 
 __all__ = [
+    "DART",
     "METHODS",
     "NOT_IMPLEMENTED",
     "AutoPrune",
     "Dense",
     "DivPrune",
+    "FastV",
     "FasterVLM",
     "HiRED",
     "NoImage",
     "Observation",
+    "PDrop",
     "PruMerge",
     "PruneTrace",
     "Pruner",
@@ -79,14 +87,15 @@ __all__ = [
     "SampleTrace",
     "Segment",
     "Selection",
+    "SparseVLM",
     "ToMe",
     "TokenLayout",
     "TopV",
     "UniformGrid",
-    "VisPruner",
-    "ZipVL",
     "VScan",
+    "VisPruner",
     "VisionZip",
+    "ZipVL",
     "apply",
     "build",
     "find",

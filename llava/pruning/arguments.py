@@ -52,7 +52,7 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="any field of the method's settings; may be repeated",
+        help="any field of the method's settings; several numbers as 2+8+16; may be repeated",
     )
 
 
@@ -97,6 +97,14 @@ def _parse(cls: type[Pruner], name: str, text: str) -> Any:
     if text.lower() == "none" and type(None) in options:
         return None
     kind = next(option for option in options if option is not type(None))
+    if typing.get_origin(kind) is tuple:
+        number = typing.get_args(kind)[0]
+        try:
+            return tuple(number(part) for part in text.split("+"))
+        except ValueError:
+            raise ValueError(
+                f"{name} must be numbers ({number.__name__}) with + between them, got {text!r}"
+            ) from None
     if kind is bool:
         if text.lower() in ("true", "yes", "1"):
             return True

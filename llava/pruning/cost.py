@@ -34,9 +34,11 @@ class TowerShape:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a Llama decoder. `kv_dtype_bytes` is the size of one cached number.
+    """Sizes of a Llama decoder.
 
-    `tower` is what the visual tokens came from, None where nobody said.
+    kv_dtype_bytes: size of one cached number
+    rope_theta: base of the rotary frequencies
+    tower: what the visual tokens came from, None where nobody said
     """
 
     layers: int
@@ -46,6 +48,7 @@ class DecoderShape:
     head_dim: int
     intermediate: int
     kv_dtype_bytes: int = 2
+    rope_theta: float = 10000.0
     tower: TowerShape | None = None
 
     @classmethod
@@ -57,6 +60,9 @@ class DecoderShape:
             name = str(getattr(config, "dtype", None) or "float32")
             kv_dtype_bytes = 2 if "16" in name else 4
         heads = config.num_attention_heads
+        # transformers 5 keeps the base in `rope_parameters`; plain configs may have it themselves.
+        rope = getattr(config, "rope_parameters", None) or {}
+        theta = rope.get("rope_theta") or getattr(config, "rope_theta", None)
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -65,6 +71,7 @@ class DecoderShape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             intermediate=config.intermediate_size,
             kv_dtype_bytes=kv_dtype_bytes,
+            rope_theta=theta or cls.rope_theta,
             tower=tower,
         )
 

@@ -148,6 +148,15 @@ class TokenLayout:
     def is_visual(self) -> Tensor:
         return self.image != TEXT
 
+    def positions(self, policy: str) -> Tensor:
+        """Rotary positions (batch, n).
+
+        "original": those of the unpruned sequence; "compact": 0, 1, 2, ... over what is there.
+        """
+        if policy == "original":
+            return self.position
+        return (self.valid.long().cumsum(1) - 1).clamp(min=0)
+
     def _map(self, function) -> dict[str, Tensor]:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         return {k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)}

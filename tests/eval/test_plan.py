@@ -65,3 +65,9 @@ def test_what_is_wrong_is_named(specs, message) -> None:
     with pytest.raises(ValueError, match=r"^run ") as error:
         parse_runs(specs)
     assert message in str(error.value)
+
+
+def test_a_plan_of_runs_takes_several_numbers() -> None:
+    (run,) = parse_runs(["pdrop:192@stages=8+16+24"])
+    assert run.pruner == pruning.build("pdrop", target_token_num=192, stages=(8, 16, 24))
+    assert run.name == "pdrop-192@stages=8+16+24"

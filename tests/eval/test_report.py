@@ -217,13 +217,23 @@ def test_answers_that_do_not_fit_are_named_with_their_file(data, capsys) -> None
         ),
         (pruning.build("autoprune", target_flops=0.25), {}, "target_flops 0.25"),
         (pruning.build("random", seed=3), {}, 64),
+        (pruning.build("pdrop"), {}, 64),
+        (pruning.build("pdrop", stages=(1, 3, 6)), {"stages": (1, 3, 6)}, 64),
     ],
 )
 def test_a_run_is_called_by_what_is_not_default(pruner, settings, tokens) -> None:
-    found = settings_of(pruner.to_dict())
+    recorded = json.loads(json.dumps(pruner.to_dict()))
+    found = settings_of(recorded)
     assert settings.items() <= found.items()
     assert found == settings or "normalise_rows" in settings
-    assert budget(pruner.to_dict()) == tokens
+    assert budget(recorded) == tokens
+
+
+def test_several_numbers_are_written_as_the_command_line_takes_them(data, capsys) -> None:
+    write_run(data, "alpha/0", 1, pruning.build("pdrop", stages=(1, 3, 6)))
+    assert report(data) == 0
+    rows, *_ = printed(capsys)
+    assert rows[2].split("|")[1].strip() == "pdrop stages=1+3+6"
 
 
 def test_a_setting_of_all_rows_stands_below_and_others_in_the_row(data, capsys) -> None:

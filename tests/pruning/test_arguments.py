@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from llava import pruning
-from llava.pruning import AutoPrune, Dense, Pruner
+from llava.pruning import AutoPrune, Dense, PDrop, Pruner, SparseVLM
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
 
 
@@ -146,3 +146,14 @@ def test_a_fraction_that_a_method_cannot_aim_at_is_refused() -> None:
     assert parse("--method", "random", "--target-token-num", "9", "--x0", "3").target_token_num == 9
     with pytest.raises(ValueError, match="random has no --target-flops"):
         parse("--method", "random", "--target-flops", "0.25")
+
+
+def test_several_numbers_have_a_plus_between_them() -> None:
+    """A comma would end the setting in a plan of runs."""
+    pruner = parse("--method", "pdrop", "--set", "stages=8+16+24", "--set", "ratios=.5+.25+.125")
+    assert pruner == PDrop(stages=(8, 16, 24), ratios=(0.5, 0.25, 0.125))
+    assert parse("--method", "pdrop", "--set", "ratios=none") == PDrop()
+    assert parse("--method", "sparsevlm", "--set", "version=1.5") == SparseVLM()
+    message = r"stages must be numbers \(int\) with \+ between them, got '8,16'"
+    with pytest.raises(ValueError, match=message):
+        parse("--method", "pdrop", "--set", "stages=8,16")

@@ -178,3 +178,18 @@ def test_shape_of_a_config() -> None:
     grouped = SimpleNamespace(**fields, num_key_value_heads=2, head_dim=20, dtype="bfloat16")
     assert DecoderShape.from_config(grouped) == DecoderShape(6, 64, 4, 2, 20, 96, 2)
     assert DecoderShape.from_config(grouped, kv_dtype_bytes=1).kv_dtype_bytes == 1
+
+
+def test_rotary_base_of_a_config() -> None:
+    """transformers 5 has it in `rope_parameters`, older configs have it themselves."""
+    fields = {
+        "num_hidden_layers": 6,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    }
+    own = SimpleNamespace(**fields, rope_theta=5e5)
+    nested = SimpleNamespace(**fields, rope_parameters={"rope_theta": 1e6}, rope_theta=5e5)
+    scaled = SimpleNamespace(**fields, rope_parameters={"rope_type": "linear", "factor": 2.0})
+    found = [DecoderShape.from_config(c).rope_theta for c in (own, nested, scaled)]
+    assert found == [5e5, 1e6, 10000.0]

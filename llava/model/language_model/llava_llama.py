@@ -140,7 +140,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         rope = mask = row_mask = None
         for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             if rope is None:
-                rope = self.rotary_emb(hidden, rotary_positions(layout, run.positions))
+                rope = self.rotary_emb(hidden, layout.positions(run.positions))
                 valid = layout.valid if layout.padded else None
                 mask = causal_mask(backend, valid, layout.n, layout.n, hidden)
             count = run.rows(index, layout) if cache is not None else 0
@@ -197,16 +197,6 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
             )
         cache.append(tokens)
         return hidden
-
-
-def rotary_positions(layout: TokenLayout, policy: str) -> Tensor:
-    """Rotary positions (batch, n) of the tokens in `layout`.
-
-    "original": those of the unpruned sequence; "compact": 0, 1, 2, ... over what is there.
-    """
-    if policy == "original":
-        return layout.position
-    return (layout.valid.long().cumsum(1) - 1).clamp(min=0)
 
 
 def _tail_mask(layout: TokenLayout, count: int) -> Tensor:
