@@ -33,7 +33,7 @@ def test_a_row_for_every_budget_and_batch_size(capsys) -> None:
     for r in rows:
         # Each of the three is rounded to three decimals; a slow moment makes large speed-ups.
         assert r["share"] == pytest.approx(r["speedup"] / r["flops_speedup"], rel=1e-3, abs=2e-3)
-        assert r["share_counting_scoring"] > r["share"]
+        assert r["share_counting_scoring"] >= r["share"]
         assert r["tokens_leaving"] == pytest.approx(r["target"], abs=3)
         assert r["tokens_entering"] > r["tokens_leaving"]
     assert rows[0]["flops_speedup"] > rows[1]["flops_speedup"] > 1

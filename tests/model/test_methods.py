@@ -86,7 +86,7 @@ def has_budget(case) -> bool:
     return hasattr(case.pruner, "budget_mode") and case.settings.get("tau") is None
 
 
-@pytest.mark.parametrize("case", filter(has_budget, CASES), ids=str)
+@pytest.mark.parametrize("case", list(filter(has_budget, CASES)), ids=str)
 @pytest.mark.parametrize("mode", ["published", "strict"])
 def test_the_budget_is_met(case, mode, model) -> None:
     """Within the case's slack as published; strictly, what enters all layers is at most T."""
