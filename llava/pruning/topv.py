@@ -1,9 +1,9 @@
 """TopV: one early cut by optimal transport, without attention.
 
 Paper: "TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory
-Multimodal Vision Language Model", CVPR 2025. Before decoder layer `layer` (2 in the paper's main
-setting) the visual tokens s_i that enter it are transported onto what the layer's norm makes of
-them, t_j, at the cost
+Multimodal Vision Language Model", CVPR 2025. At one early layer, the `layer`-th (the second in the
+paper's main setting, as in FastV), the visual tokens s_i that enter it are transported onto the
+normed tokens t_j that it makes of them, at the cost
 
     C_ij = feature_weight * (1 - cos(s_i, t_j)) / 2       dissimilarity
          + distance_weight * |p_i - p_j| / diagonal       how far apart they are on the picture
@@ -11,11 +11,13 @@ them, t_j, at the cost
 
 with p the place of a patch in its grid. Entropic optimal transport, by Sinkhorn's iterations, gives
 a plan P; the importance of a token is its total contribution sum_j P_ij. The least important are
-dropped, and some of the dropped ones come back at even steps, so that no part of the picture is
-lost altogether.
+dropped from what leaves the layer, and some of the dropped ones come back at even steps, so that no
+part of the picture is lost altogether.
 
-No code was public, nor the weights, epsilon, the number of iterations, how many come back, and the
+No code was at hand, nor the weights, epsilon, the number of iterations, how many come back, and the
 counts at 192, 128 and 64. What was chosen instead:
+- t_j is what the layer returns, through the first norm of the next layer. The paper takes the norm
+  between the layer's attention and its MLP, which a method cannot see here.
 - Each term is scaled to [0, 1] and all weights are 1.
 - All targets have the mass 1/n. The masses of the sources are not fixed but pulled towards 1/n by
   a Kullback-Leibler term of weight `relax` (unbalanced transport): with fixed masses every source
@@ -108,7 +110,14 @@ class TopVRun(PrunerRun):
                 f"layer must be below the number of layers, {shape.layers}, got {config.layer}"
             )
         self.keep = [_count(config, shape.layers, visual) for visual in layout.n_visual]
+        self._entering: Tensor | None = None
         self._flops = [0] * layout.batch
+
+    def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
+        """Only looks: with one layer, these are what enters it."""
+        if self.config.layer == 1:
+            self._entering = embeds
+        return None
 
     def scoring_flops(self) -> list[int]:
         return self._flops
@@ -116,9 +125,14 @@ class TopVRun(PrunerRun):
     def after_layer(self, observation: Observation) -> Selection | None:
         """Waits for the device, to see the images and what is important in them."""
         config, layout = self.config, observation.layout
-        if observation.layer != config.layer - 1 or tuple(self.keep) == layout.n_visual:
+        if tuple(self.keep) == layout.n_visual:
             return None
-        sources, targets = observation.hidden, observation.ahead.next_norm()
+        if observation.layer == config.layer - 2:
+            self._entering = observation.hidden
+        if observation.layer != config.layer - 1:
+            return None
+        sources, targets = self._entering, observation.ahead.next_norm()
+        self._entering = None
 
         def choose(sample: int, image: ImageTokens, count: int) -> list[int]:
             own = slice(image.columns[0], image.columns[-1] + 1)

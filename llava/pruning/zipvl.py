@@ -6,7 +6,7 @@ divided by the number of probes that can see it; in every layer the fewest token
 tau times the total are important. The share tau is its only knob: how many tokens that are comes
 out, per sample and layer.
 
-No code and no constants were public. What the paper leaves open was chosen as follows:
+Neither code nor constants were at hand. What the paper leaves open was chosen as follows:
 - The probes are the last `probes` tokens of the prompt, as far as they follow the last image. The
   paper adds random ones; here nothing is random. All of them see every visual token, so dividing
   by their number changes nothing. Heads are averaged.

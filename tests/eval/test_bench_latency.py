@@ -31,8 +31,9 @@ def test_a_row_for_every_budget_and_batch_size(capsys) -> None:
     assert [(r["batch"], r["target"]) for r in rows] == [(1, 12), (1, 24), (3, 12), (3, 24)]
     assert len(table) == 2 + 4
     for r in rows:
-        assert r["share"] == pytest.approx(r["speedup"] / r["flops_speedup"], abs=2e-3)
-        assert r["share_counting_scoring"] > r["share"]
+        # Each of the three is rounded to three decimals; a slow moment makes large speed-ups.
+        assert r["share"] == pytest.approx(r["speedup"] / r["flops_speedup"], rel=1e-3, abs=2e-3)
+        assert r["share_counting_scoring"] >= r["share"]
         assert r["tokens_leaving"] == pytest.approx(r["target"], abs=3)
         assert r["tokens_entering"] > r["tokens_leaving"]
     assert rows[0]["flops_speedup"] > rows[1]["flops_speedup"] > 1

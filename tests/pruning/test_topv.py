@@ -119,7 +119,9 @@ class Normed:
         return self.hidden / 2
 
 
-def test_images_are_cut_once_each_on_its_own() -> None:
+@pytest.mark.parametrize("layer", [1, 2])
+def test_images_are_cut_once_each_on_its_own(layer) -> None:
+    """From what enters the layer to what it returns, normed."""
     runs = [
         Segment(2),
         Segment(16, 0, torch.arange(16)),
@@ -129,17 +131,26 @@ def test_images_are_cut_once_each_on_its_own() -> None:
     ]
     tokens = TokenLayout.from_segments([runs, [Segment(5)]])
     torch.manual_seed(0)
-    hidden = torch.randn(2, tokens.n, 8)
-    pruner = TopV(target_token_num=10, layer=1, iterations=3, recover=0.0)
+    # What enters layers 0 to 3, and what leaves the last.
+    hidden = torch.randn(5, 2, tokens.n, 8)
+    # A cut after layer 0 keeps 10 of 20; one layer later (4 * 11.5 - 20) / 3 = 8.67.
+    target, kept = {1: (10, 10), 2: (11.5, 8)}[layer]
+    pruner = TopV(target_token_num=target, layer=layer, iterations=3, recover=0.0)
     run = pruner.start(tokens, vicuna(4))
+    assert run.at_entry(tokens, hidden[0]) is None
     assert [run.rows(i, tokens) for i in range(4)] == [0] * 4
-    assert run.after_layer(Observation(1, tokens, hidden, ahead=Normed(hidden))) is None
-    after = tokens.select(run.after_layer(Observation(0, tokens, hidden, ahead=Normed(hidden))))
-    kept = [p for p in after.patch[0].tolist() if p >= 0]
-    own = hidden[0, 2:18]
-    given = contributions(pruner, costs(pruner, own, own / 2, 4))
-    assert kept[:8] == sorted(given.topk(8).indices.tolist())
-    assert after.n_visual == (10, 0) and after.lengths == (16, 5)
+    after = None
+    for index in range(4):
+        seen = hidden[index + 1]
+        selection = run.after_layer(Observation(index, tokens, seen, ahead=Normed(seen)))
+        assert (selection is not None) == (index == layer - 1)
+        after = after if selection is None else tokens.select(selection)
+    first = {10: 8, 8: 6}[kept]  # of 16 and 4 tokens: 6.4 and 1.6 of 8, the rest to the second
+    patches = [p for p in after.patch[0].tolist() if p >= 0]
+    source, target = hidden[layer - 1][0, 2:18], hidden[layer][0, 2:18] / 2
+    given = contributions(pruner, costs(pruner, source, target, 4))
+    assert patches[:first] == sorted(given.topk(first).indices.tolist())
+    assert after.n_visual == (kept, 0) and after.lengths == (6 + kept, 5)
     assert run.scoring_flops() == [2 * 8 * (256 + 16) + 4 * 3 * (256 + 16), 0]
 
 
