@@ -81,6 +81,7 @@ EOF
 scale_depths() {
     local layers flag
     DEPTHS=()
+    [[ -e $MODEL_PATH/config.json ]] || return 0
     for flag in ${FLAGS[@]+"${FLAGS[@]}"}; do
         [[ ${flag%%=*} != --x0 && ${flag%%=*} != --depth-layers ]] || return 0
     done
