@@ -67,10 +67,14 @@ annotations() {
     need "$DATA/$1" "annotations: $2"
 }
 
-# on_val ANNOTATIONS: whether the val split is meant, which is scored here: its annotations are
-# there, and the user named no questions of another split.
+# on_val ANNOTATIONS: whether the val split is meant, which is scored here: the user named its
+# questions, or no questions and its annotations are there.
 on_val() {
-    [[ -e $DATA/$1 && (-z $QUESTIONS || ${QUESTIONS##*/} == *val*) ]]
+    if [[ -n $QUESTIONS ]]; then
+        [[ ${QUESTIONS##*/} =~ (^|_)val ]]
+    else
+        [[ -e $DATA/$1 ]]
+    fi
 }
 
 # split_of_questions: answers to each split have a folder, named after its question file.
@@ -85,6 +89,7 @@ benchmark_vqav2() {
         SCORED_AS=vqav2
         questions llava_vqav2_mscoco_val2014.jsonl "v2_OpenEnded_mscoco_val2014_questions.json from visualqa.org, and
       python scripts/write_val_questions.py --benchmark vqav2 --dir $DATA"
+        annotations $annotated "visualqa.org"
         images val2014 "val2014.zip from cocodataset.org"
     else
         questions llava_vqav2_mscoco_test-dev2015.jsonl "vqav2/ in LLaVA's eval.zip. To be scored here, not by the server,
@@ -113,6 +118,7 @@ benchmark_vizwiz() {
         SCORED_AS=vizwiz
         questions llava_val.jsonl "made from val.json:
       python scripts/write_val_questions.py --benchmark vizwiz --dir $DATA"
+        annotations val.json "Annotations.zip of VizWiz-VQA from vizwiz.org"
         images val "val.zip of VizWiz-VQA from vizwiz.org"
     else
         questions llava_test.jsonl "vizwiz/ in LLaVA's eval.zip. To be scored here, not by the

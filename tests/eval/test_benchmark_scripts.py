@@ -193,6 +193,42 @@ def test_splits_with_annotations_are_scored_here(checkout, name):
     check_run(checkout, "v1_5", name, "7b", VAL[name])
 
 
+@pytest.mark.parametrize("name", VAL)
+def test_the_split_is_that_of_the_questions_asked(checkout, name):
+    """Also with the files of both in the folder."""
+    val, test = VAL[name], SCRIPTS[name]
+    data = checkout / "mine"
+    put(data, val)
+    put(data, test)
+    (data / "my_eval_of_test.jsonl").touch()
+    asked = {val.questions: True, test.questions: False, "my_eval_of_test.jsonl": False}
+    for questions, scored in asked.items():
+        flags = ("64", "--question-file", f"mine/{questions}")
+        done = run(checkout, "v1_5", name, "7b", *flags, DATA="mine", MODEL_PATH="a/b")
+        assert done.returncode == 0, done.stderr
+        answering, last = calls(checkout)[-2:]
+        assert value(answering, "--question-file") == str(data / questions)
+        assert value(answering, "--image-folder") == str(data / (val if scored else test).images)
+        split = Path(questions).stem
+        answers = str(data / "answers" / split / "b" / "autoprune" / "n_64.jsonl")
+        assert value(answering, "--answers-file") == answers and answers in last
+        program = ["-m", "llava.eval.score"] if scored else [f"scripts/{test.score}.py"]
+        assert last[1 : 1 + len(program)] == program
+
+
+@pytest.mark.parametrize("name", VAL)
+def test_val_questions_need_their_annotations(checkout, name):
+    script = VAL[name]
+    data = checkout / "mine"
+    put(data, script)
+    (data / script.files[0]).unlink()
+    flags = ("64", f"--question-file=mine/{script.questions}")
+    done = run(checkout, "v1_5", name, "7b", *flags, DATA="mine", MODEL_PATH="a/b")
+    assert done.returncode == 2 and not (checkout / "calls").exists()
+    missing = [line.strip() for line in done.stderr.splitlines() if line.startswith("  /")]
+    assert missing == [str(data / script.files[0])]
+
+
 @pytest.mark.parametrize(("name", "file"), [("vqav2", VAL2014), ("vizwiz", "val.json")])
 def test_annotations_without_questions_say_what_makes_these(checkout, name, file):
     data = checkout / "mine"
