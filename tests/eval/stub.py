@@ -82,7 +82,7 @@ class StubModel:
             n_images = ids.count(IMAGE_TOKEN_INDEX)
             prompt = self.tokenizer.decode(ids, skip_special_tokens=True)
             self.prompts.append(prompt)
-            answers.append([*self.tokenizer.encode(f" {len(prompt)}.{n_images}\n"), 2])
+            answers.append([*self.tokenizer.encode(self.reply(prompt, n_images)), 2])
             visual = VISUAL * n_images
             entering = [visual] + [visual // 2] * (LAYERS - 1)
             traces.append(
@@ -102,6 +102,10 @@ class StubModel:
         return SimpleNamespace(
             sequences=rows, past_key_values=SimpleNamespace(trace=SimpleNamespace(samples=traces))
         )
+
+    def reply(self, prompt: str, images: int) -> str:
+        """What the model says; a subclass may say something else."""
+        return f" {len(prompt)}.{images}\n"
 
     def load(self, *_: Any, **__: Any) -> tuple[Any, ...]:
         """Stands in for `load_pretrained_model`."""

@@ -14,7 +14,7 @@ import pytest
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.sweep import build_parser
 
-from .programs import calls, value, write_recorder
+from .programs import calls, value, write_recorder, write_stub_python
 from .test_mini_runs import cut_gqa
 
 ROOT = Path(__file__).parents[2]
@@ -251,12 +251,7 @@ def test_a_part_that_fails_is_not_merged(user):
 def test_two_real_processes_answer_merge_and_score(user):
     """On CPU, where the devices are only numbers; the model is the stub."""
     cut_gqa(ROOT / "playground/data/mini/gqa", user / "gqa")
-    program = ROOT / "tests/eval/launched.py"
-    (user / "python").write_text(
-        "#!/usr/bin/env bash\n"
-        f'[[ $2 != llava.eval.model_vqa_loader ]] || {{ shift 2; set -- "{program}" "$@"; }}\n'
-        f'PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"\n'
-    )
+    write_stub_python(user / "python")
     done = subprocess.run(
         ["bash", str(SCRIPT.with_name("gqa.sh")), "64"],
         cwd=user,

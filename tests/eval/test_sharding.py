@@ -181,7 +181,7 @@ def test_launched_processes_answer_and_merge(tmp_path, launcher, count) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert essence(read_answers(tmp_path)) == expected(questions)
