@@ -64,7 +64,7 @@ from torch import Tensor
 from . import schedules
 from .base import Observation, Pruner, PrunerRun
 from .budgets import budget, solve_plan
-from .checks import demand_choices
+from .checks import demand_choices, demand_text_behind
 from .complexity import indicator, information, text_rows
 from .cost import DecoderShape
 from .indicators import text_relevance
@@ -184,9 +184,7 @@ class AutoPruneRun(PrunerRun):
         self.positions = config.positions
         if config.mi_layer >= shape.layers:
             raise ValueError(f"mi_layer {config.mi_layer} of a decoder of {shape.layers} layers")
-        for visual, tail in zip(layout.n_visual, layout.tail):
-            if visual and not tail:
-                raise ValueError("AutoPrune needs text after the last image to rank its tokens")
+        demand_text_behind(config.method, layout)
         self.n_text = [n - v for n, v in zip(layout.lengths, layout.n_visual)]
         self.budgets = [
             budget(config, shape, visual, text) if visual else None

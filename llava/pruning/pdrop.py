@@ -32,9 +32,10 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from .base import Observation
+from .checks import demand_depths
 from .cost import DecoderShape
 from .layout import TokenLayout
-from .staged import Cut, StagedPruner, StagedRun, Stages, demand_depths
+from .staged import Cut, StagedPruner, StagedRun, Stages
 
 
 @dataclass(frozen=True, kw_only=True)

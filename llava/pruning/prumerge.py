@@ -48,7 +48,7 @@ from .base import PrunerRun
 from .cost import DecoderShape, TowerShape
 from .entry import divide
 from .layout import TokenLayout
-from .tower import TowerPruner, keep_patches, top
+from .tower import TowerPruner, top
 from .vision import Reduced, VisionFeatures
 
 
@@ -95,9 +95,6 @@ class PruMerge(TowerPruner):
         return made
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
-        if not count:
-            empty = torch.arange(0, device=features.patches.device)
-            return keep_patches(features, image, empty)
         attention = self._attention(features, image)
         kept = fixed(attention, count - 1, self.plus)
         return self._merged(features, image, attention, kept)

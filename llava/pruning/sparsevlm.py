@@ -46,10 +46,11 @@ import torch
 from torch import Tensor
 
 from .base import Observation
+from .checks import demand_count, demand_depths
 from .cost import DecoderShape
 from .indicators import text_relevance
 from .layout import Selection, TokenLayout
-from .staged import Cut, StagedPruner, StagedRun, Stages, demand_count, demand_depths
+from .staged import Cut, StagedPruner, StagedRun, Stages
 
 #: Tokens kept at the three stages, for a target of 576 tokens and 32 layers.
 LISTS: dict[str, dict[int, tuple[int, int, int]]] = {

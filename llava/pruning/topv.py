@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from .base import Observation, Pruner, PrunerRun
-from .checks import demand_choices
+from .checks import demand_choices, demand_later_layers
 from .cost import DecoderShape
 from .entry import ImageTokens, select_in_images
 from .layout import Selection, TokenLayout
@@ -105,10 +105,7 @@ class TopVRun(PrunerRun):
     def __init__(self, config: TopV, layout: TokenLayout, shape: DecoderShape) -> None:
         self.config = config
         self.positions = config.positions
-        if config.layer >= shape.layers:
-            raise ValueError(
-                f"layer must be below the number of layers, {shape.layers}, got {config.layer}"
-            )
+        demand_later_layers(config.method, "layer", config.layer, shape.layers)
         self.keep = [_count(config, shape.layers, visual) for visual in layout.n_visual]
         self._entering: Tensor | None = None
         self._flops = [0] * layout.batch

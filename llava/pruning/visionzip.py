@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cost import TowerShape
-from .tower import TowerPruner, cls_attention, keep_patches, top
+from .tower import TowerPruner, cls_attention, top
 from .vision import Reduced, VisionFeatures
 
 
@@ -64,8 +64,6 @@ class VisionZip(TowerPruner):
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         patches, token = features.patches[image], features.token[image]
-        if not count:
-            return keep_patches(features, image, torch.arange(0, device=patches.device))
         dominant, contextual = self.split(count)
         ranked = top(cls_attention(features, image).sum(0), len(patches))
         kept = ranked[: dominant - 1].sort().values

@@ -50,7 +50,7 @@ _A_ROUND = 8
 
 @dataclass(frozen=True, kw_only=True)
 class VisPruner(TowerPruner):
-    """Settings of `FixedCount`, and `important_ratio`, 0 to 1: the share of T that attention picks
+    """Settings of `TowerPruner`, and `important_ratio`, 0 to 1: the share of T that attention picks
     (0.5 is the reference's default, 0.75 stands in an example of its README).
 
     Raises ValueError on values that make no sense.

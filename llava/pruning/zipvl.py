@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from .base import Observation, Pruner, PrunerRun
-from .checks import demand_choices
+from .checks import demand_choices, demand_text_behind
 from .cost import DecoderShape
 from .indicators import text_relevance
 from .layout import Selection, TokenLayout
@@ -83,9 +83,7 @@ class ZipVLRun(PrunerRun):
     def __init__(self, config: ZipVL, layout: TokenLayout, shape: DecoderShape) -> None:
         self.config = config
         self.positions = config.positions
-        for visual, tail in zip(layout.n_visual, layout.tail):
-            if visual and not tail:
-                raise ValueError("ZipVL needs text after the last image to probe its tokens with")
+        demand_text_behind(config.method, layout)
         free = config.tau is not None
         strict = config.budget_mode == "strict"
         # Only the published way of counting looks at what leaves the last layer.
