@@ -9,6 +9,12 @@ from typing import Any
 from .layout import TokenLayout
 
 
+def demand(settings: Any, field: str, condition: bool, expected: str) -> None:
+    """Raise ValueError, naming the field, what was expected and what it is, unless `condition`."""
+    if not condition:
+        raise ValueError(f"{field} must be {expected}, got {getattr(settings, field)!r}")
+
+
 def demand_choices(settings: Any) -> None:
     """Hold every field that a dataclass declares as `Literal[...]` to the values declared.
 
@@ -17,17 +23,16 @@ def demand_choices(settings: Any) -> None:
     declared = typing.get_type_hints(type(settings))
     for field in fields(settings):
         if typing.get_origin(declared[field.name]) is typing.Literal:
-            allowed, value = typing.get_args(declared[field.name]), getattr(settings, field.name)
-            if value not in allowed:
-                names = ", ".join(map(str, allowed))
-                raise ValueError(f"{field.name} must be one of {names}, got {value!r}")
+            allowed = typing.get_args(declared[field.name])
+            ok = getattr(settings, field.name) in allowed
+            demand(settings, field.name, ok, f"one of {', '.join(map(str, allowed))}")
 
 
 def demand_count(settings: Any, field: str, least: int) -> None:
     """Raise ValueError unless `field` is a whole number, `least` or more."""
     value = getattr(settings, field)
-    if not (isinstance(value, int) and value >= least):
-        raise ValueError(f"{field} must be a whole number, {least} or more, got {value!r}")
+    ok = isinstance(value, int) and value >= least
+    demand(settings, field, ok, f"a whole number, {least} or more")
 
 
 def demand_depths(settings: Any, field: str) -> None:
@@ -39,8 +44,8 @@ def demand_depths(settings: Any, field: str) -> None:
     value = getattr(settings, field)
     depths = tuple(value) if isinstance(value, (list, tuple)) else ()
     whole = all(isinstance(depth, int) and depth >= 1 for depth in depths)
-    if not (depths and whole and list(depths) == sorted(depths)):
-        raise ValueError(f"{field} must be ascending whole numbers of layers from 1, got {value!r}")
+    ok = bool(depths) and whole and list(depths) == sorted(depths)
+    demand(settings, field, ok, "ascending whole numbers of layers from 1")
     object.__setattr__(settings, field, depths)
 
 

@@ -45,6 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import PrunerRun
+from .checks import demand
 from .cost import DecoderShape, TowerShape
 from .entry import divide
 from .layout import TokenLayout
@@ -72,8 +73,7 @@ class PruMerge(TowerPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.neighbours < 0:
-            raise ValueError(f"neighbours must be 0 or more, got {self.neighbours!r}")
+        demand(self, "neighbours", self.neighbours >= 0, "0 or more")
         if self.adaptive and self.budget_mode == "strict":
             raise ValueError(
                 "adaptive=true lets each image decide how many tokens it keeps and meets no "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .base import Pruner
-from .checks import demand_choices
+from .checks import demand, demand_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,6 @@ class WholeTarget(Pruner):
 
     def __post_init__(self) -> None:
         target = self.target_token_num
-        if not (target >= 1 and float(target).is_integer()):
-            raise ValueError(f"target_token_num must be a whole number, 1 or more, got {target!r}")
+        whole = target >= 1 and float(target).is_integer()
+        demand(self, "target_token_num", whole, "a whole number, 1 or more")
         demand_choices(self)

@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import demand
 from .cost import TowerShape
 from .tower import TowerPruner, cls_attention, top
 from .vision import Reduced, VisionFeatures
@@ -51,11 +52,8 @@ class VisionZip(TowerPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.contextual_ratio < 1:
-            raise ValueError(
-                "contextual_ratio must be from 0 to below 1 (the CLS token always stays), "
-                f"got {self.contextual_ratio!r}"
-            )
+        expected = "from 0 to below 1 (the CLS token always stays)"
+        demand(self, "contextual_ratio", 0 <= self.contextual_ratio < 1, expected)
 
     def split(self, count: int) -> tuple[int, int]:
         """(D, C): dominant tokens with the CLS token, and contextual ones, of `count` tokens."""

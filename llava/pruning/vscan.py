@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Observation, PrunerRun
-from .checks import demand_later_layers, demand_text_behind
+from .checks import demand, demand_later_layers, demand_text_behind
 from .cost import DecoderShape
 from .entry import divide, find_images
 from .layout import Merge, Selection, TokenLayout
@@ -79,15 +79,11 @@ class VScan(WholeTarget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-
-        def demand(condition: bool, field: str, expected: str) -> None:
-            if not condition:
-                raise ValueError(f"{field} must be {expected}, got {getattr(self, field)!r}")
-
-        demand(1 <= self.first_ratio < float("inf"), "first_ratio", "a finite number from 1")
-        demand(self.layer >= 1, "layer", "1 or more (tokens are dropped before it)")
-        demand(0 <= self.local_layer < _RAN, "local_layer", f"from 0 to {_RAN - 1}")
-        demand(self.windows >= 1, "windows", "1 or more")
+        finite = 1 <= self.first_ratio < float("inf")
+        demand(self, "first_ratio", finite, "a finite number from 1")
+        demand(self, "layer", self.layer >= 1, "1 or more (tokens are dropped before it)")
+        demand(self, "local_layer", 0 <= self.local_layer < _RAN, f"from 0 to {_RAN - 1}")
+        demand(self, "windows", self.windows >= 1, "1 or more")
 
     def tower_layers(self, ran: int) -> tuple[int, ...]:
         """The layer of the local attention, and the last that ran."""
