@@ -64,7 +64,7 @@ from torch import Tensor
 from . import schedules
 from .base import Observation, Pruner, PrunerRun
 from .budgets import budget, solve_plan
-from .checks import demand_choices
+from .checks import demand, demand_choices, demand_text_behind
 from .complexity import indicator, information, text_rows
 from .cost import DecoderShape
 from .indicators import text_relevance
@@ -123,28 +123,24 @@ class AutoPrune(Pruner):
     prune_last_layer: bool = True
 
     def __post_init__(self) -> None:
-        def demand(condition: bool, field: str, expected: str) -> None:
-            if not condition:
-                raise ValueError(f"{field} must be {expected}, got {getattr(self, field)!r}")
-
         demand_choices(self)
-        demand(self.target_token_num >= 1, "target_token_num", "at least 1")
+        demand(self, "target_token_num", self.target_token_num >= 1, "at least 1")
         for field in ("target_flops", "target_kv"):
             value = getattr(self, field)
-            demand(value is None or 0 < value <= 1, field, "a fraction in (0, 1]")
+            demand(self, field, value is None or 0 < value <= 1, "a fraction in (0, 1]")
         if self.target_flops is not None and self.target_kv is not None:
             raise ValueError("give target_flops or target_kv, not both")
         numbers = ("target_token_num", "x0", "k0", "gamma", "beta", "mi_eps", "log_base")
         for field in (*numbers, "amplitude", "preselect_text"):
-            demand(math.isfinite(getattr(self, field)), field, "a finite number")
-        demand(self.mi_layer >= 0, "mi_layer", "a layer index, 0 or more")
-        demand(self.mi_eps >= 0, "mi_eps", "0 or more")
-        demand(self.log_base > 1, "log_base", "above 1")
-        demand(self.amplitude > 0, "amplitude", "above 0")
-        demand(0 <= self.recycle_ratio <= 1, "recycle_ratio", "between 0 and 1")
+            demand(self, field, math.isfinite(getattr(self, field)), "a finite number")
+        demand(self, "mi_layer", self.mi_layer >= 0, "a layer index, 0 or more")
+        demand(self, "mi_eps", self.mi_eps >= 0, "0 or more")
+        demand(self, "log_base", self.log_base > 1, "above 1")
+        demand(self, "amplitude", self.amplitude > 0, "above 0")
+        demand(self, "recycle_ratio", 0 <= self.recycle_ratio <= 1, "between 0 and 1")
         for field in ("cap_ratio", "preselect_ratio"):
             value = getattr(self, field)
-            demand(value is None or 1 <= value < math.inf, field, "None or at least 1")
+            demand(self, field, value is None or 1 <= value < math.inf, "None or at least 1")
 
     @property
     def needs_cls(self) -> bool:
@@ -184,9 +180,7 @@ class AutoPruneRun(PrunerRun):
         self.positions = config.positions
         if config.mi_layer >= shape.layers:
             raise ValueError(f"mi_layer {config.mi_layer} of a decoder of {shape.layers} layers")
-        for visual, tail in zip(layout.n_visual, layout.tail):
-            if visual and not tail:
-                raise ValueError("AutoPrune needs text after the last image to rank its tokens")
+        demand_text_behind(config.method, layout)
         self.n_text = [n - v for n, v in zip(layout.lengths, layout.n_visual)]
         self.budgets = [
             budget(config, shape, visual, text) if visual else None

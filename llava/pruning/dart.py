@@ -34,9 +34,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .base import Observation
+from .checks import demand_count
 from .cost import DecoderShape
 from .layout import TokenLayout, take
-from .staged import Cut, StagedPruner, StagedRun, Stages, demand_count, fit_single
+from .staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ on with the token that is farthest from all chosen so far. Neither text nor atte
 What is kept goes on in its order in the image. Published settings are shares of the tokens there
 are: 0.333, 0.222 and 0.111 of 576 are T = 192, 128 and 64.
 
-Deviations from the reference code (vbdi/divprune), which works in the model's precision: distances
-are float32; a chosen token is out, where there a distance rounded below 0 can choose it again (of
-identical padding patches, say); the smallest distance to the chosen is kept up to date, which costs
-N comparisons a step and not T N; ties go to the lower index. The reference sees the first image of
-the first sample only.
+Deviations from the reference code, vbdi/divprune at 799e2d9, which works in the model's precision:
+distances are float32; a chosen token is out, where there a distance rounded below 0 can choose it
+again (of identical padding patches, say); the smallest distance to the chosen is kept up to date,
+which costs N comparisons a step and not T N; ties go to the lower index. The reference sees the
+first image of the first sample only.
 
 Several images and the ways of counting T: `entry`.
 """

@@ -18,11 +18,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Pruner, PrunerRun
-from .checks import demand_choices
+from .base import PrunerRun
 from .cost import DecoderShape
 from .layout import TEXT, Selection, TokenLayout
 from .selectors import keep_top
+from .target import WholeTarget
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,7 @@ class ImageTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedCount(Pruner):
-    """Settings of every method that chooses a number of tokens before the decoder.
-
-    target_token_num: visual tokens of a sample (a whole number), in every layer.
-    budget_mode: accepted as AutoPrune has it; both modes are the same here, see the module.
-
-    Raises ValueError on values that make no sense.
-    """
-
-    target_token_num: float = 64
-    budget_mode: Literal["published", "strict"] = "published"
-
-    def __post_init__(self) -> None:
-        target = self.target_token_num
-        if not (target >= 1 and float(target).is_integer()):
-            raise ValueError(f"target_token_num must be a whole number, 1 or more, got {target!r}")
-        demand_choices(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EntryPruner(FixedCount):
+class EntryPruner(WholeTarget):
     """Settings of every method that chooses among the embeddings before layer 0.
 
     positions: rotary positions "compact" (0, 1, 2, ... over what is left) or "original".

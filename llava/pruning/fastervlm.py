@@ -32,7 +32,7 @@ from .vision import Reduced, VisionFeatures
 
 @dataclass(frozen=True, kw_only=True)
 class FasterVLM(TowerPruner):
-    """Settings of `FixedCount`."""
+    """Settings of `TowerPruner`."""
 
     method: ClassVar[str] = "fastervlm"
 

@@ -38,10 +38,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from .base import Observation
+from .checks import demand_count
 from .cost import DecoderShape
 from .indicators import text_relevance
 from .layout import TokenLayout
-from .staged import Cut, StagedPruner, StagedRun, Stages, demand_count, fit_single
+from .staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from .vision import Reduced, VisionFeatures
 
 @dataclass(frozen=True, kw_only=True)
 class HiRED(TowerPruner):
-    """Settings of `FixedCount`."""
+    """Settings of `TowerPruner`."""
 
     method: ClassVar[str] = "hired"
 

@@ -32,9 +32,10 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from .base import Observation
+from .checks import demand, demand_depths
 from .cost import DecoderShape
 from .layout import TokenLayout
-from .staged import Cut, StagedPruner, StagedRun, Stages, demand_depths
+from .staged import Cut, StagedPruner, StagedRun, Stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,10 @@ class PDrop(StagedPruner):
             return
         ratios = tuple(self.ratios)
         falling = list(ratios) == sorted(ratios, reverse=True)
-        if len(ratios) != len(self.stages) or not falling or not all(0 < r <= 1 for r in ratios):
-            raise ValueError(
-                f"ratios must be {len(self.stages)} shares in (0, 1], one a stage and none above "
-                f"the one before, got {self.ratios!r}"
-            )
+        stages = len(self.stages)
+        ok = len(ratios) == stages and falling and all(0 < r <= 1 for r in ratios)
+        expected = f"{stages} shares in (0, 1], one a stage and none above the one before"
+        demand(self, "ratios", ok, expected)
         object.__setattr__(self, "ratios", ratios)
 
     @property

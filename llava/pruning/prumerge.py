@@ -45,10 +45,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import PrunerRun
+from .checks import demand
 from .cost import DecoderShape, TowerShape
 from .entry import divide
 from .layout import TokenLayout
-from .tower import TowerPruner, keep_patches, top
+from .tower import TowerPruner, top
 from .vision import Reduced, VisionFeatures
 
 
@@ -72,8 +73,7 @@ class PruMerge(TowerPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.neighbours < 0:
-            raise ValueError(f"neighbours must be 0 or more, got {self.neighbours!r}")
+        demand(self, "neighbours", self.neighbours >= 0, "0 or more")
         if self.adaptive and self.budget_mode == "strict":
             raise ValueError(
                 "adaptive=true lets each image decide how many tokens it keeps and meets no "
@@ -95,9 +95,6 @@ class PruMerge(TowerPruner):
         return made
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
-        if not count:
-            empty = torch.arange(0, device=features.patches.device)
-            return keep_patches(features, image, empty)
         attention = self._attention(features, image)
         kept = fixed(attention, count - 1, self.plus)
         return self._merged(features, image, attention, kept)

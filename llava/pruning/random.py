@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .checks import demand
 from .entry import EntryPruner, ImageTokens
 
 _SEEDS = 2**63
@@ -38,8 +39,8 @@ class Random(EntryPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.seed, int) and 0 <= self.seed < _SEEDS):
-            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+        ok = isinstance(self.seed, int) and 0 <= self.seed < _SEEDS
+        demand(self, "seed", ok, "a whole number from 0 to 2^63 - 1")
 
     def choose(self, image: ImageTokens, count: int, embeds: Tensor) -> list[int]:
         # A generator of its own: neither the caller's random numbers nor earlier calls matter.

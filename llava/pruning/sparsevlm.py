@@ -46,10 +46,11 @@ import torch
 from torch import Tensor
 
 from .base import Observation
+from .checks import demand, demand_count, demand_depths
 from .cost import DecoderShape
 from .indicators import text_relevance
 from .layout import Selection, TokenLayout
-from .staged import Cut, StagedPruner, StagedRun, Stages, demand_count, demand_depths
+from .staged import Cut, StagedPruner, StagedRun, Stages
 
 #: Tokens kept at the three stages, for a target of 576 tokens and 32 layers.
 LISTS: dict[str, dict[int, tuple[int, int, int]]] = {
@@ -83,13 +84,11 @@ class SparseVLM(StagedPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         demand_depths(self, "stages")
-        if len(self.stages) != len(_LIST_STAGES):
-            raise ValueError(f"stages must be {len(_LIST_STAGES)} depths, got {self.stages}")
+        stages = len(_LIST_STAGES)
+        demand(self, "stages", len(self.stages) == stages, f"{stages} depths")
         demand_count(self, "top_heads", 1)
-        if self.positions not in ("compact", "original", None):
-            raise ValueError(
-                f"positions must be one of compact, original, None, got {self.positions!r}"
-            )
+        known = self.positions in ("compact", "original", None)
+        demand(self, "positions", known, "one of compact, original, None")
 
     @property
     def cut_depths(self) -> tuple[int, ...]:

@@ -23,16 +23,17 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from .base import Observation, Pruner, PrunerRun
-from .checks import demand_choices
+from .base import Observation, PrunerRun
+from .checks import demand_later_layers, demand_text_behind
 from .cost import DecoderShape
 from .layout import Selection, TokenLayout
 from .schedules import recycled
 from .selectors import keep_top
+from .target import WholeTarget
 
 Counted = Literal["entering", "leaving"]
 
@@ -152,46 +153,12 @@ def fit_single(n_visual: int, layers: int, depth: int, target: float) -> int:
     return stages.fit(lambda x: [int(x * n_visual)], target, "entering", spend=False)[0]
 
 
-def demand_count(settings: Any, field: str, least: int) -> None:
-    """Raise ValueError unless `field` is a whole number, `least` or more."""
-    value = getattr(settings, field)
-    if not (isinstance(value, int) and value >= least):
-        raise ValueError(f"{field} must be a whole number, {least} or more, got {value!r}")
-
-
-def demand_depths(settings: Any, field: str) -> None:
-    """Make `field` of a frozen dataclass a tuple of depths, or raise ValueError.
-
-    Lists, as JSON has them, become tuples. Depths are whole numbers from 1, none below the one
-    before.
-    """
-    value = getattr(settings, field)
-    depths = tuple(value) if isinstance(value, (list, tuple)) else ()
-    whole = all(isinstance(depth, int) and depth >= 1 for depth in depths)
-    if not (depths and whole and list(depths) == sorted(depths)):
-        raise ValueError(f"{field} must be ascending whole numbers of layers from 1, got {value!r}")
-    object.__setattr__(settings, field, depths)
-
-
 @dataclass(frozen=True, kw_only=True)
-class StagedPruner(Pruner):
+class StagedPruner(WholeTarget):
     """Settings of every method that drops tokens after a few layers.
 
-    target_token_num: visual tokens (a whole number); how they are counted:
-        budget_mode "published": as the method's own publications do;
-        "strict": entering each layer, on average over the decoder.
-
-    Raises ValueError on values that make no sense.
+    budget_mode: "published" as each method says; "strict": T tokens enter a layer on average.
     """
-
-    target_token_num: float = 64
-    budget_mode: Literal["published", "strict"] = "published"
-
-    def __post_init__(self) -> None:
-        target = self.target_token_num
-        if not (target >= 1 and float(target).is_integer()):
-            raise ValueError(f"target_token_num must be a whole number, 1 or more, got {target!r}")
-        demand_choices(self)
 
     @property
     @abc.abstractmethod
@@ -218,17 +185,9 @@ class StagedRun(PrunerRun, abc.ABC):
         self, config: StagedPruner, layout: TokenLayout, shape: DecoderShape, positions: str
     ) -> None:
         self.config, self.shape, self.positions = config, shape, positions
-        if config.cut_depths[-1] >= shape.layers:
-            raise ValueError(
-                f"method {config.method} cuts after {config.cut_depths[-1]} layers, but this "
-                f"decoder has {shape.layers}: give smaller {', '.join(config.depths)}, or have "
-                "them scaled (--depth-layers 32)"
-            )
-        for visual, tail in zip(layout.n_visual, layout.tail):
-            if visual and not tail:
-                raise ValueError(
-                    f"method {config.method} needs text after the last image to rank its tokens"
-                )
+        fields = ", ".join(config.depths)
+        demand_later_layers(config.method, fields, config.cut_depths[-1], shape.layers)
+        demand_text_behind(config.method, layout)
         self.plans = [_cuts(config, n, shape) if n else {} for n in layout.n_visual]
         self._flops = [0] * layout.batch
 

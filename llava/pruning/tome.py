@@ -50,15 +50,15 @@ from torch.nn.functional import normalize
 
 from .base import PrunerRun
 from .cost import DecoderShape, TowerShape
-from .entry import FixedCount
 from .layout import TokenLayout, take
+from .target import WholeTarget
 from .tower import TowerPruned, image_counts
 from .vision import TowerRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToMe(FixedCount):
-    """Settings of `FixedCount`, and `proportional_attention`: step 5."""
+class ToMe(WholeTarget):
+    """Settings of `WholeTarget`, and `proportional_attention`: step 5."""
 
     method: ClassVar[str] = "tome"
     merges_in_tower: ClassVar[bool] = True

@@ -14,8 +14,8 @@ a plan P; the importance of a token is its total contribution sum_j P_ij. The le
 dropped from what leaves the layer, and some of the dropped ones come back at even steps, so that no
 part of the picture is lost altogether.
 
-No code was at hand, nor the weights, epsilon, the number of iterations, how many come back, and the
-counts at 192, 128 and 64. What was chosen instead:
+No public code was found, nor the weights, epsilon, the number of iterations, how many come back,
+and the counts at 192, 128 and 64. What was chosen instead:
 - t_j is what the layer returns, through the first norm of the next layer. The paper takes the norm
   between the layer's attention and its MLP, which a method cannot see here.
 - Each term is scaled to [0, 1] and all weights are 1.
@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from .base import Observation, Pruner, PrunerRun
-from .checks import demand_choices
+from .checks import demand, demand_choices, demand_later_layers
 from .cost import DecoderShape
 from .entry import ImageTokens, select_in_images
 from .layout import Selection, TokenLayout
@@ -83,16 +83,11 @@ class TopV(Pruner):
     def __post_init__(self) -> None:
         demand_choices(self)
         for field, least in (("target_token_num", 1), ("layer", 1), ("iterations", 1)):
-            value = getattr(self, field)
-            if not least <= value < math.inf:
-                raise ValueError(f"{field} must be at least {least}, got {value!r}")
+            demand(self, field, least <= getattr(self, field) < math.inf, f"at least {least}")
         for field in ("feature_weight", "distance_weight", "centre_weight", "relax"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise ValueError(f"{field} must be 0 or more, got {getattr(self, field)!r}")
-        if not 0 < self.epsilon < math.inf:
-            raise ValueError(f"epsilon must be above 0, got {self.epsilon!r}")
-        if not 0 <= self.recover <= 1:
-            raise ValueError(f"recover must be between 0 and 1, got {self.recover!r}")
+            demand(self, field, 0 <= getattr(self, field) < math.inf, "0 or more")
+        demand(self, "epsilon", 0 < self.epsilon < math.inf, "above 0")
+        demand(self, "recover", 0 <= self.recover <= 1, "between 0 and 1")
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> TopVRun:
         """Raises ValueError for a layer that the decoder lacks and a budget below the floor."""
@@ -105,10 +100,7 @@ class TopVRun(PrunerRun):
     def __init__(self, config: TopV, layout: TokenLayout, shape: DecoderShape) -> None:
         self.config = config
         self.positions = config.positions
-        if config.layer >= shape.layers:
-            raise ValueError(
-                f"layer must be below the number of layers, {shape.layers}, got {config.layer}"
-            )
+        demand_later_layers(config.method, "layer", config.layer, shape.layers)
         self.keep = [_count(config, shape.layers, visual) for visual in layout.n_visual]
         self._entering: Tensor | None = None
         self._flops = [0] * layout.batch

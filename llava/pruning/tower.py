@@ -20,9 +20,10 @@ from torch import Tensor
 
 from .base import PrunerRun
 from .cost import DecoderShape, TowerShape
-from .entry import FixedCount, divide
+from .entry import divide
 from .layout import TokenLayout
-from .vision import Probe, Reduced, VisionFeatures
+from .target import WholeTarget
+from .vision import Reduced, VisionFeatures
 
 
 def image_counts(target: int, patches: int, groups: Sequence[int]) -> list[int]:
@@ -34,7 +35,7 @@ def image_counts(target: int, patches: int, groups: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerPruner(FixedCount):
+class TowerPruner(WholeTarget):
     """Settings of every method that picks or makes tokens of the tower's features.
 
     Raises ValueError on values that make no sense.
@@ -45,24 +46,23 @@ class TowerPruner(FixedCount):
         return (ran - 1,)
 
     def reduce(self, features: VisionFeatures, groups: Sequence[int]) -> list[Reduced] | None:
-        """`choose` for each image that has more tokens than it may keep."""
+        """All patches of an image that may keep them, none of one that may keep none (a sample may
+        have more images than tokens), and what `choose` gives of the others."""
         patches = features.patches.shape[1]
         counts = image_counts(int(self.target_token_num), patches, groups)
         if min(counts, default=patches) == patches:
             return None
+        every = torch.arange(patches, device=features.patches.device)
         return [
             self.choose(features, image, count)
-            if count < patches
-            else Reduced(
-                features.patches[image], torch.arange(patches, device=features.patches.device)
-            )
+            if 0 < count < patches
+            else keep_patches(features, image, every[:count])
             for image, count in enumerate(counts)
         ]
 
     @abc.abstractmethod
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
-        """The `count` tokens of one image, 1 <= count < its patches (0: where a sample has more
-        images than tokens)."""
+        """The `count` tokens of one image, 1 <= count < its patches."""
 
     def scoring(self, count: int, tower: TowerShape) -> int:
         """Multiply-accumulates of the similarities that leave `count` tokens of one image."""
@@ -100,8 +100,7 @@ class TowerPruned(PrunerRun):
 
 def cls_attention(features: VisionFeatures, image: int) -> Tensor:
     """Attention of the CLS token of an image in the last layer that ran: (heads, patches)."""
-    probe, own = features.probes[features.ran - 1], slice(image, image + 1)
-    return Probe(probe.query[own], probe.keys[own]).cls_attention()[0]
+    return features.probes[features.ran - 1].one(image).cls_attention()[0]
 
 
 def keep_patches(features: VisionFeatures, image: int, indices: Tensor) -> Reduced:

@@ -18,8 +18,8 @@ class SampleTrace:
 
     n_visual:  visual tokens of the unpruned model, n_text: text tokens (padding is nobody's)
     entering, leaving: visual tokens before and after the layer, merged ones included
-    rows:      attention rows measured for scoring in the layer
-    ahead:     attention rows of the next layer that were computed after the layer
+    rows:      attention rows measured for scoring in the layer, of text after the last image
+    ahead:     the same of the next layer, computed after the layer
     pools:     dropped tokens that were clustered after the layer
     scoring:   FLOPs of scoring beyond these rows
     complexity: what the method measured, under its name, and what follows, such as mi, k, x0
@@ -44,7 +44,7 @@ class PruneTrace:
     entered: list[TokenLayout] = field(default_factory=list)
     rows: list[tuple[int, ...]] = field(default_factory=list)
     selections: list[Selection | None] = field(default_factory=list)
-    ahead: list[int] = field(default_factory=list)
+    ahead: list[tuple[int, ...]] = field(default_factory=list)
     last: TokenLayout | None = None
     complexity: list[dict[str, float]] = field(default_factory=list)
     scoring: list[int] = field(default_factory=list)
@@ -57,10 +57,14 @@ class PruneTrace:
         after: TokenLayout,
         ahead: int = 0,
     ) -> None:
-        """Add a layer: what entered it, rows measured in it and in the next, what was chosen."""
+        """Add a layer: what entered it, rows measured in it and in the next, what was chosen.
+
+        A batch measures as many rows of each sample. A sample is charged for those of its text
+        behind an image, also where only another sample needed them, and for none without an image.
+        """
         self.entered.append(layout)
-        self.ahead.append(ahead)
         self.rows.append(tuple(min(rows, tail) for tail in layout.tail))
+        self.ahead.append(tuple(min(ahead, tail) for tail in layout.tail))
         self.selections.append(selection)
         self.last = after
 
@@ -85,7 +89,7 @@ class PruneTrace:
                     rows=[rows[i] for rows in self.rows],
                     pools=pools,
                     complexity=self.complexity[i] if self.complexity else {},
-                    ahead=list(self.ahead),
+                    ahead=[rows[i] for rows in self.ahead],
                     scoring=self.scoring[i] if self.scoring else 0,
                 )
             )

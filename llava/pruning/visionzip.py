@@ -33,8 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import demand
 from .cost import TowerShape
-from .tower import TowerPruner, cls_attention, keep_patches, top
+from .tower import TowerPruner, cls_attention, top
 from .vision import Reduced, VisionFeatures
 
 
@@ -51,11 +52,8 @@ class VisionZip(TowerPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.contextual_ratio < 1:
-            raise ValueError(
-                "contextual_ratio must be from 0 to below 1 (the CLS token always stays), "
-                f"got {self.contextual_ratio!r}"
-            )
+        expected = "from 0 to below 1 (the CLS token always stays)"
+        demand(self, "contextual_ratio", 0 <= self.contextual_ratio < 1, expected)
 
     def split(self, count: int) -> tuple[int, int]:
         """(D, C): dominant tokens with the CLS token, and contextual ones, of `count` tokens."""
@@ -64,8 +62,6 @@ class VisionZip(TowerPruner):
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         patches, token = features.patches[image], features.token[image]
-        if not count:
-            return keep_patches(features, image, torch.arange(0, device=patches.device))
         dominant, contextual = self.split(count)
         ranked = top(cls_attention(features, image).sum(0), len(patches))
         kept = ranked[: dominant - 1].sort().values

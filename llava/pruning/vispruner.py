@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .checks import demand
 from .cost import TowerShape
 from .tower import TowerPruner, cls_attention, keep_patches, top
 from .vision import Reduced, VisionFeatures
@@ -50,7 +51,7 @@ _A_ROUND = 8
 
 @dataclass(frozen=True, kw_only=True)
 class VisPruner(TowerPruner):
-    """Settings of `FixedCount`, and `important_ratio`, 0 to 1: the share of T that attention picks
+    """Settings of `TowerPruner`, and `important_ratio`, 0 to 1: the share of T that attention picks
     (0.5 is the reference's default, 0.75 stands in an example of its README).
 
     Raises ValueError on values that make no sense.
@@ -62,8 +63,7 @@ class VisPruner(TowerPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.important_ratio <= 1:
-            raise ValueError(f"important_ratio must be from 0 to 1, got {self.important_ratio!r}")
+        demand(self, "important_ratio", 0 <= self.important_ratio <= 1, "from 0 to 1")
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         scores = cls_attention(features, image).mean(0)

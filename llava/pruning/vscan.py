@@ -45,10 +45,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Observation, PrunerRun
+from .checks import demand, demand_later_layers, demand_text_behind
 from .cost import DecoderShape
-from .entry import FixedCount, divide, find_images
+from .entry import divide, find_images
 from .layout import Merge, Selection, TokenLayout
 from .selectors import keep_top
+from .target import WholeTarget
 from .vision import Reduced, VisionFeatures
 
 # Layers that run of the tower that `local_layer` is given for: CLIP ViT-L, feature -2.
@@ -56,7 +58,7 @@ _RAN = 23
 
 
 @dataclass(frozen=True, kw_only=True)
-class VScan(FixedCount):
+class VScan(WholeTarget):
     """Settings; `target_token_num` is the average of tokens entering a layer. See the module.
 
     first_ratio: T1 / T. layer: of the decoder, before which stage 2 drops. local_layer: of the
@@ -77,15 +79,11 @@ class VScan(FixedCount):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-
-        def demand(condition: bool, field: str, expected: str) -> None:
-            if not condition:
-                raise ValueError(f"{field} must be {expected}, got {getattr(self, field)!r}")
-
-        demand(1 <= self.first_ratio < float("inf"), "first_ratio", "a finite number from 1")
-        demand(self.layer >= 1, "layer", "1 or more (tokens are dropped before it)")
-        demand(0 <= self.local_layer < _RAN, "local_layer", f"from 0 to {_RAN - 1}")
-        demand(self.windows >= 1, "windows", "1 or more")
+        finite = 1 <= self.first_ratio < float("inf")
+        demand(self, "first_ratio", finite, "a finite number from 1")
+        demand(self, "layer", self.layer >= 1, "1 or more (tokens are dropped before it)")
+        demand(self, "local_layer", 0 <= self.local_layer < _RAN, f"from 0 to {_RAN - 1}")
+        demand(self, "windows", self.windows >= 1, "1 or more")
 
     def tower_layers(self, ran: int) -> tuple[int, ...]:
         """The layer of the local attention, and the last that ran."""
@@ -127,17 +125,11 @@ class VScanRun(PrunerRun):
 
     def __init__(self, config: VScan, layout: TokenLayout, shape: DecoderShape) -> None:
         self.config, self.positions = config, config.positions
-        if config.layer >= shape.layers:
-            raise ValueError(
-                f"layer must be below the decoder's {shape.layers} layers, got {config.layer}; "
-                f"half of them is what VScan uses (--set layer={max(shape.layers // 2, 1)})"
-            )
+        demand_later_layers(config.method, "layer", config.layer, shape.layers)
         stages = [config.stages(visual, shape.layers) for visual in layout.n_visual]
         self.first, self.second = (list(counts) for counts in zip(*stages))
         self.reduces = any(n < have for n, have in zip(self.second, layout.n_visual))
-        for last, visual, tail in zip(self.second, layout.n_visual, layout.tail):
-            if last < visual and not tail:
-                raise ValueError("VScan needs text after the last image to rank its tokens")
+        demand_text_behind(config.method, layout)
         if self.reduces and layout.cls is None:
             raise ValueError("VScan needs the attention of the vision tower's CLS token")
         self._flops = [0] * layout.batch

@@ -6,7 +6,8 @@ divided by the number of probes that can see it; in every layer the fewest token
 tau times the total are important. The share tau is its only knob: how many tokens that are comes
 out, per sample and layer.
 
-Neither code nor constants were at hand. What the paper leaves open was chosen as follows:
+The code, ThisisBillhe/ZipVL, could not be read, and the constants are not known. What the paper
+leaves open was chosen as follows:
 - The probes are the last `probes` tokens of the prompt, as far as they follow the last image. The
   paper adds random ones; here nothing is random. All of them see every visual token, so dividing
   by their number changes nothing. Heads are averaged.
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor
 
 from .base import Observation, Pruner, PrunerRun
-from .checks import demand_choices
+from .checks import demand, demand_choices, demand_text_behind
 from .cost import DecoderShape
 from .indicators import text_relevance
 from .layout import Selection, TokenLayout
@@ -65,12 +66,11 @@ class ZipVL(Pruner):
 
     def __post_init__(self) -> None:
         demand_choices(self)
-        if not 1 <= self.target_token_num < float("inf"):
-            raise ValueError(f"target_token_num must be at least 1, got {self.target_token_num!r}")
-        if self.tau is not None and not 0 < self.tau <= 1:
-            raise ValueError(f"tau must be none or a share in (0, 1], got {self.tau!r}")
-        if self.probes < 1:
-            raise ValueError(f"probes must be at least 1, got {self.probes!r}")
+        finite = 1 <= self.target_token_num < float("inf")
+        demand(self, "target_token_num", finite, "at least 1")
+        ok = self.tau is None or 0 < self.tau <= 1
+        demand(self, "tau", ok, "none or a share in (0, 1]")
+        demand(self, "probes", self.probes >= 1, "at least 1")
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> ZipVLRun:
         """Raises ValueError for an image without text behind it, and a budget below the floor."""
@@ -83,9 +83,7 @@ class ZipVLRun(PrunerRun):
     def __init__(self, config: ZipVL, layout: TokenLayout, shape: DecoderShape) -> None:
         self.config = config
         self.positions = config.positions
-        for visual, tail in zip(layout.n_visual, layout.tail):
-            if visual and not tail:
-                raise ValueError("ZipVL needs text after the last image to probe its tokens with")
+        demand_text_behind(config.method, layout)
         free = config.tau is not None
         strict = config.budget_mode == "strict"
         # Only the published way of counting looks at what leaves the last layer.

@@ -89,7 +89,7 @@ def test_depths_are_scaled_to_the_shape(capsys) -> None:
     # Layer 2 of 4: 48 tokens enter two layers, (4 * 24 - 48) / 3 = 16 the others.
     assert result["rows"][0]["tokens_entering"] == (48 + 48 + 16 + 16) / 4
     assert main([*SMALL, *flags]) == 2
-    assert "layer must be below the number of layers, 4, got 16" in capsys.readouterr().err
+    assert "method topv cuts after 16 layers, but this decoder has 4" in capsys.readouterr().err
 
 
 @dataclass(frozen=True, kw_only=True)

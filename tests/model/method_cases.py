@@ -6,49 +6,156 @@ be reachable for one image in both ways of counting, and for two in the one that
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from itertools import chain, repeat
+from typing import Any, NamedTuple
 
 from llava import pruning
+
+LAYERS, PATCHES = 6, 16
+
+Runs = list[tuple[int, int]]
 
 
 class Case(NamedTuple):
     """One method with settings.
 
+    published, strict: what enters the layers of one image in the two ways of counting T, worked
+        out by hand, as (layers, tokens); None where the pruner depends on what the picture shows,
+        which has to come within a token of T. `strict` is left out where it is the same.
     merges: makes new tokens of several in the decoder or the tower, so that no full-length run with
         a mask equals it.
-    published: what the method's own way of counting T counts, tokens leaving or entering a layer.
-    slack: by how many tokens the mean of a sample may miss T in that way of counting.
     """
 
     method: str
     settings: dict[str, Any]
-    merges: bool
-    published: Literal["leaving", "entering"] = "leaving"
-    slack: float = 1.0
+    published: Runs | None
+    strict: Runs | None = None
+    merges: bool = False
 
     @property
     def pruner(self) -> pruning.Pruner:
         return pruning.build(self.method, **self.settings)
 
+    def entering(self, mode: str) -> list[int] | None:
+        """Visual tokens that enter each layer in `budget_mode` mode; None: see the class."""
+        runs = self.strict if mode == "strict" and self.strict else self.published
+        if runs is None:
+            return None
+        return list(chain.from_iterable(repeat(tokens, layers) for layers, tokens in runs))
+
     def __str__(self) -> str:
         return "-".join([self.method, *(f"{k}={v}" for k, v in self.settings.items())])
 
 
-CASES = [
-    Case("none", {}, False),
-    Case("no-image", {}, False),
-    Case("autoprune", {"target_token_num": 8, "x0": 3.0}, True),
-    Case("autoprune", {"target_token_num": 8, "x0": 3.0, "recycle_ratio": 0.0}, False),
-    Case("autoprune", {"target_token_num": 8, "x0": 3.0, "preset": "paper"}, False),
-    Case("random", {"target_token_num": 9, "seed": 1}, False),
-    Case("random", {"target_token_num": 9, "positions": "original"}, False),
-    Case("uniform-grid", {"target_token_num": 9}, False),
-    Case("uniform-grid", {"target_token_num": 20, "positions": "original"}, False),
-    Case("divprune", {"target_token_num": 9}, False),
-    Case("divprune", {"target_token_num": 9, "positions": "original"}, False),
-    Case("zipvl", {"target_token_num": 7}, False),
-    Case("zipvl", {"target_token_num": 7, "budget_mode": "strict", "positions": "compact"}, False),
-    Case("zipvl", {"tau": 0.9, "probes": 3}, False),
-    Case("topv", {"target_token_num": 8, "layer": 2}, False),
-    Case("topv", {"target_token_num": 7, "layer": 1, "positions": "compact"}, False),
-]
+def _nowhere() -> Iterator[Case]:
+    yield Case("none", {}, [(6, 16)])
+    yield Case("no-image", {}, [(6, 0)])
+
+
+def _by_attention_found() -> Iterator[Case]:
+    """Methods whose counts depend on the attention that they find."""
+    autoprune = {"target_token_num": 8, "x0": 3.0}
+    yield Case("autoprune", autoprune, None, merges=True)
+    yield Case("autoprune", {**autoprune, "recycle_ratio": 0.0}, None)
+    yield Case("autoprune", {**autoprune, "preset": "paper"}, None)
+    yield Case("zipvl", {"target_token_num": 7}, None)
+    strict = {"target_token_num": 7, "budget_mode": "strict", "positions": "compact"}
+    yield Case("zipvl", strict, None)
+    yield Case("zipvl", {"tau": 0.9, "probes": 3}, None)
+    yield Case("prumerge+", {"adaptive": True}, None, merges=True)
+
+
+def _once() -> Iterator[Case]:
+    """T tokens in all layers, in both ways of counting."""
+
+    def case(method: str, target: int, merges: bool = False, **settings: Any) -> Case:
+        settings = {"target_token_num": target, **settings}
+        return Case(method, settings, [(6, min(target, PATCHES))], merges=merges)
+
+    # Among the embeddings.
+    yield case("random", 9, seed=1)
+    yield case("random", 9, positions="original")
+    yield case("uniform-grid", 9)
+    yield case("uniform-grid", 20, positions="original")
+    yield case("divprune", 9)
+    yield case("divprune", 9, positions="original")
+    # In the tower. ToMe cannot merge the 16 patches below 6 in the 2 layers that run.
+    yield case("fastervlm", 9)
+    yield case("hired", 9)
+    yield case("vispruner", 9)
+    yield case("vispruner", 7, important_ratio=0.75)
+    yield case("tome", 13, merges=True)
+    yield case("tome", 12, merges=True, proportional_attention=False)
+    yield case("visionzip", 9, merges=True)
+    yield case("visionzip", 6, merges=True, contextual_ratio=0.5)
+    yield case("prumerge+", 9, merges=True)
+    yield case("prumerge+", 5, merges=True, plus=False, neighbours=4)
+
+
+def _one_cut() -> Iterator[Case]:
+    """Everything enters the first layers, and the same number the others.
+
+    6 T tokens enter in all; a cut after d layers leaves (6 T - 16 d) / (6 - d), or one layer more
+    where leaving ones count. Halves are rounded down.
+    """
+
+    def case(method: str, published: int, strict: int, depth: int, **settings: Any) -> Case:
+        counts = ([(depth, 16), (6 - depth, kept)] for kept in (published, strict))
+        return Case(method, settings, *counts)
+
+    # T are kept; strictly (42 - 32) / 4.
+    yield case("fastv", 7, 2, 2, target_token_num=7)
+    # (72 - 16) / 5 = 11.2 leave on average, 12 are enough; strictly (72 - 32) / 4.
+    leaving = {"query": "all", "published_count": "leaving"}
+    yield case("fastv", 12, 10, 2, target_token_num=12, **leaving)
+    # (78 - 32) / 4.
+    strict = {"target_token_num": 13, "budget_mode": "strict"}
+    yield case("fastv", 13, 11, 2, **strict, positions="compact")
+    # 4 pivots and 8 for each whole 8 of T.
+    yield case("dart", 12, 4, 2, target_token_num=8)
+    yield case("dart", 12, 11, 2, **strict)
+    # (48 - 16) / 5, at most; (48 - 32) / 4.
+    yield case("topv", 6, 4, 2, target_token_num=8, layer=2)
+    # 42 / 6; (42 - 16) / 5, at most.
+    yield case("topv", 7, 5, 1, target_token_num=7, layer=1, positions="compact")
+
+
+def _many_cuts() -> Iterator[Case]:
+    # 3 x 12 + 3 x 4 and 2 x 12 + 4 x 6 are 6 x 8.
+    vscan: dict[str, Any] = {"target_token_num": 8, "layer": 3, "windows": 2}
+    halves: Runs = [(3, 12), (3, 4)]
+    yield Case("vscan", vscan, halves, merges=True)
+    yield Case("vscan", {**vscan, "merge": False, "positions": "original"}, halves)
+    yield Case("vscan", {**vscan, "layer": 2, "merge": False}, [(2, 12), (4, 6)])
+
+    # 16 times 0.665, its square and cube are 10.6, 7.1 and 4.7; 16 + 10 + 2 x 7 + 2 x 4 = 48.
+    pdrop = {"target_token_num": 8, "stages": (1, 2, 4)}
+    powers: Runs = [(1, 16), (1, 10), (2, 7), (2, 4)]
+    yield Case("pdrop", pdrop, powers)
+    yield Case("pdrop", {**pdrop, "budget_mode": "strict"}, powers)
+    ratios = {"stages": (2, 4), "ratios": (0.5, 0.25), "positions": "original"}
+    yield Case("pdrop", ratios, [(2, 16), (2, 8), (2, 4)])
+
+    # Kept: a multiple of 300, 200, 110, rounded down, and one merged token after each cut. The best
+    # for T = 8 leaves 2 x 12 + 8 + 3 x 5 = 47 of 48 (the next 50), for T = 9 28 + 10 + 15 = 53
+    # of 54 (the next 56); entering in all 16 + 18 + 6 + 8 = 48, and 16 + 22 + 8 + 8 = 54.
+    def sparsevlm(target: int, published: Runs, strict: Runs, **more: Any) -> Case:
+        settings = {"target_token_num": target, "stages": (1, 3, 4), **more}
+        return Case("sparsevlm", settings, published, strict, merges="version" not in more)
+
+    after_8: Runs = [(1, 16), (2, 12), (1, 8), (2, 5)]
+    yield sparsevlm(8, after_8, [(1, 16), (2, 9), (1, 6), (2, 4)])
+    strict_9: Runs = [(1, 16), (2, 11), (1, 8), (2, 4)]
+    yield sparsevlm(9, [(1, 16), (2, 14), (1, 10), (2, 5)], strict_9, budget_mode="strict")
+    # The shape 300, 200, 118 and nothing merged: 24 + 8 + 15 = 47 leave, 16 + 20 + 6 + 6 = 48
+    # enter. 28 + 10 + 15 = 53 leave: 14 turns to 15 and 9 to 10 at the same multiple, and in
+    # floating point the 10 comes first. Of 54, 16 + 22 + 7 + 8 = 53 enter, and the second stage,
+    # of one layer, has room for one more.
+    plus = {"version": "plus"}
+    yield sparsevlm(8, after_8, [(1, 16), (2, 10), (1, 6), (2, 3)], **plus)
+    plus |= {"top_heads": 2, "budget_mode": "strict"}
+    yield sparsevlm(9, [(1, 16), (2, 14), (1, 10), (2, 5)], strict_9, **plus)
+
+
+CASES = [*_nowhere(), *_by_attention_found(), *_once(), *_one_cut(), *_many_cuts()]

@@ -32,26 +32,32 @@ def oracle(model, embeds: Tensor, kept: list[set[int]], positions: str) -> Tenso
 
 @torch.no_grad()
 def check_against_the_oracle(
-    model, chosen: pruning.Pruner, positions: str, images: int, steps: int = 4
+    model, chosen: pruning.Pruner, images: int, steps: int = 4
 ) -> SampleTrace:
-    """Compare a prefill and `steps` of decoding under `chosen`; returns the prefill's counts."""
+    """Compare a prefill and `steps` of decoding under `chosen`; returns the prefill's counts.
+
+    Patches that the vision tower did not hand over are masked in every layer of the oracle, and
+    those left have positions without gaps.
+    """
     ids, pixels = tiny.prompt(2, images=images), tiny.pixels(2, images)
     prompt = model.embed_prompt(ids[None], None, pixels, pruner=chosen)
+    whole = model.embed_prompt(ids[None], None, pixels)
     cache = PrunedCache(chosen, prompt.layout)
     out = model(inputs_embeds=prompt.embeds, past_key_values=cache, use_cache=True)
+    positions = "compact" if prompt.layout.n < whole.layout.n else cache.positions
 
     # Which positions of the sequence each layer saw, from the patches in the trace.
-    patch = prompt.layout.patch[0].tolist()
+    patch = whole.layout.patch[0].tolist()
     text = {i for i, p in enumerate(patch) if p == pruning.layout.TEXT}
     seen = [text | {patch.index(p) for p in patches} for patches in cache.trace.kept_patches(0)]
 
-    full = oracle(model, prompt.embeds, seen, positions)
+    full = oracle(model, whole.embeds, seen, positions)
     last = sorted(seen[-1])
     pruned = out.logits[0]
     torch.testing.assert_close(pruned, model.lm_head(full[last]), atol=1e-5, rtol=0)
 
     # Decode: every step against an oracle run over the whole sequence so far.
-    embeds = prompt.embeds
+    embeds = whole.embeds
     token = pruned[-1].argmax()
     for _ in range(steps):
         step = model(token[None, None], past_key_values=cache)

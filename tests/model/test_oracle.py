@@ -35,7 +35,7 @@ def model():
 @pytest.mark.parametrize("images", [1, 3])
 def test_prefill_and_decode_equal_the_oracle(model, positions, preselect, images) -> None:
     chosen = pruner(positions, preselect_ratio=preselect)
-    counts = check_against_the_oracle(model, chosen, positions, images).entering
+    counts = check_against_the_oracle(model, chosen, images).entering
     assert counts[0] == 16 * images and counts[-1] < counts[1] <= counts[0]
 
 
@@ -52,7 +52,7 @@ ABLATIONS = [
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("settings", ABLATIONS, ids=str)
 def test_ablations_equal_the_oracle(model, positions, settings) -> None:
-    counts = check_against_the_oracle(model, pruner(positions, **settings), positions, 2)
+    counts = check_against_the_oracle(model, pruner(positions, **settings), 2)
     assert counts.entering[0] == 32
     assert counts.entering[-1] < counts.entering[1] <= 32
 

@@ -89,7 +89,7 @@ def figures(pruner: StagedPruner) -> tuple[float, float, float, int]:
 
 
 class FixedAhead:
-    """What `Observation.ahead` gives, written down: rows of the next layer, the normed output."""
+    """What `Observation.ahead` gives, written down: rows of the next layer, the output normed."""
 
     def __init__(self, rows: torch.Tensor | None = None, normed: torch.Tensor | None = None):
         self._rows, self._normed = rows, normed
@@ -100,8 +100,7 @@ class FixedAhead:
     def final_norm(self) -> torch.Tensor:
         return self._normed
 
-    def next_norm(self) -> torch.Tensor:
-        raise AssertionError("nobody needs this")
+    next_norm = final_norm
 
 
 def kept(layout: TokenLayout, selection: Selection | None) -> list[list[int]]:

@@ -12,7 +12,7 @@ from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.topv import contributions, costs, with_recovered
 
-from .common import layout, vicuna
+from .common import FixedAhead, layout, vicuna
 
 LN3 = math.log(3)
 
@@ -105,18 +105,8 @@ def test_what_cannot_be_met_is_refused() -> None:
     # 2 * 576 and one token in each of 30 layers: 1182 / 32.
     with pytest.raises(ValueError, match=r"target_token_num 36 is below the floor of 36\.9375"):
         TopV(target_token_num=36, budget_mode="strict").start(layout(576), vicuna())
-    with pytest.raises(ValueError, match="layer must be below the number of layers, 4, got 4"):
+    with pytest.raises(ValueError, match="topv cuts after 4 layers, but this decoder has 4"):
         TopV(layer=4).start(layout(576), vicuna(4))
-
-
-class Normed:
-    """The norm of the next layer, made up."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        self.hidden = hidden
-
-    def next_norm(self) -> torch.Tensor:
-        return self.hidden / 2
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -142,7 +132,9 @@ def test_images_are_cut_once_each_on_its_own(layer) -> None:
     after = None
     for index in range(4):
         seen = hidden[index + 1]
-        selection = run.after_layer(Observation(index, tokens, seen, ahead=Normed(seen)))
+        selection = run.after_layer(
+            Observation(index, tokens, seen, ahead=FixedAhead(normed=seen / 2))
+        )
         assert (selection is not None) == (index == layer - 1)
         after = after if selection is None else tokens.select(selection)
     first = {10: 8, 8: 6}[kept]  # of 16 and 4 tokens: 6.4 and 1.6 of 8, the rest to the second

@@ -26,7 +26,7 @@ def recorded() -> PruneTrace:
     )
     trace = PruneTrace(first=layout, complexity=[{"mi": 0.5}, {}])
     trace.record(layout, 0, None, layout)
-    trace.record(layout, 2, selection, layout.select(selection))
+    trace.record(layout, 2, selection, layout.select(selection), ahead=5)
     return trace
 
 
@@ -37,10 +37,11 @@ def test_samples_count_what_entered_and_left_each_layer() -> None:
     assert pruned.leaving == [8, 5]
     assert pruned.pools == [0, 3]
     assert pruned.rows == [0, 2]
+    assert pruned.ahead == [0, 3], "of 5 rows those of its text behind the image"
     assert pruned.complexity == {"mi": 0.5}
     assert (text.n_visual, text.n_text) == (0, 5)
     assert text.entering == text.leaving == text.pools == [0, 0]
-    assert text.rows == [0, 0]
+    assert text.rows == text.ahead == [0, 0]
 
 
 def test_patches_that_stayed_and_that_were_merged() -> None:

@@ -102,13 +102,13 @@ def test_what_merging_costs() -> None:
     assert VisionZip().start(tokens, shape).scoring_flops() == [2 * 853632, 0]
 
 
-@pytest.mark.parametrize("count", range(8))
+@pytest.mark.parametrize("count", range(1, 8))
 def test_every_count_is_met_with_different_patches(count) -> None:
     for ratio in (0, 5 / 32, 0.5, 0.9):
         made = VisionZip(contextual_ratio=ratio).choose(image_of_eight(), 0, count)
         assert made.features.shape == (count, 2)
         assert len(set(made.patch.tolist())) == count
-        assert made.patch[:1].tolist() == [8][:count]
+        assert made.patch[0] == 8
 
 
 def test_half_precision_stays_and_ties_go_to_the_lower_index() -> None:

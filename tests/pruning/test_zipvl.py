@@ -111,7 +111,7 @@ def test_what_cannot_be_met_is_refused_with_the_floor() -> None:
 
 def test_an_image_at_the_end_cannot_be_probed() -> None:
     bare = TokenLayout.from_segments([[Segment(2), Segment(4, 0, torch.arange(4))]])
-    with pytest.raises(ValueError, match="ZipVL needs text after the last image"):
+    with pytest.raises(ValueError, match="zipvl needs text after the last image"):
         ZipVL().start(bare, vicuna(4))
 
 
