@@ -201,17 +201,14 @@ class AutoPruneRun(PrunerRun):
             self._schedule([0.0] * layout.batch)
 
     def rows(self, layer: int, layout: TokenLayout) -> int:
-        if not any(self.active) or not self._looks_at(layer):
-            return 0
-        return max(layout.tail)
+        return max(layout.tail) if any(self.needed_by(layer, layout)) else 0
 
-    def _looks_at(self, layer: int) -> bool:
-        config = self.config
-        if layer == 0 and config.needs_cls:
-            return True
+    def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
+        if layer == 0 and self.config.needs_cls:
+            return self.active
         if not self.plans:
-            return layer == config.mi_layer
-        return any(p is not None and p.keep[layer] < p.entering[layer] for p in self.plans)
+            return [active and layer == self.config.mi_layer for active in self.active]
+        return [p is not None and p.keep[layer] < p.entering[layer] for p in self.plans]
 
     def after_layer(self, observation: Observation) -> Selection | None:
         layer, layout = observation.layer, observation.layout

@@ -87,6 +87,11 @@ class PrunerRun:
         """How many of the last tokens to measure attention rows for in `layer`; 0 for none."""
         return 0
 
+    def needed_by(self, layer: int, layout: TokenLayout) -> Sequence[bool]:
+        """Which samples the rows of `layer`, or of the next, are for. A batch measures them of all;
+        the others are not charged for it."""
+        return [True] * layout.batch
+
     def after_layer(self, observation: Observation) -> Selection | None:
         """Choose among the tokens that entered the layer, after it ran."""
         return None

@@ -195,16 +195,16 @@ class StagedRun(PrunerRun, abc.ABC):
         return self._flops
 
     def rows(self, layer: int, layout: TokenLayout) -> int:
-        return self.rows_at_cut(layout) if any(self._drops(layer, layout)) else 0
+        return self.rows_at_cut(layout) if any(self.needed_by(layer, layout)) else 0
 
-    def _drops(self, layer: int, layout: TokenLayout) -> list[bool]:
+    def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
         return [
             layer in plan and plan[layer].keep < n for plan, n in zip(self.plans, layout.n_visual)
         ]
 
     def after_layer(self, observation: Observation) -> Selection | None:
         layer, layout = observation.layer, observation.layout
-        drops = self._drops(layer, layout)
+        drops = self.needed_by(layer, layout)
         if not any(drops):
             return None
         for i, dropping in enumerate(drops):

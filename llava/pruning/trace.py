@@ -6,6 +6,7 @@ keeping a trace costs the prefill nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,15 +57,19 @@ class PruneTrace:
         selection: Selection | None,
         after: TokenLayout,
         ahead: int = 0,
+        needed: Sequence[bool] | None = None,
     ) -> None:
         """Add a layer: what entered it, rows measured in it and in the next, what was chosen.
 
-        A batch measures as many rows of each sample. A sample is charged for those of its text
-        behind an image, also where only another sample needed them, and for none without an image.
+        A sample is charged for the rows of its own text behind an image, and only where it is one
+        of those that needed them (None: all are).
         """
+        tails = layout.tail
+        if needed is not None:
+            tails = [tail if own else 0 for tail, own in zip(tails, needed, strict=True)]
         self.entered.append(layout)
-        self.rows.append(tuple(min(rows, tail) for tail in layout.tail))
-        self.ahead.append(tuple(min(ahead, tail) for tail in layout.tail))
+        self.rows.append(tuple(min(rows, tail) for tail in tails))
+        self.ahead.append(tuple(min(ahead, tail) for tail in tails))
         self.selections.append(selection)
         self.last = after
 

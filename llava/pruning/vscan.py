@@ -160,6 +160,9 @@ class VScanRun(PrunerRun):
         selection = keep_top(layout, chosen, self.first)
         return pool_into(layout, selection, goes_to) if self.config.merge else selection
 
+    def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
+        return [keep < n for keep, n in zip(self.second, layout.n_visual)]
+
     def after_layer(self, observation: Observation) -> Selection | None:
         """Stage 2."""
         if observation.layer != self.config.layer - 1 or not self.reduces:

@@ -110,6 +110,9 @@ class ZipVLRun(PrunerRun):
             return 0
         return min(max(layout.tail), self.config.probes)
 
+    def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
+        return self.active
+
     def after_layer(self, observation: Observation) -> Selection | None:
         """Waits for the device: after every layer with `tau`, otherwise after layer 0 only."""
         if observation.rows is None:

@@ -77,7 +77,11 @@ DEMO = (
         **{"turns": 14, "lists": 0.2, "length": 340, "visual": 72, "tower": 0},
     ),
     Stage(
-        *("answer from all patches", 80, 8, _PICTURE, _PICTURE, 5e-4),
-        **{"turns": 14, "lists": 0.2, "length": 340, "tower": 0, "warmup": 10},
+        *("answer still more questions", 480, 8, _PICTURE, _PICTURE, 1.5e-3),
+        **{"turns": 14, "lists": 0.1, "length": 340, "visual": 72, "tower": 0},
+    ),
+    Stage(
+        *("answer from all patches", 360, 8, _FEW, _PICTURE, 1.5e-3),
+        **{"turns": 14, "lists": 0.1, "length": 300, "tower": 0, "ramp": 0.7},
     ),
 )

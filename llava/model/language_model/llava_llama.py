@@ -144,6 +144,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
                 valid = layout.valid if layout.padded else None
                 mask = causal_mask(backend, valid, layout.n, layout.n, hidden)
             count = run.rows(index, layout) if cache is not None else 0
+            needed = run.needed_by(index, layout)
             with kept_queries(layer) if count else nullcontext([]) as queries:
                 hidden = layer(
                     hidden,
@@ -171,7 +172,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
                 hidden = apply(selection, hidden)
                 layout = before.select(selection)
                 rope = None
-            cache.trace.record(before, count, selection, layout, ahead.asked)
+            cache.trace.record(before, count, selection, layout, ahead.asked, needed)
         if cache is not None:
             cache.trace.complexity, cache.trace.scoring = run.complexity(), run.scoring_flops()
         return hidden
