@@ -133,7 +133,8 @@ def make_batch(scenes: Sequence[Scene], turns: Turns | None, visual: int | None 
 def choose_patches(weight: torch.Tensor, count: int | None, seed: int) -> torch.Tensor:
     """Sorted indices (n,) of `count` patches, about equally many from each item and the ground.
 
-    A decoder learns from an eighth of the patches nearly what it learns from all, in half the time.
+    Steps on an eighth of the patches take half the time. What a decoder learns from them carries
+    over to all only after a stage that shows all (EVAL.md has the numbers).
     """
     if count is None or count >= len(weight):
         return torch.arange(len(weight))

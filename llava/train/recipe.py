@@ -1,10 +1,10 @@
 """The stages of training, from easy to the benchmarks' own scenes, as data.
 
 First the tower alone learns to see small windows under dense labels (cheap: no decoder), then whole
-pictures; then, with the tower held still, the decoder learns to describe them and to answer from an
-eighth of their patches. A window keeps its items' true size and its place in the position table,
-and so does a patch, so that what is learned there carries over: validation is on whole pictures
-(576 visual tokens).
+pictures; then, with the tower held still, the decoder learns to describe them and to answer, from
+an eighth of their patches and then from all. A window keeps its items' true size and its place in
+the position table, so that what is learned there carries over. Validation is on whole pictures (576
+visual tokens).
 """
 
 from __future__ import annotations
@@ -83,5 +83,9 @@ DEMO = (
     Stage(
         *("answer from all patches", 360, 8, _FEW, _PICTURE, 1.5e-3),
         **{"turns": 14, "lists": 0.1, "length": 300, "tower": 0, "ramp": 0.7},
+    ),
+    Stage(
+        *("answer more from all patches", 420, 8, _FEW, _PICTURE, 1.5e-3),
+        **{"turns": 14, "lists": 0.0, "length": 300, "tower": 0, "ramp": 0.7},
     ),
 )
