@@ -84,6 +84,9 @@ def series(table: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
     return sorted(drawn, key=lambda one: order.index(one.kind)), left_out
 
 
+_MARKERS = "osD^v"
+
+
 def figure(drawn: Sequence[Series], title: str) -> Figure:
     """Two panels, tokens and FLOPs on the abscissa.
 
@@ -105,7 +108,9 @@ def figure(drawn: Sequence[Series], title: str) -> Figure:
         ("visual tokens entering a layer, mean", "prefill FLOPs, % of the unpruned model"),
     ):
         for number, one in enumerate(drawn):
-            _draw(axes, one, [getattr(point, name) for point in one.points], f"C{number}")
+            # after ten colours the next marker tells lines of the same colour apart
+            look = f"C{number % 10}", _MARKERS[number // 10 % len(_MARKERS)]
+            _draw(axes, one, [getattr(point, name) for point in one.points], *look)
         axes.set_xlabel(heading)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, % of the best")
@@ -151,14 +156,14 @@ def main(
     return 0
 
 
-def _draw(axes: Any, one: Series, x: Sequence[float], colour: str) -> None:
+def _draw(axes: Any, one: Series, x: Sequence[float], colour: str, marker: str) -> None:
     y = [point.accuracy for point in one.points]
     if one.kind == "level":
         axes.axhline(y[0], color=colour, linestyle=":", linewidth=1)
         axes.plot(x, y, color=colour, marker="*", linestyle="none", label=one.label)
         return
     style = "--" if one.kind == "floor" else "-"
-    axes.plot(x, y, color=colour, marker="o", linestyle=style, label=one.label)
+    axes.plot(x, y, color=colour, marker=marker, linestyle=style, label=one.label)
 
 
 def _kind(method: str) -> Kind:
