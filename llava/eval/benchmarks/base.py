@@ -70,11 +70,19 @@ def require_complete(
         )
 
 
-def existing(path: Path, source: str) -> Path:
-    """The file `path`; raises a FileNotFoundError that ends in its `source` if there is none."""
+def existing(path: Path, source: str, what: str = "") -> Path:
+    """The file `path`; raises a FileNotFoundError that ends in its `source` if there is none.
+
+    `what` it is begins the message, with a space behind it.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: {source}")
+        raise FileNotFoundError(f"{what}{path} not found: {source}")
     return path
+
+
+def existing_annotations(path: Path, source: str) -> Path:
+    """`existing`, for a file of annotations."""
+    return existing(path, source, "Annotation file ")
 
 
 def require_fields(answer: dict[str, Any], *names: str) -> None:

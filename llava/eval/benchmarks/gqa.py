@@ -18,7 +18,7 @@ from typing import Any
 
 from ..questions import QuestionFile
 from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
-from .base import Benchmark, require_complete
+from .base import Benchmark, existing, existing_annotations, require_complete
 
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
 ANNOTATIONS = "data/testdev_balanced_questions.json"
@@ -57,9 +57,7 @@ def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> Que
         FileNotFoundError: no question file; says where it comes from.
         ValueError: a malformed file, a wrong chunk.
     """
-    path = folder / QUESTIONS
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: it is in gqa/ of LLaVA's eval.zip.")
+    path = existing(folder / QUESTIONS, "it is in gqa/ of LLaVA's eval.zip.")
     return QuestionFile(path, num_chunks, chunk_idx)
 
 
@@ -70,11 +68,9 @@ def load_annotations(path: Path) -> dict[str, Annotation]:
         FileNotFoundError: no such file; says where it comes from.
         ValueError: not GQA questions with answers and types, or none of them is balanced.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Annotation file {path} not found: testdev_balanced_questions.json is in the "
-            f"questions of GQA 1.2 (gqadataset.org)."
-        )
+    existing_annotations(
+        path, "testdev_balanced_questions.json is in the questions of GQA 1.2 (gqadataset.org)."
+    )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         annotations = {key: _read(entry) for key, entry in entries.items() if entry["isBalanced"]}

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..answer_normaliser import REFERENCES, normalise, soft_accuracies
 from ..questions import QuestionFile
-from .base import Benchmark, require_complete, require_fields
+from .base import Benchmark, existing, existing_annotations, require_complete, require_fields
 
 NAME = "textvqa"
 NAME_NO_OCR = "textvqa-noocr"
@@ -91,10 +91,7 @@ def load_annotations(path: Path) -> dict[Key, list[str]]:
         FileNotFoundError: no such file; says where it comes from.
         ValueError: not TextVQA annotations with ten answers each, or a question is there twice.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Annotation file {path} not found: TextVQA_0.5.1_val.json comes from textvqa.org."
-        )
+    existing_annotations(path, "TextVQA_0.5.1_val.json comes from textvqa.org.")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["data"]
         keyed = [((str(e["image_id"]), e["question"].lower()), e["answers"]) for e in entries]
@@ -172,9 +169,7 @@ def load_questions(
         FileNotFoundError: no such question file; says where it comes from.
         ValueError: a malformed file, a wrong chunk.
     """
-    path = folder / file
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: {_SOURCES[file]}")
+    path = existing(folder / file, _SOURCES[file])
     return QuestionFile(path, num_chunks, chunk_idx)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from ..answer_normaliser import REFERENCES, normalise, soft_accuracies
 from ..questions import Question, QuestionFile
 from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
-from .base import Benchmark, require_complete, require_fields
+from .base import Benchmark, existing_annotations, require_complete, require_fields
 
 NAME = "vizwiz"
 QUESTIONS = "llava_val.jsonl"
@@ -69,11 +69,9 @@ def load_annotations(path: Path) -> dict[str, Annotation]:
         FileNotFoundError: no such file; says where it comes from.
         ValueError: not VizWiz annotations with ten answers each, or an image is there twice.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Annotation file {path} not found: val.json is in Annotations.zip of VizWiz-VQA "
-            f"(vizwiz.org). {_SERVER}"
-        )
+    existing_annotations(
+        path, f"val.json is in Annotations.zip of VizWiz-VQA (vizwiz.org). {_SERVER}"
+    )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         keyed = [(entry["image"], _read(entry)) for entry in entries]

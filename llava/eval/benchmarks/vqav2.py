@@ -28,7 +28,7 @@ from typing import Any
 from ..answer_normaliser import REFERENCES, normalise, normalise_official
 from ..questions import QuestionFile, parse_question
 from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
-from .base import Benchmark, require_complete
+from .base import Benchmark, existing_annotations, require_complete
 
 QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
@@ -66,11 +66,7 @@ def load_annotations(path: Path) -> dict[str, Annotation]:
         FileNotFoundError: no such file; says where it comes from.
         ValueError: not VQA annotations with ten answers each, or a question is there twice.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Annotation file {path} not found: v2_mscoco_val2014_annotations.json comes from "
-            f"visualqa.org."
-        )
+    existing_annotations(path, "v2_mscoco_val2014_annotations.json comes from visualqa.org.")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["annotations"]
         keyed = [(str(entry["question_id"]), _read(entry)) for entry in entries]
