@@ -23,13 +23,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from llava.anyres import read_pinpoints, select_best_resolution, views
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import image_prompt, without_image_tokens
 
 CLIP_IMAGE_SIZE = 336
 
 # Names under which checkpoints of any age describe the same resize, crop and normalisation.
-_CLIP_PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
+_CLIP_PROCESSORS = (
+    *("CLIPImageProcessor", "CLIPFeatureExtractor"),
+    *("LlavaImageProcessor", "LlavaNextImageProcessor"),
+)
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -65,42 +69,61 @@ def expand2square(image: Image.Image, background_color: tuple[int, int, int]) ->
     return square
 
 
-def process_images(images: Sequence[Image.Image], image_processor: Any, model_cfg: Any) -> Tensor:
-    """Turn pictures of any mode and size into the pixels a LLaVA-1.5 checkpoint was trained on.
+def process_images(
+    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+) -> Tensor | list[Tensor]:
+    """Turn pictures of any mode and size into the pixels a LLaVA checkpoint was trained on.
 
     Args:
         images: PIL images, at least one.
         image_processor: a CLIP image processor, see `load_image_processor`.
-        model_cfg: its `image_aspect_ratio` decides: `pad` pads to a square; `square`, None or no
-            such attribute resizes the short side and crops the centre, losing the ends.
+        model_cfg: its `image_aspect_ratio` decides: `pad` pads to a square; `anyres` tiles, see
+            `llava.anyres`, with its `image_grid_pinpoints`; `square`, None or no such attribute
+            resizes the short side and crops the centre, losing the ends.
 
     Returns:
-        float32 tensor (n, 3, h, w).
+        float32 tensor (n, 3, h, w). With `anyres` (n, views, 3, h, w), or a list of n tensors
+        (views, 3, h, w) where pictures differ in the number of views.
 
     Raises:
-        NotImplementedError: `anyres`, the tiling of LLaVA-1.6.
-        ValueError: no image, or an `image_aspect_ratio` unknown to LLaVA.
+        ValueError: no image, or an `image_aspect_ratio` unknown to LLaVA-1.5 and 1.6.
     """
     if len(images) == 0:
         raise ValueError("process_images needs at least one image, got an empty list")
     pictures = [image.convert("RGB") for image in images]
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    if aspect_ratio == "anyres":
+        return _anyres(pictures, image_processor, model_cfg)
     if aspect_ratio == "pad":
         background = tuple(int(mean * 255) for mean in image_processor.image_mean)
         pictures = [expand2square(picture, background) for picture in pictures]
-    elif aspect_ratio == "anyres":
-        raise NotImplementedError(
-            "image_aspect_ratio='anyres' is the tiling of LLaVA-1.6, which is not supported: "
-            "use a LLaVA-1.5 checkpoint (image_aspect_ratio='pad')"
-        )
     elif aspect_ratio not in (None, "square"):
         raise ValueError(
-            f"expected image_aspect_ratio 'pad', 'square' or None, got {aspect_ratio!r}: "
-            "correct it in the checkpoint's config.json"
+            f"expected image_aspect_ratio 'pad', 'anyres', 'square' or None, got "
+            f"{aspect_ratio!r}: correct it in the checkpoint's config.json"
         )
+    return _clip(pictures, image_processor)
+
+
+def _clip(pictures: list[Image.Image], image_processor: Any) -> Tensor:
     # Said outright, because some releases take a picture three pixels high for channels-first.
     pixels = image_processor(pictures, return_tensors="pt", input_data_format="channels_last")
     return pixels["pixel_values"]
+
+
+def _anyres(
+    pictures: list[Image.Image], image_processor: Any, model_cfg: Any
+) -> Tensor | list[Tensor]:
+    tile = image_processor.crop_size["height"]
+    pinpoints = read_pinpoints(
+        getattr(model_cfg, "image_grid_pinpoints", None), tile, "config.json"
+    )
+    reading = getattr(model_cfg, "anyres_reading", "llava")
+    made = []
+    for picture in pictures:
+        canvas = select_best_resolution(picture.size, pinpoints, reading)
+        made.append(_clip(views(picture, canvas, tile), image_processor))
+    return torch.stack(made) if len({len(pixels) for pixels in made}) == 1 else made
 
 
 def letterbox_mask(image_size: tuple[int, int], grid: int) -> Tensor:
@@ -149,7 +172,8 @@ def tokenizer_image_token(
     """Token ids of a prompt, with one placeholder for each literal `<image>` in it.
 
     The text between the images is tokenised chunk by chunk, as in training: each chunk gets
-    SentencePiece's prefix space of its own, and only the first keeps its BOS.
+    SentencePiece's prefix space of its own, and only the first keeps its BOS. A tokenizer that
+    encodes whole prompts, placeholders and all (`HfTokenizer`), does so.
 
     Returns:
         list of ids, or a long tensor (n,) for `return_tensors="pt"`.
@@ -161,6 +185,10 @@ def tokenizer_image_token(
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")
+    if hasattr(tokenizer, "encode_prompt"):
+        ids = [image_token_index if i == IMAGE_TOKEN_INDEX else i
+               for i in tokenizer.encode_prompt(prompt)]  # fmt: skip
+        return ids if return_tensors is None else torch.tensor(ids, dtype=torch.long)
     chunks = [list(tokenizer(chunk).input_ids) for chunk in prompt.split(DEFAULT_IMAGE_TOKEN)]
     ids = chunks[0]
     bos = 1 if ids and ids[0] == tokenizer.bos_token_id else 0
@@ -189,7 +217,9 @@ def ask(
     inputs: dict[str, Any] = {"inputs": ids[None].to(model.device)}
     if images:
         pixels = process_images(images, image_processor, model.config)
-        inputs["images"] = pixels.to(model.device, model.dtype)
+        there = {"device": model.device, "dtype": model.dtype}
+        tiled = isinstance(pixels, list)
+        inputs["images"] = [one.to(**there) for one in pixels] if tiled else pixels.to(**there)
         inputs["image_sizes"] = [image.size for image in images]
     return inputs
 
@@ -272,7 +302,7 @@ def load_image_processor(folder: str | Path) -> Any:
     kind = config.get("image_processor_type") or config.get("feature_extractor_type")
     if kind and kind.removesuffix("Fast").removesuffix("Pil") not in _CLIP_PROCESSORS:
         raise ValueError(
-            f"{path}: expected one of {', '.join(_CLIP_PROCESSORS)}, got {kind}; LLaVA-1.5 sees "
+            f"{path}: expected one of {', '.join(_CLIP_PROCESSORS)}, got {kind}; LLaVA sees "
             "through CLIP, take this file from the checkpoint's vision tower"
         )
     # Padding, if any, is decided by the model's config (see process_images).

@@ -29,7 +29,7 @@ evaluate() {
         --image-folder "$IMAGES" \
         --answers-file "$ANSWERS" \
         --conv-mode vicuna_v1 --temperature 0 \
-        --visual-token-num "$visual" --target-token-num "$TOKENS" \
+        --visual-token-num "$visual" "${BUDGET[@]}" \
         --x0 14.9 --k0 0.4 --gamma 0.2 ${DEPTHS[@]+"${DEPTHS[@]}"} \
         ${PROMPT[@]+"${PROMPT[@]}"} \
         ${FLAGS[@]+"${FLAGS[@]}"}

@@ -10,21 +10,23 @@ from_caller() {
     if [[ $1 != /* && -e $CALLER/$1 ]]; then echo "$CALLER/$1"; else echo "$1"; fi
 }
 
-# setup FOLDER CHECKPOINT TOKENS [flags]: sets TOKENS, METHOD, CHUNKS, CHUNK, FLAGS, PYTHON,
+# setup FOLDER CHECKPOINT TOKENS [flags]: sets TOKENS, BUDGET (its flag), METHOD, CHUNKS, CHUNK, FLAGS, PYTHON,
 # MODEL_PATH, CKPT and DATA, and ANSWERS, QUESTIONS and IMAGES, which stay empty unless given. FLAGS
 # may be empty, which bash 3 takes for unset: pass it on as ${FLAGS[@]+"${FLAGS[@]}"}.
 setup() {
     local folder=$1 checkpoint=$2
     shift 2
-    if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+    if [[ ! ${1:-} =~ ^([1-9][0-9]*|0?\.[0-9]*[1-9][0-9]*)$ ]]; then
         cat >&2 <<EOF
 usage: bash $0 TOKENS [flags of the answering program, see llava.eval.model_vqa_loader]
-TOKENS is how many visual tokens to keep in each layer on average, a positive whole number${1:+; got "$1"}.
+TOKENS is how many visual tokens to keep in each layer on average, a positive whole number, or the
+share of those that the picture has, such as 0.1${1:+; got "$1"}.
 Environment: MODEL_PATH (checkpoint), DATA (folder of the benchmark), PYTHON.
 EOF
         exit 2
     fi
-    TOKENS=$1
+    TOKENS=$1 BUDGET=(--target-token-num "$1")
+    [[ $TOKENS != *.* ]] || BUDGET=(--target-fraction "$1")
     shift
     METHOD=autoprune CHUNKS=1 CHUNK=0 ANSWERS="" QUESTIONS="" IMAGES="" FLAGS=()
     while (($#)); do

@@ -44,8 +44,7 @@ def config(layers: int = 6, kv_heads: int = 4, attn: str = "sdpa", image_size: i
         mm_vision_tower="vision_tower",
         mm_hidden_size=32,
         mm_vision_config=vision_config(image_size),
-        image_aspect_ratio="pad",
-        **extra,
+        **{"image_aspect_ratio": "pad", **extra},
     )
     made._attn_implementation = attn
     return made

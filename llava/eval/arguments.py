@@ -6,6 +6,7 @@ import argparse
 from dataclasses import MISSING, fields
 from typing import Any
 
+from llava.anyres import MERGE_TYPES, READINGS
 from llava.conversation import conv_templates
 
 from .settings import RunSettings
@@ -27,6 +28,16 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model-path", required=True, help="checkpoint folder")
     group.add_argument("--model-base", help="base checkpoint, for projector-only checkpoints")
     group.add_argument("--vision-tower", help="CLIP folder instead of the one the config names")
+    group.add_argument(
+        "--merge-type",
+        choices=MERGE_TYPES,
+        help="LLaVA-1.6: order of the tiles' tokens, in place of the checkpoint's own",
+    )
+    group.add_argument(
+        "--processing",
+        choices=READINGS,
+        help="prepare pictures and prompts as LLaVA does, or as llava-hf's processors do",
+    )
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:

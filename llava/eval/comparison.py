@@ -20,9 +20,10 @@ from llava.pruning import METHODS
 from llava.pruning.autoprune import PRESETS, AutoPrune
 
 from .results import Result
+from .settings import OLDER
 
 _CURVE = ("x0", "k0", "gamma", "beta")
-_BUDGETS = ("target_flops", "target_kv", "target_token_num")
+_BUDGETS = ("target_fraction", "target_flops", "target_kv", "target_token_num")
 _SEED = "seed"
 
 
@@ -147,7 +148,10 @@ def settings_of(pruner: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(result: Result) -> str:
-    pruner = {k: v for k, v in result.pruner.items() if k != _SEED}
+    method = METHODS.get(result.pruner["method"])
+    # An older record does not name every setting.
+    defaults = {field.name: field.default for field in fields(method)} if method else {}
+    pruner = {k: v for k, v in (defaults | dict(result.pruner)).items() if k != _SEED}
     return json.dumps(pruner, sort_keys=True)
 
 
@@ -214,6 +218,7 @@ def _made_with(results: Sequence[Result]) -> dict[str, list[str]]:
     for result in results:
         settings, record = result.settings, result.record
         made.setdefault("model", {})[Path(settings["model_path"]).name] = None
+        made.setdefault("merge_type", {})[settings.get("merge_type", OLDER["merge_type"])] = None
         for name in ("dtype", "batch_size"):
             made.setdefault(name, {})[str(settings.get(name))] = None
         for where in [*record.get("earlier_environments", []), record.get("environment") or {}]:

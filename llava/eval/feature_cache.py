@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,23 +80,27 @@ class FeatureCache(nn.Module):
     def prepare(
         self, images: Sequence[Tensor], keys: Sequence[bytes], probe: Sequence[int] = ()
     ) -> None:
-        """Have the features of these images (3, h, w) ready; `keys` are their `pixel_key`s.
+        """Have the features of these images ready; `keys` are their `pixel_key`s.
 
+        images: (3, h, w) each, or (views, 3, h, w) of a model that tiles them.
         probe: layers that will be asked for.
         """
         if not images:
             self._ready = None
             return
-        pixels = torch.stack(list(images))
+        views = [image if image.dim() == 4 else image[None] for image in images]
+        pixels = torch.cat(views)
         found = {key: kept for key in keys if (kept := self._kept.get(key)) is not None}
         known = {key: kept for key, kept in found.items() if kept.probes.keys() >= set(probe)}
         unknown = {key: i for i, key in enumerate(keys) if key not in known}
         if unknown:
             earlier = {layer for key in unknown if key in found for layer in found[key].probes}
-            fresh = self.tower(pixels[list(unknown.values())], probe=sorted({*probe, *earlier}))
+            new = [views[i] for i in unknown.values()]
+            fresh = self.tower(torch.cat(new), probe=sorted({*probe, *earlier}))
             self.encoded += len(unknown)
-            for i, key in enumerate(unknown):
-                known[key] = _on_host(fresh, i)
+            ends = accumulate(map(len, new))
+            for key, own, end in zip(unknown, new, ends):
+                known[key] = _on_host(fresh, slice(end - len(own), end))
                 self._keep(key, known[key])
         rows = [known[key] for key in keys]
         device = pixels.device
@@ -114,7 +119,7 @@ class FeatureCache(nn.Module):
         self._ready = pixels, features
 
     def forward(self, images: Tensor, probe: Sequence[int] = ()) -> VisionFeatures:
-        """What the tower gives for `images` (images, 3, h, w), without it if they are prepared."""
+        """What the tower gives for `images` (views, 3, h, w), without it if they are prepared."""
         if self._ready is not None:
             pixels, features = self._ready
             # Comparing costs far less than any mistake about which images these are.
@@ -140,11 +145,11 @@ class FeatureCache(nn.Module):
             self.dropped += 1
 
 
-def _on_host(features: VisionFeatures, i: int) -> VisionFeatures:
+def _on_host(features: VisionFeatures, views: slice) -> VisionFeatures:
     """The features of one image, as copies that do not keep those of the others alive."""
 
     def own(tensor: Tensor) -> Tensor:
-        return tensor[i : i + 1].to("cpu", copy=True)
+        return tensor[views].to("cpu", copy=True)
 
     probes = {layer: Probe(own(p.query), own(p.keys)) for layer, p in features.probes.items()}
     return VisionFeatures(own(features.patches), own(features.token), features.ran, probes)

@@ -26,8 +26,9 @@ from .questions import Question
 class LoadedQuestion:
     """A question ready for the model.
 
-    `pixels` is (3, height, width), None for text-only questions; `size` the original (width,
-    height). `error` says why there are no pixels although there should be.
+    `pixels` is (3, height, width), or (views, 3, height, width) of a model that tiles; None for
+    text-only questions; `size` the original (width, height). `error` says why there are no pixels
+    although there should be.
     """
 
     position: int

@@ -38,6 +38,8 @@ def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
         attn_implementation=settings.attn_implementation,
         load_8bit=settings.load_8bit,
         load_4bit=settings.load_4bit,
+        merge_type=settings.merge_type,
+        processing=settings.processing,
     )
     return tokenizer, model, image_processor
 
@@ -84,7 +86,8 @@ def decoder_layers(model_path: str) -> int:
     Raises:
         ValueError, OSError: no LLaVA checkpoint; says which.
     """
-    from llava.model.reading import detect_format, from_hf, resolve
+    from llava.model.config_json import detect_format, from_hf
+    from llava.model.reading import resolve
     from llava.model.weights import read_json
 
     folder = resolve(model_path)
@@ -108,5 +111,5 @@ def _warm_up(model: Any) -> None:
 _WARM_UP_TEXT = 60  # tokens, about a question's
 _OF_THE_MODEL = (
     *("model_path", "model_base", "vision_tower", "device", "dtype", "attn_implementation"),
-    *("load_8bit", "load_4bit", "feature_cache_gb"),
+    *("load_8bit", "load_4bit", "feature_cache_gb", "merge_type", "processing"),
 )

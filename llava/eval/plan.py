@@ -70,7 +70,7 @@ def _parse(spec: str, flags: Mapping[str, float | None]) -> list[PlannedRun]:
     if parts["budgets"] is not None:
         if _BUDGET not in {field.name for field in fields(METHODS[method])}:
             raise ValueError(f"method {method} takes no budget")
-        if both := own.keys() & {_BUDGET, "target_flops", "target_kv"}:
+        if both := own.keys() & {_BUDGET, "target_fraction", "target_flops", "target_kv"}:
             raise ValueError(f"give the budget or {both.pop()}, not both")
         budgets = [_number(text) for text in parts["budgets"].split(",")]
     return [

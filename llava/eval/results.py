@@ -12,6 +12,7 @@ from .benchmarks.base import Benchmark
 from .linefile import read_lines
 from .record import COMPLETE, RECORD, read_record
 from .scoring import in_file
+from .settings import OLDER
 
 # How many answers or questions a metric is a mean of, where it is not every answer.
 _COUNTED_BY = {"img_accuracy": "img_samples", "circular": "questions"}
@@ -104,6 +105,7 @@ def require_comparable(results: Sequence[Result]) -> None:
     for name in (
         *("model_path", "model_base", "vision_tower", "load_4bit", "load_8bit", "dtype"),
         *("conv_mode", "visual_token_num", "temperature", "top_p", "num_beams"),
+        *("merge_type", "processing"),
     ):
         _require_same(results, name)
     by_benchmark: dict[str, list[Result]] = {}
@@ -117,7 +119,7 @@ def require_comparable(results: Sequence[Result]) -> None:
 def _require_same(results: Iterable[Result], name: str) -> None:
     first: dict[str, Result] = {}
     for result in results:
-        first.setdefault(json.dumps(result.settings.get(name)), result)
+        first.setdefault(json.dumps(result.settings.get(name, OLDER.get(name))), result)
     if len(first) > 1:
         shown = "; ".join(f"{value} in {result.answers_file}" for value, result in first.items())
         raise ValueError(f"these runs cannot stand in one table, their {name} differs: {shown}")

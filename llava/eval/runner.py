@@ -120,7 +120,9 @@ class Session:
                 *(self._questions, self._pending, self._settings.image_folder),
                 *(image_processor, model.config),
             )
-            resolved = replace(self._settings, dtype=str(model.dtype).removeprefix("torch."))
+            merged = getattr(model.config, "mm_patch_merge_type", None) or "flat"
+            named = str(model.dtype).removeprefix("torch.")
+            resolved = replace(self._settings, dtype=named, merge_type=merged)
             self._record.begin(resolved.to_dict(self._questions.sha256), environment(model.device))
         except BaseException:
             self._answers.close()

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+#: What older versions always did and their records do not name.
+OLDER = {"merge_type": "flat", "processing": "llava", "pruner.budget_per": "sample"}
+
 # Where the files lie and how the work is spread changes no answer.
 _FREE = frozenset({"question_file", "image_folder", "answers_file", "device", "num_workers"})
 
@@ -15,6 +18,9 @@ _FREE = frozenset({"question_file", "image_folder", "answers_file", "device", "n
 class RunSettings:
     """One evaluation run; the command line builds it and repeats no default.
 
+    `merge_type` is that of a model that tiles pictures, None for the checkpoint's own; the record
+    of a run names the one that was used. `processing` "llava-hf" prepares pictures and prompts as
+    llava-hf does, see `load_pretrained_model`.
     `pruner` is a config of `llava.pruning`, None for the dense model. `visual_token_num` bounds
     the tokens that the vision tower hands over, None for all. `temperature` 0 decodes greedily.
     `device` None is the best one there is, `dtype` "auto" the model builder's choice. `limit` says
@@ -35,6 +41,8 @@ class RunSettings:
     load_8bit: bool = False
     dtype: str = "auto"
     attn_implementation: str = "sdpa"
+    merge_type: str | None = None
+    processing: str = "llava"
     conv_mode: str = "vicuna_v1"
     visual_token_num: int | None = None
     pruner: Any = None
@@ -118,12 +126,14 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Name each setting that decides the answers and differs, with both values.
 
-    `dtype` "auto" is not known before the model is loaded and then differs from nothing.
+    `dtype` "auto" and `merge_type` None are not known before the model is loaded and then differ
+    from nothing. What an older record does not name had the value of `OLDER`.
     """
-    before, after = decisive(old), decisive(new)
+    before, after = OLDER | decisive(old), decisive(new)
+    unknown = {"dtype": "auto", "merge_type": None}
     result = []
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name), after.get(name)
-        if was != now and not (name == "dtype" and now == "auto"):
+        if was != now and not (name in unknown and now == unknown[name]):
             result.append(f"{name}: {was!r} in the record, {now!r} now")
     return result

@@ -1,4 +1,4 @@
-"""Load a LLaVA-1.5 checkpoint of either format, checking every tensor."""
+"""Load a LLaVA-1.5 or 1.6 checkpoint of either format, checking every tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
+from ..anyres import READINGS
 from ..mm_utils import load_image_processor
+from .config_json import choose_merge_type
+from .hf_tokenizer import HfTokenizer
 from .language_model.attention import check_backend
 from .language_model.llava_llama import LlavaLlamaForCausalLM
 from .reading import make_config, read_checkpoint, resolve
@@ -34,6 +37,8 @@ def load_pretrained_model(
     vision_tower: str | Path | None = None,
     dtype: str | torch.dtype = "auto",
     attn_implementation: str = "sdpa",
+    merge_type: str | None = None,
+    processing: str = "llava",
 ) -> tuple[LlavaTokenizer, LlavaLlamaForCausalLM, Any, int]:
     """Load a model for inference: (tokenizer, model, image_processor, context_len).
 
@@ -46,6 +51,12 @@ def load_pretrained_model(
     vision_tower: folder of the CLIP checkpoint, in place of the one that config.json names.
     dtype: "auto" (the checkpoint's), "float32", "float16", "bfloat16".
     attn_implementation: "sdpa", "eager" or "flash_attention_2" (also by `use_flash_attn`).
+    merge_type: of a model that tiles pictures, how their views become one sequence, "flat",
+        "spatial" or "spatial_unpad" (see `llava.anyres`), in place of the checkpoint's own. Another
+        one makes another model: the official AutoPrune, FasterVLM and others run LLaVA-1.6 with
+        "spatial".
+    processing: "llava" prepares pictures and prompts as LLaVA does, whatever the format;
+        "llava-hf" as llava-hf's processors and this release of transformers do (see `_as_hf`).
 
     Raises ValueError or FileNotFoundError for a checkpoint that is not LLaVA's, that lacks tensors
     or has tensors of other shapes: nothing is ever initialised at random. ImportError for an
@@ -57,12 +68,21 @@ def load_pretrained_model(
         raise ValueError("give device or device_map, not both")
     if dtype not in ("auto", *DTYPES, *DTYPES.values()):
         raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
+    if processing not in READINGS:
+        raise ValueError(f"processing must be one of {', '.join(READINGS)}, got {processing!r}")
     if (load_8bit or load_4bit) and not is_bitsandbytes_available():
         raise ImportError("4-bit and 8-bit loading need bitsandbytes: pip install bitsandbytes")
 
     folder = resolve(model_path)
     found = read_checkpoint(folder, vision_tower, model_base)
-    tokenizer = load_tokenizer(found.tokenizer_folder)
+    choose_merge_type(found.config, merge_type, str(folder))
+    if "unpad" not in (found.config.get("mm_patch_merge_type") or ""):
+        found.state.pop("model.image_newline", None)
+    if processing == "llava-hf":
+        found.config.update(_as_hf(found.config))
+        tokenizer = HfTokenizer(found.tokenizer_folder)
+    else:
+        tokenizer = load_tokenizer(found.tokenizer_folder)
     image_processor = load_image_processor(found.processor_folder)
     wanted = _dtype(dtype, found.config, found.state)
 
@@ -91,6 +111,15 @@ def load_pretrained_model(
     _set_generation(model, tokenizer, found.config)
     context_len = found.config.get("max_sequence_length") or 2048
     return tokenizer, model, image_processor, context_len
+
+
+def _as_hf(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config values under which pictures are prepared as by llava-hf's processors.
+
+    LLaVA-1.5's crops the centre and does not pad; LLaVA-1.6's reads canvases as (height, width).
+    """
+    tiled = config.get("image_aspect_ratio") == "anyres"
+    return {"anyres_reading": "llava-hf"} if tiled else {"image_aspect_ratio": "square"}
 
 
 def default_device() -> str:

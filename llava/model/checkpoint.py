@@ -1,7 +1,8 @@
 """Conversion of checkpoints between the two formats that hold the same model.
 
 LLaVA's own ("original": liuhaotian/llava-v1.5-7b and others, the vision tower in a CLIP checkpoint
-of its own) and the converted one ("llava-hf": llava-hf/llava-1.5-7b-hf, one set of files).
+of its own, or inside where it was trained along, as in LLaVA-1.6) and the converted one
+("llava-hf": llava-hf/llava-1.5-7b-hf and llava-v1.6-vicuna-7b-hf, one set of files).
 
     python -m llava.model.checkpoint convert SRC DST --to llava-hf
 """
@@ -17,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..anyres import read_pinpoints
+from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
-from .reading import OWN_KEYS, PROCESSOR_FILE, read_checkpoint, resolve
+from .reading import PROCESSOR_FILE, read_checkpoint, resolve
 from .weights import VISION, rename, write_json, write_tensors, write_vision_tower
 
 #: Rows that llava-hf appends to the vocabulary: <image>, <pad>, and padding to a multiple of 64.
@@ -40,7 +43,8 @@ def convert(
     """Write the checkpoint in `source` to `target` in the format `to`, as safetensors.
 
     Every tensor keeps its values and dtype. "original" puts the vision tower into
-    `target`/vision_tower, in CLIP's format. Files of tokenizer and processor are copied.
+    `target`/vision_tower, in CLIP's format; of LLaVA-1.6 only its config, the tensors stay inside.
+    Files of tokenizer and processor are copied.
 
     Raises FileExistsError when `target` holds anything, ValueError or FileNotFoundError for a
     damaged source or one that `to` cannot express.
@@ -54,7 +58,9 @@ def convert(
     tower = target
     if to == "original":
         tower = target / "vision_tower"
-        write_vision_tower(tower, checkpoint.config["mm_vision_config"], checkpoint.state)
+        inside = any(name.startswith(VISION) for name in state)
+        tensors = {} if inside else checkpoint.state
+        write_vision_tower(tower, checkpoint.config["mm_vision_config"], tensors)
     for name, folder, place in (
         *((name, checkpoint.tokenizer_folder, target) for name in _TOKENIZER_FILES),
         (PROCESSOR_FILE, checkpoint.processor_folder, tower),
@@ -86,7 +92,14 @@ def _to_original(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict
         architectures=["LlavaLlamaForCausalLM"],
         mm_vision_tower="vision_tower",
     )
+    if _tiles(config):
+        return {**values, "unfreeze_mm_vision_tower": True}, state
     return values, {k: v for k, v in state.items() if not k.startswith(VISION)}
+
+
+def _tiles(config: dict[str, Any]) -> bool:
+    """Whether it is LLaVA-1.6, which trained its vision tower along."""
+    return config.get("image_aspect_ratio") == "anyres"
 
 
 def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict]:
@@ -95,20 +108,34 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
     projector = config.get("mm_projector_type", LlavaConfig.mm_projector_type)
     if projector != "mlp2x_gelu":
         raise ValueError(f"llava-hf's projector is mlp2x_gelu, this checkpoint has {projector!r}")
+    merge = config.get("mm_patch_merge_type")
+    if _tiles(config) and merge != "spatial_unpad":
+        raise ValueError(
+            f"llava-hf's LLaVA-1.6 merges by spatial_unpad, this checkpoint by {merge!r}"
+        )
     image_token = config.get("image_token_index")
     if image_token is None:
         image_token = len(state["model.embed_tokens.weight"])
         for name in _VOCABULARY:
             state[name] = torch.cat([state[name], _added_rows(state[name])])
     text = {k: v for k, v in config.items() if not k.startswith("mm_")}
-    for key in ("architectures", "image_aspect_ratio", "image_token_index", "_name_or_path"):
+    for key in ("architectures", "image_aspect_ratio", "image_token_index", "_name_or_path",
+                "image_grid_pinpoints", "unfreeze_mm_vision_tower"):  # fmt: skip
         text.pop(key, None)
     text.update(model_type="llama", vocab_size=len(state["model.embed_tokens.weight"]))
     # What a missing key means differs: the class's values in the original format.
     own = {key: config.get(key, getattr(LlavaConfig, key)) for key in OWN_KEYS}
+    kind = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
+    if _tiles(config):
+        tile = config["mm_vision_config"]["image_size"]
+        pinpoints = read_pinpoints(config["image_grid_pinpoints"], tile, "config.json")
+        kind = {
+            "architectures": ["LlavaNextForConditionalGeneration"],
+            "model_type": "llava_next",
+            "image_grid_pinpoints": [list(pair) for pair in pinpoints],
+        }
     return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
+        **kind,
         "image_token_index": image_token,
         "pad_token_id": image_token + 1,
         "projector_hidden_act": "gelu",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any
 
 import torch
@@ -15,9 +16,20 @@ from ..mm_utils import letterbox_mask
 from ..pruning.base import Dense, Pruner
 from ..pruning.cost import TowerShape
 from ..pruning.layout import Segment, TokenLayout
-from ..pruning.vision import Reduced, TowerRun
+from ..pruning.vision import Reduced, TowerRun, VisionFeatures
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .multimodal_projector.builder import build_vision_projector
+from .tiles import (
+    ImageTokens,
+    Tiling,
+    best,
+    in_order,
+    nested,
+    of_reduced,
+    spans,
+    stack_views,
+    tilings,
+)
 
 
 @dataclass(frozen=True)
@@ -29,32 +41,18 @@ class Prompt:
     labels: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class ImageTokens:
-    """One image as the decoder gets it: embeddings (p, d) and what is known of each token (p,)."""
-
-    embeds: Tensor
-    patch: Tensor
-    cls: Tensor | None
-    letterbox: Tensor | None
-    whole: int
-
-    def segment(self, image: int) -> Segment:
-        length = len(self.embeds)
-        return Segment(length, image, self.patch, self.cls, self.letterbox, self.whole)
-
-
 class LlavaMetaModel:
     """Vision tower and projector beside a language model."""
 
     config: Any
     vision_tower: CLIPVisionTower | None
     mm_projector: nn.Module | None
+    image_newline: nn.Parameter | None
 
     def build_vision(self, config: Any) -> None:
         """Make the modules that the config describes; a config without a tower stays text-only."""
+        self.vision_tower = self.mm_projector = self.image_newline = None
         if config.mm_vision_config is None:
-            self.vision_tower = self.mm_projector = None
             return
         vision = CLIPVisionConfig(**config.mm_vision_config)
         vision._attn_implementation = config._attn_implementation
@@ -64,6 +62,9 @@ class LlavaMetaModel:
         self.mm_projector = build_vision_projector(
             config.mm_projector_type, vision.hidden_size, config.hidden_size
         )
+        if "unpad" in config.mm_patch_merge_type:
+            width = config.hidden_size
+            self.image_newline = nn.Parameter(torch.randn(width) / sqrt(width))
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
         return self.vision_tower
@@ -98,13 +99,16 @@ class LlavaMetaForCausalLM:
         groups: Sequence[int] | None = None,
         visual_token_num: int | None = None,
     ) -> list[ImageTokens]:
-        """Encode preprocessed images (images, 3, h, w) into the tokens the decoder gets.
+        """Encode preprocessed images into the tokens the decoder gets.
 
-        image_sizes: (width, height) of the original pictures; for models that pad to a square it
-            tells which patches are padding. pruner: may look into the tower and reduce there.
+        images: (images, 3, h, w); of a model that tiles, a list of (views, 3, h, w).
+        image_sizes: (width, height) of the original pictures. For models that pad to a square it
+            tells which patches are padding; for those that tile, which tile is where.
+        pruner: may look into the tower and reduce there.
         groups: how many images each sample of the batch has; None for one each.
         visual_token_num: keep only that many patches per image, those with the highest CLS
-            attention, in order (an upper bound: more than there are changes nothing).
+            attention, in order (an upper bound: more than there are changes nothing). Newlines of
+            tiled pictures are no patches; they go where a patch has to.
 
         Raises ValueError when the model has no vision tower, the counts disagree, or a bound meets
         a method that works on all patches.
@@ -114,60 +118,87 @@ class LlavaMetaForCausalLM:
             raise ValueError("this checkpoint has no vision tower (mm_vision_tower in config.json)")
         if visual_token_num is not None and visual_token_num < 1:
             raise ValueError(f"visual_token_num must be at least 1, got {visual_token_num}")
-        pixels = torch.stack(list(images)) if isinstance(images, (list, tuple)) else images
-        if image_sizes is not None and len(image_sizes) != len(pixels):
-            raise ValueError(f"{len(pixels)} images but {len(image_sizes)} image_sizes")
-        whole = tower.grid**2
-        bound = whole if visual_token_num is None else min(visual_token_num, whole)
-        groups = [1] * len(pixels) if groups is None else groups
-        reduced, cls = self._reduce(pixels, pruner, groups, bound)
-
+        pixels, views = stack_views(images)
+        if image_sizes is not None and len(image_sizes) != len(images):
+            raise ValueError(f"{len(images)} images but {len(image_sizes)} image_sizes")
+        groups = [1] * len(images) if groups is None else groups
+        each, tiled = tower.grid**2, None
+        if views is not None:
+            tiled = tilings(self.config, tower.grid, tower.config.image_size, views, image_sizes)
+        counts = [each] * len(images) if tiled is None else [one.patches for one in tiled]
+        bounded = visual_token_num is not None and visual_token_num < max(counts, default=0)
+        made, features = self._reduce(pixels, pruner, nested(groups, views), bounded, tiled)
+        if made is not None and bounded:
+            raise ValueError(
+                f"method {pruner.method} chooses among all {max(counts)} patches itself: "
+                f"leave visual_token_num {visual_token_num} out"
+            )
         model = self.get_model()
-        weight = model.embed_tokens.weight
+        like, newline = model.embed_tokens.weight, model.image_newline
+        if made is not None:
+            projected = _project_together(model.mm_projector, [r.features for r in made], like)
+            if tiled is not None:
+                parts = spans(views)
+                return [of_reduced(t, made[p], projected[p]) for t, p in zip(tiled, parts)]
+        else:
+            needed = bounded or (pruner is not None and pruner.needs_cls)
+            cls = features.cls if needed else None
+            if tiled is not None:
+                rows = model.mm_projector(features.patches.to(like.dtype))
+                return [
+                    in_order(
+                        *(tiling, rows[part], None if cls is None else cls[part]),
+                        *(newline, visual_token_num),
+                    )
+                    for tiling, part in zip(tiled, spans(views))
+                ]
+            made = best(features, cls, visual_token_num if bounded else None)
+            projected = _project_together(model.mm_projector, [r.features for r in made], like)
+
         padded = self.config.image_aspect_ratio == "pad" and image_sizes is not None
-        projected = _project_together(model.mm_projector, [r.features for r in reduced], weight)
+        bound = visual_token_num if bounded else each
         result = []
-        for i, (image, embeds) in enumerate(zip(reduced, projected)):
+        for i, (image, embeds) in enumerate(zip(made, projected)):
             patch, box = image.patch.to(embeds.device), None
             if padded:
                 # the CLS token, should a method keep it, is nowhere on the picture
                 box = torch.cat([letterbox_mask(image_sizes[i], tower.grid), torch.tensor([False])])
                 box = box.to(embeds.device)[patch]
-            scores = cls[i][patch] if cls is not None else image.scores
-            result.append(ImageTokens(embeds, patch, scores, box, bound))
+            result.append(ImageTokens(embeds, patch, image.scores, box, bound))
         return result
 
     def _reduce(
-        self, pixels: Tensor, pruner: Pruner | None, groups: Sequence[int], bound: int
-    ) -> tuple[list[Reduced], Tensor | None]:
-        """What the projector gets of each image, and the CLS attention (images, patches) if asked.
+        self,
+        pixels: Tensor,
+        pruner: Pruner | None,
+        groups: Sequence[Sequence[int]],
+        bounded: bool,
+        tiled: Sequence[Tiling] | None,
+    ) -> tuple[list[Reduced] | None, VisionFeatures | None]:
+        """What the method leaves of each view (None: everything), and what the tower gave of all.
 
-        Features of images that kept all their patches are views of one tensor.
+        Raises ValueError for a reduction of views whose borders are cut off afterwards.
         """
         tower = self.get_vision_tower()
         pixels = pixels.to(_device(tower.inner.embeddings.patch_embedding))
-        whole, ran = tower.grid**2, tower.run_layers
         pruner = Dense() if pruner is None else pruner
-        runs = pruner.tower_runs(groups, whole, ran)
+        runs = pruner.tower_runs(groups, tower.grid**2, tower.run_layers)
         if runs is None:
-            probe = pruner.tower_layers(ran)
-            features = tower(pixels, probe=(*probe, ran - 1) if bound < whole else probe)
+            probe = pruner.tower_layers(tower.run_layers)
+            last = tower.run_layers - 1
+            features = tower(pixels, probe=(*probe, last) if bounded else probe)
+            if tiled is not None:
+                features = replace(features, grids=tuple((t.down, t.across) for t in tiled))
             made = pruner.reduce(features, groups)
         else:
-            made = _merge(tower, pixels, runs)
-        if made is not None:
-            if bound < whole:
-                raise ValueError(
-                    f"method {pruner.method} chooses among all {whole} patches itself: "
-                    f"leave visual_token_num {bound} out"
-                )
-            return made, None
-        cls = features.cls if bound < whole or pruner.needs_cls else None
-        patches = torch.arange(whole, device=pixels.device)
-        if bound == whole:
-            return [Reduced(image, patches) for image in features.patches], cls
-        order = cls.argsort(dim=1, descending=True, stable=True)[:, :bound].sort().values
-        return [Reduced(image[keep], keep) for image, keep in zip(features.patches, order)], cls
+            made, features = _merge(tower, pixels, runs), None
+        if made is not None and tiled is not None and "unpad" in self.config.mm_patch_merge_type:
+            raise ValueError(
+                f"method {pruner.method} chooses patches inside the tiles, before their borders "
+                f"are cut off (mm_patch_merge_type {self.config.mm_patch_merge_type!r}), and would "
+                "miss its budget: load the model with merge_type 'spatial' (--merge-type spatial)"
+            )
+        return made, features
 
     def embed_prompt(
         self,
@@ -186,7 +217,9 @@ class LlavaMetaForCausalLM:
         side. Samples may have any number of images, none included; `images` holds those of the
         whole batch in order. The result is left-padded.
 
-        Raises ValueError when placeholders and images differ in number.
+        Raises ValueError when placeholders and images differ in number, and for a prompt beyond
+        the context that config.json states (`tokenizer_model_max_length`, 4096 in LLaVA-1.6).
+        LLaVA cuts such a prompt off at its end, where the question is.
         """
         model = self.get_model()
         device = _device(model.embed_tokens)
@@ -233,11 +266,23 @@ class LlavaMetaForCausalLM:
             targets.append(torch.cat(target) if target else None)
 
         layout = TokenLayout.from_segments(samples, device)
+        _check_context(layout, self.config.tokenizer_model_max_length)
         embeds = torch.stack([_left_pad(piece, layout.n, 0) for piece in pieces])
         if labels is not None:
             labels = torch.stack([_left_pad(t, layout.n, IGNORE_INDEX) for t in targets])
             labels = labels.to(device)
         return Prompt(embeds, layout, labels)
+
+
+def _check_context(layout: TokenLayout, most: int | None) -> None:
+    longest = max(layout.lengths)
+    if most is not None and longest > most:
+        visual = layout.n_visual[layout.lengths.index(longest)]
+        raise ValueError(
+            f"a prompt has {longest} tokens, {visual} of them visual; the context of this model "
+            f"is {most} (tokenizer_model_max_length). Nothing is cut off, since the question would "
+            "be: shorten the text, give fewer images, or bound them with visual_token_num"
+        )
 
 
 def _merge(tower: CLIPVisionTower, pixels: Tensor, runs: Sequence[TowerRun]) -> list[Reduced]:

@@ -6,6 +6,7 @@ must be there in the right shape, and nothing else may be: no tensor is ever mad
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,29 +16,34 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
+from .config_json import check_images, detect_format, from_hf
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from .weights import (
     VISION,
     read_json,
     read_projector,
     read_tensors,
+    read_vision_config,
     read_vision_tower,
     rename,
     vision_config,
 )
 
-#: Keys that llava-hf's format has no place for, with the values its checkpoints stand for. Its
-#: processor crops by default; LLaVA-1.5 was trained and scored on padded squares.
-OWN_KEYS = {"image_aspect_ratio": "pad", "mm_use_im_start_end": False}
-
-#: Llama-7B's sizes, which llava-hf's config of the 7B model leaves out.
-_LLAMA_7B = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
+#: The CLIP config of every published LLaVA checkpoint, for those that hold their tower themselves.
+_CLIP_NAME = "openai/clip-vit-large-patch14-336"
+_CLIP_CONFIG = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
 }
+_NEWLINE = "model.image_newline"
 PROCESSOR_FILE = "preprocessor_config.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,32 +59,6 @@ class Checkpoint:
     state: dict[str, Tensor]
     tokenizer_folder: Path
     processor_folder: Path
-
-
-def detect_format(config: Mapping[str, Any], where: str) -> str:
-    """ "original" or "llava-hf", from the contents of config.json.
-
-    Raises ValueError for anything else, LLaVA-1.6 included, naming what was found.
-    """
-    kind = config.get("model_type")
-    if "text_config" in config and "vision_config" in config and kind == "llava":
-        return "llava-hf"
-    merge, aspect = config.get("mm_patch_merge_type") or "flat", config.get("image_aspect_ratio")
-    if kind == "llava_next" or merge != "flat" or aspect == "anyres":
-        raise ValueError(
-            f"{where} is a LLaVA-1.6 checkpoint (model_type {kind!r}, image_aspect_ratio "
-            f"{aspect!r}, mm_patch_merge_type {merge!r}); only LLaVA-1.5 is supported"
-        )
-    marks = ("mm_vision_tower" in config, "mm_projector_type" in config)
-    named = "LlavaLlamaForCausalLM" in (config.get("architectures") or [])
-    if kind in ("llava", "llava_llama") and (any(marks) or named):
-        return "original"
-    raise ValueError(
-        f"{where} is not a LLaVA-1.5 checkpoint: model_type {kind!r}, architectures "
-        f"{config.get('architectures')!r}; expected model_type llava or llava_llama with "
-        "mm_vision_tower (LLaVA's own format), or llava with text_config and vision_config "
-        "(llava-hf)"
-    )
 
 
 def resolve(name: str | Path, beside: Path | None = None) -> Path:
@@ -108,7 +88,8 @@ def read_checkpoint(
     """Read a checkpoint of either format, and check it tensor by tensor.
 
     The vision tower is that of `vision_tower`, else the one inside the checkpoint, else that of
-    the config's `mm_vision_tower`. With `model_base`, `folder` holds only `mm_projector.bin`.
+    the config's `mm_vision_tower`; but a checkpoint that trained its tower, as LLaVA-1.6 did, must
+    hold it. With `model_base`, `folder` holds only `mm_projector.bin`.
 
     Raises ValueError or FileNotFoundError for whatever is not as config.json says.
     """
@@ -120,22 +101,57 @@ def read_checkpoint(
         config = from_hf(config, folder)
     state, where, base = _read_language_model(folder, kind, model_base)
 
-    inside = any(name.startswith(VISION) for name in state)
-    tower_at, tower_names, processor = folder, kind, folder
-    described = kind == "llava-hf" or (inside and config.get("mm_vision_config") is not None)
-    if vision_tower is not None or not described:
-        processor = _find_tower(vision_tower, config.get("mm_vision_tower"), folder)
-        config["mm_vision_config"], vision = read_vision_tower(processor)
-        if vision_tower is not None or not inside:
-            state = {**_part(state, vision=False), **vision}
-            tower_at, tower_names = processor, "clip"
+    if "unpad" not in (config.get("mm_patch_merge_type") or ""):
+        # Left over where the merge type was changed after training.
+        state.pop(_NEWLINE, None)
 
+    state, tower_at, tower_names, processor = _vision(folder, kind, config, state, vision_tower)
+    check_images(config, f"{folder}/config.json")
     expected = expected_shapes(config)
     verify(_part(state, vision=False), _part(expected, vision=False), where, kind)
     verify(_part(state, vision=True), _part(expected, vision=True), str(tower_at), tower_names)
     if not (processor / PROCESSOR_FILE).is_file():
         processor = folder
     return Checkpoint(config, state, base, processor)
+
+
+def _vision(
+    folder: Path,
+    kind: str,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    given: str | Path | None,
+) -> tuple[dict[str, Tensor], Path, str, Path]:
+    """Find the vision tower and put its config into `config`.
+
+    Returns all tensors, where the tower's are from, the format that names them there, and the
+    folder of the image processor.
+    """
+    inside = any(name.startswith(VISION) for name in state)
+    trained, named = config.get("unfreeze_mm_vision_tower"), config.get("mm_vision_tower")
+    if given is None and (kind == "llava-hf" or (inside and config.get("mm_vision_config"))):
+        return state, folder, kind, folder
+    if given is None and inside:
+        if named == _CLIP_NAME and not (folder / named).is_dir() and not Path(named).is_dir():
+            config["mm_vision_config"] = vision_config(_CLIP_CONFIG)
+            return state, folder, kind, folder
+        processor = _find_tower(None, named, folder)
+        config["mm_vision_config"] = read_vision_config(processor)
+        return state, folder, kind, processor
+    if given is None and trained:
+        raise ValueError(
+            f"{folder} lacks its vision tower ({VISION}...): this checkpoint trained the tower "
+            "along (unfreeze_mm_vision_tower in config.json), so the stock CLIP is another one. "
+            "Get the missing weight files; to use another tower all the same, name it with "
+            "--vision-tower DIR"
+        )
+    if given is not None and inside and trained:
+        logger.warning(
+            "%s trained its vision tower along; %s replaces it, as you asked.", folder, given
+        )
+    processor = _find_tower(given, named, folder)
+    config["mm_vision_config"], vision = read_vision_tower(processor)
+    return {**_part(state, vision=False), **vision}, processor, "clip", processor
 
 
 def _part(tensors: Mapping[str, Any], vision: bool) -> dict[str, Any]:
@@ -172,46 +188,6 @@ def _find_tower(given: str | Path | None, named: str | None, folder: Path) -> Pa
             f"the vision tower cannot be found: {error}. The checkpoint names {named!r}; give the "
             "folder of that CLIP checkpoint with --vision-tower DIR"
         ) from None
-
-
-def from_hf(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Original-format config values for the llava-hf config of `folder`.
-
-    Raises ValueError for what LLaVA-1.5 does not have: another language model, tower, projector.
-    """
-    text, vision = values["text_config"], values["vision_config"]
-    only = {
-        "text_config.model_type": (text.get("model_type", "llama"), "llama"),
-        "vision_config.model_type": (vision.get("model_type"), "clip_vision_model"),
-        "projector_hidden_act": (values.get("projector_hidden_act", "gelu"), "gelu"),
-        "vision_feature_select_strategy": (
-            values.get("vision_feature_select_strategy", "default"),
-            "default",
-        ),
-    }
-    for key, (found, expected) in only.items():
-        if found != expected:
-            raise ValueError(f"{folder}/config.json: {key} must be {expected!r}, got {found!r}")
-    layer = values.get("vision_feature_layer", -2)
-    if not isinstance(layer, int):
-        raise ValueError(
-            f"{folder}/config.json: vision_feature_layer must be one layer, got {layer!r}"
-        )
-    vision = vision_config(vision)
-    return {
-        **_LLAMA_7B,
-        **text,
-        "model_type": "llava_llama",
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "dtype": values.get("dtype") or values.get("torch_dtype") or text.get("dtype"),
-        "image_token_index": values.get("image_token_index", 32000),
-        "mm_vision_config": vision,
-        "mm_hidden_size": vision["hidden_size"],
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": layer,
-        "mm_vision_select_feature": "patch",
-        **{key: values.get(key, default) for key, default in OWN_KEYS.items()},
-    }
 
 
 def make_config(values: Mapping[str, Any]) -> LlavaConfig:

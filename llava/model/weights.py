@@ -46,6 +46,7 @@ NAMES: tuple[tuple[str, str, str, str | None], ...] = (
         "model.multi_modal_projector.linear_2.",
         None,
     ),
+    ("model.image_newline", "image_newline", "model.image_newline", None),
     ("lm_head.", "language_model.lm_head.", "lm_head.", None),
     (
         "model.embed_tokens.",
@@ -181,11 +182,10 @@ def read_projector(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(config, tensors under original names) of a CLIP checkpoint folder.
+def read_vision_config(folder: Path) -> dict[str, Any]:
+    """All values of the vision config of a CLIP checkpoint folder.
 
-    Full CLIP checkpoints are fine; their text half is left out. Raises ValueError for a model
-    that is not CLIP.
+    Full CLIP checkpoints are fine. Raises ValueError for a model that is not CLIP.
     """
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
@@ -193,11 +193,17 @@ def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(
             f"vision tower {folder} has model_type {kind!r}, expected clip or clip_vision_model"
         )
-    tensors = read_tensors(folder)
-    nested = any(name.startswith("vision_model.") for name in tensors)
-    if kind == "clip":
-        config = config.get("vision_config", {})
-    elif not nested:
+    return vision_config(config.get("vision_config", {}) if kind == "clip" else config)
+
+
+def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, tensors under original names) of a CLIP checkpoint folder.
+
+    The text half of a full CLIP checkpoint is left out. Raises ValueError for a model that is not
+    CLIP.
+    """
+    config, tensors = read_vision_config(folder), read_tensors(folder)
+    if not any(name.startswith("vision_model.") for name in tensors):
         # As transformers 5 saves a tower of its own.
         tensors = {"vision_model." + name: tensor for name, tensor in tensors.items()}
     tensors = {
@@ -205,7 +211,7 @@ def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         for name, tensor in tensors.items()
         if name.startswith("vision_model.")
     }
-    return vision_config(config), tensors
+    return config, tensors
 
 
 def vision_config(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,8 +235,12 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 def write_vision_tower(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> None:
-    """Write the tower's tensors in `state` (original names) as a CLIP checkpoint folder."""
+    """Write the tower's tensors in `state` (original names) as a CLIP checkpoint folder.
+
+    Without any there, only its config.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {rename(k, "original", "clip"): v for k, v in state.items() if k.startswith(VISION)}
     write_json(folder / "config.json", {**config, "model_type": "clip_vision_model"})
-    write_tensors(folder, tensors)
+    if tensors:
+        write_tensors(folder, tensors)

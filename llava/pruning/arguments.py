@@ -16,7 +16,10 @@ from .autoprune import PRESETS
 from .base import Pruner
 
 # The scripts always pass these; a method without them ignores them.
-_COMMON = ("target_token_num", "budget_mode", "x0", "k0", "gamma", "beta")
+_COMMON = (
+    *("target_token_num", "target_fraction", "budget_per", "budget_mode"),
+    *("x0", "k0", "gamma", "beta"),
+)
 _FRACTIONS = ("target_flops", "target_kv")
 
 
@@ -29,6 +32,17 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preset", choices=sorted(PRESETS), help="of autoprune: whose settings")
     group.add_argument(
         "--target-token-num", type=float, metavar="T", help="visual tokens a layer, on average"
+    )
+    group.add_argument(
+        "--target-fraction",
+        type=float,
+        metavar="F",
+        help="instead: T as a fraction of the visual tokens there are",
+    )
+    group.add_argument(
+        "--budget-per",
+        choices=("sample", "image"),
+        help="whether T is for all images of a prompt together or for each of them",
     )
     group.add_argument(
         "--budget-mode",

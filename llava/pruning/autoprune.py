@@ -30,6 +30,8 @@ from it). The two differ; every difference is a field of `AutoPrune`, and two pr
 20  cost of the scoring             recycle_ratio       clusters         O(heads N_t N_v)
 21  settings per task               x0, k0, gamma       14.9, 0.4, 0.2   the same (not printed)
 22  upper bound of visual tokens    visual_token_num, an argument of `generate`, not of the method
+23  CLS attention of LLaVA-1.6's    tile_scores         raw: of a tile's   raw (no pre-selection)
+    tiles                                               own softmax
 
 Two more fields, the same in both presets, are the ablations of the paper's Table 4:
 4a  indicator  mutual_information, mean_attention, cosine_similarity (see `indicators`), or static:
@@ -39,6 +41,11 @@ gamma and beta are per unit of the indicator. mi_layer and mi_rows apply to ever
 normalise_rows, mi_heads, mi_eps and log_base to the mutual information alone. Whatever the
 indicator, mi_layer is the first layer of the curve, and the pre-selection weighs its text term by
 the mutual information (preselect_text = 0 leaves the term out).
+
+Tiled pictures (LLaVA-1.6): the reference merges them by `spatial`, without newlines, which is an
+option of the loader here. Where there are newlines they are counted as visual tokens, leave before
+any patch does, and take no part in an indicator. tile_scores "normalised" divides the CLS attention
+by its sum over the tile; "raw" compares that of different tiles as it is.
 
 "Text rows" are the tokens after the sample's last image: a token before it cannot see it.
 
@@ -59,26 +66,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from . import schedules
-from .base import Observation, Pruner, PrunerRun
+from .base import Observation, PrunerRun
 from .budgets import budget, solve_plan
-from .checks import demand, demand_choices, demand_text_behind
+from .checks import demand, demand_text_behind
 from .complexity import indicator, information, text_rows
 from .cost import DecoderShape
 from .indicators import text_relevance
 from .layout import Selection, TokenLayout
 from .selectors import keep_top
+from .target import Budgeted
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoPrune(Pruner):
+class AutoPrune(Budgeted):
     """Settings of AutoPrune; the defaults are the released ones. See the module for each field.
 
     target_token_num: visual tokens per layer on average (tokens). How they are counted:
         budget_mode "published": leaving each layer, as the reference and several papers count;
         "strict": entering each layer, layer 0 with all its tokens included.
+    target_fraction, budget_per: see `Budgeted`.
     target_flops: instead, a fraction of the dense prefill's decoder FLOPs, in (0, 1].
     target_kv: instead, a fraction of the dense prefill's KV bytes (text included), in (0, 1].
     x0: depth (layers) at which half the tokens are gone, before adaptation.
@@ -90,7 +100,6 @@ class AutoPrune(Pruner):
     method: ClassVar[str] = "autoprune"
     depths: ClassVar[tuple[str, ...]] = ("x0",)
 
-    target_token_num: float = 64
     budget_mode: Literal["published", "strict"] = "published"
     target_flops: float | None = None
     target_kv: float | None = None
@@ -117,19 +126,26 @@ class AutoPrune(Pruner):
     preselect_ratio: float | None = 2.5
     preselect_text: float = 0.3
     letterbox_mask: bool = True
+    tile_scores: Literal["raw", "normalised"] = "raw"
     recycle_ratio: float = 0.3
     rank_rows: Literal["text", "last"] = "text"
     positions: Literal["compact", "original"] = "compact"
     prune_last_layer: bool = True
 
     def __post_init__(self) -> None:
-        demand_choices(self)
+        super().__post_init__()
         demand(self, "target_token_num", self.target_token_num >= 1, "at least 1")
         for field in ("target_flops", "target_kv"):
             value = getattr(self, field)
             demand(self, field, value is None or 0 < value <= 1, "a fraction in (0, 1]")
         if self.target_flops is not None and self.target_kv is not None:
             raise ValueError("give target_flops or target_kv, not both")
+        of_prompt = self.target_flops is not None or self.target_kv is not None
+        if of_prompt and (self.target_fraction is not None or self.budget_per == "image"):
+            raise ValueError(
+                "target_flops and target_kv are budgets of a whole prompt: leave target_fraction "
+                "and budget_per='image' out"
+            )
         numbers = ("target_token_num", "x0", "k0", "gamma", "beta", "mi_eps", "log_base")
         for field in (*numbers, "amplitude", "preselect_text"):
             demand(self, field, math.isfinite(getattr(self, field)), "a finite number")
@@ -182,9 +198,11 @@ class AutoPruneRun(PrunerRun):
             raise ValueError(f"mi_layer {config.mi_layer} of a decoder of {shape.layers} layers")
         demand_text_behind(config.method, layout)
         self.n_text = [n - v for n, v in zip(layout.lengths, layout.n_visual)]
+        self.own = [config.resolved(sizes) for sizes in layout.sizes]
+        self.targets = config.targets_in_images(layout.sizes)
         self.budgets = [
-            budget(config, shape, visual, text) if visual else None
-            for visual, text in zip(layout.n_visual, self.n_text)
+            budget(own, shape, visual, text) if visual else None
+            for own, visual, text in zip(self.own, layout.n_visual, self.n_text)
         ]
         # A sample is left alone when it has no visual tokens or fewer than it may keep.
         self.active = [
@@ -222,7 +240,8 @@ class AutoPruneRun(PrunerRun):
                 min(b.start, v) if on else v
                 for b, v, on in zip(self.budgets, layout.n_visual, self.active)
             ]
-            return keep_top(layout, self._first_scores(observation), keep)
+            scores = self._first_scores(observation)
+            return keep_top(layout, scores, keep, targets=self.targets)
         if layer < self.config.mi_layer:
             return None
         pairs = list(zip(self.plans, layout.n_visual))
@@ -237,12 +256,15 @@ class AutoPruneRun(PrunerRun):
             pools=pools,
             clusters=clusters,
             features=observation.hidden,
+            targets=self.targets,
         )
 
     def _first_scores(self, observation: Observation) -> Tensor:
         """CLS attention + 0.3 M0 x text attention, M0 = MI of layer 0 over heads / N_t."""
         layout, config = observation.layout, self.config
         scores = layout.cls
+        if config.tile_scores == "normalised" and layout.tile is not None:
+            scores = normalised_in_tiles(layout)
         if config.letterbox_mask and layout.letterbox is not None:
             scores = scores.masked_fill(layout.letterbox, 0.0)
         n_text = observation.row_mask.sum(-1).clamp(min=1)
@@ -263,10 +285,21 @@ class AutoPruneRun(PrunerRun):
             k = max(k, 0.0) if config.clamp_slope else k
             shift = k if config.inflection == "slope" else config.beta * value
             x0 = config.x0 if static else config.x0 + shift
-            plan = solve_plan(config, self.shape, self.budgets[i], k, x0)
+            plan = solve_plan(self.own[i], self.shape, self.budgets[i], k, x0)
             self.plans.append(plan)
             known = {} if static else {name: value}
             self.measured.append({**known, "k": k, "x0": x0, "scale": plan.scale})
 
     def complexity(self) -> list[dict[str, float]]:
         return self.measured
+
+
+def normalised_in_tiles(layout: TokenLayout) -> Tensor:
+    """The CLS attention (batch, n) of tiled pictures, divided by its sum over each tile."""
+    most = max((max(own) for own in layout.sizes if own), default=1)
+    scores = layout.cls * layout.is_patch
+    # One number for each tile of each image; text and newlines add nothing wherever they go.
+    group = (layout.image.clamp(min=0) * most + layout.tile.clamp(min=0)).long()
+    images = max(map(len, layout.sizes))
+    sums = scores.new_zeros(layout.batch, max(images, 1) * most).scatter_add_(1, group, scores)
+    return scores / sums.gather(1, group).clamp(min=torch.finfo(scores.dtype).tiny)

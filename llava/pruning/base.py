@@ -6,8 +6,8 @@ prefill; so a pruner can be shared by threads and calls, and the model holds not
 
 In the vision tower the pruner itself is asked (see `vision`):
   tower_layers(ran)         -> (int, ...)           layers of the tower to probe
-  tower_runs(groups, ...)   -> [TowerRun] | None    merges inside the tower, one a image
-  reduce(features, groups)  -> [Reduced] | None     what goes on to the projector, one a image
+  tower_runs(groups, ...)   -> [TowerRun] | None    merges inside the tower, one a view
+  reduce(features, groups)  -> [Reduced] | None     what goes on to the projector, one a view
 The decoder asks the run, in this order:
   at_entry(layout, embeds)  -> Selection | None     before layer 0
   rows(layer, layout)       -> int                  attention of how many last tokens to measure
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .cost import DecoderShape
 from .layout import Selection, TokenLayout
-from .vision import Reduced, TowerRun, VisionFeatures
+from .vision import Groups, Reduced, TowerRun, VisionFeatures
 
 
 class Ahead(Protocol):
@@ -136,15 +136,14 @@ class Pruner(abc.ABC):
         """Which layers of the vision tower to probe, 0 .. `ran`, the number of layers that run."""
         return (ran - 1,) if self.needs_cls else ()
 
-    def tower_runs(
-        self, groups: Sequence[int], patches: int, ran: int
-    ) -> Sequence[TowerRun] | None:
-        """For each image, of `patches` patches, the run that merges its tokens in the `ran` layers
-        of the tower; images that share one run are encoded together. None: nothing merges there."""
+    def tower_runs(self, groups: Groups, patches: int, ran: int) -> Sequence[TowerRun] | None:
+        """For each view, of `patches` patches, the run that merges its tokens in the `ran` layers
+        of the tower; views that share one run are encoded together. None: nothing merges there.
+        `groups`: see `vision`."""
         return None
 
-    def reduce(self, features: VisionFeatures, groups: Sequence[int]) -> list[Reduced] | None:
-        """What goes on to the projector, one a image; None: all patches, in order."""
+    def reduce(self, features: VisionFeatures, groups: Groups) -> list[Reduced] | None:
+        """What goes on to the projector, one a view; None: all patches, in order."""
         return None
 
     @abc.abstractmethod

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def indicator(config: AutoPrune, observation: Observation) -> Tensor:
     """What `config.indicator` names, of each sample: (batch,). Static runs measure nothing."""
     rows, mask = text_rows(observation, config.mi_rows)
-    visual = observation.layout.is_visual
+    visual = observation.layout.is_patch
     if config.indicator == "mean_attention":
         return mean_attention(rows, mask, visual)
     if config.indicator == "cosine_similarity":
@@ -33,7 +33,7 @@ def information(config: AutoPrune, observation: Observation) -> Tensor:
     heads = mutual_information(
         rows,
         mask,
-        observation.layout.is_visual,
+        observation.layout.is_patch,
         normalise=config.normalise_rows,
         eps=config.mi_eps,
         base=config.log_base,

@@ -110,7 +110,7 @@ class DARTRun(StagedRun):
         norms = observation.keys.float().abs().sum((1, 3))
         column = torch.arange(n, device=device)
         behind = column >= n - torch.tensor(layout.tail, device=device)[:, None]
-        visual = layout.is_visual
+        visual = layout.is_patch
         image = _largest(norms, visual, config.image_pivots)
         pivots = torch.cat([image, _largest(norms, behind, config.text_pivots)], 1)
 

@@ -1,7 +1,9 @@
 """What methods share that choose a number of visual tokens once, before layer 0.
 
 The target T is the total of a sample. Several images divide it in proportion to their tokens, by
-largest remainder (of equal ones the first image's), and the method chooses in each of them. T
+largest remainder (of equal ones the first image's), and the method chooses in each of them; with
+`budget_per` "image" each has a T of its own. Newlines of a tiled picture (LLaVA-1.6) are tokens of
+it and are never chosen: they stay only where all its patches do. T
 tokens enter and leave every layer, so both ways of counting a budget, `published` on tokens leaving
 a layer and `strict` on tokens entering it, mean the same here. A sample with no more than T visual
 tokens keeps all.
@@ -20,20 +22,24 @@ from torch import Tensor
 
 from .base import PrunerRun
 from .cost import DecoderShape
-from .layout import TEXT, Selection, TokenLayout
+from .layout import Selection, TokenLayout
+from .per_image import columns_of_images
 from .selectors import keep_top
+from .shares import divide, share_out
 from .target import WholeTarget
 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """The tokens of one image: their columns in the layout, ascending.
+    """The patches of one image: their columns in the layout, ascending.
 
     side: of the square of patches that they are, row by row; None if they are no whole square.
+    newlines: tokens of the image that are none of its patches.
     """
 
     columns: Sequence[int]
     side: int | None
+    newlines: int = 0
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -78,71 +84,74 @@ class EntryRun(PrunerRun):
 
     def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
         """Keep what the method chooses in each image. Waits for the device, to see the images."""
-        target = int(self.config.target_token_num)
-        if max(layout.n_visual) <= target:
+        targets = [int(self.config.resolved(s).target_token_num) for s in layout.sizes]
+        if all(n <= target for n, target in zip(layout.n_visual, targets)):
             return None
         self._flops = [0] * layout.batch
 
         def choose(sample: int, image: ImageTokens, count: int) -> Iterable[int]:
-            own = embeds[sample, image.columns[0] : image.columns[-1] + 1]
+            own = embeds[sample, list(image.columns)]
             self._flops[sample] += 2 * self.config.pairs(len(image), count) * embeds.shape[-1]
             return self.config.choose(image, count, own)
 
-        return select_in_images(layout, [min(target, n) for n in layout.n_visual], choose)
+        keep = [min(target, n) for target, n in zip(targets, layout.n_visual)]
+        in_images = self.config.targets_in_images(layout.sizes)
+        return select_in_images(layout, keep, choose, in_images)
 
 
 def select_in_images(
     layout: TokenLayout,
     keep: Sequence[int],
     choose: Callable[[int, ImageTokens, int], Iterable[int]],
+    targets: Sequence[Sequence[float]] | None = None,
 ) -> Selection | None:
-    """Keep `keep[i]` visual tokens of sample i, which its images share as `divide` says.
+    """Keep `keep[i]` visual tokens of sample i, which its images share in proportion to their
+    `targets`, or to their tokens where there are none.
 
     `choose(sample, image, count)` gives `count` different indices into the tokens of an image,
-    0 <= count < len(image); it is not asked where an image keeps all. Waits for the device.
+    0 <= count < len(image); it is not asked where an image keeps all its patches. Waits for the
+    device.
     """
     chosen = torch.zeros(layout.image.shape)
     for sample, images in enumerate(find_images(layout)):
-        counts = divide(keep[sample], [len(image) for image in images])
+        sizes = [len(image) + image.newlines for image in images]
+        if targets is None:
+            counts = divide(keep[sample], sizes)
+        else:
+            counts = share_out(keep[sample], targets[sample], sizes)
         for image, count in zip(images, counts):
-            whole = count == len(image)
-            indices = range(count) if whole else choose(sample, image, count)
+            # What is left over when all patches stay goes to newlines, see `keep_top`.
+            whole = count >= len(image)
+            indices = range(len(image)) if whole else choose(sample, image, count)
             chosen[sample, [image.columns[index] for index in indices]] = 1
     return keep_top(layout, chosen.to(layout.image.device), keep)
 
 
-def divide(total: int, sizes: Sequence[int]) -> list[int]:
-    """Split `total` over images of `sizes` tokens in proportion, by largest remainder.
-
-    No image gets more than it has; a total at or above the sum of the sizes gives all of each.
-    """
-    whole = sum(sizes)
-    if total >= whole:
-        return list(sizes)
-    counts = [total * size // whole for size in sizes]
-    # The sort is stable: of equal remainders the first image's comes first.
-    by_remainder = sorted(range(len(sizes)), key=lambda i: -(total * sizes[i] % whole))
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
-    return counts
-
-
 def find_images(layout: TokenLayout) -> list[list[ImageTokens]]:
-    """The images of each sample, in order."""
+    """The images of each sample, in order. Waits for the device."""
+    if layout.tile is not None:
+        return [
+            _tiled_images(image, is_patch)
+            for image, is_patch in zip(layout.image.tolist(), layout.is_patch.tolist())
+        ]
     return [
         _images_of(image, patch)
         for image, patch in zip(layout.image.tolist(), layout.patch.tolist())
     ]
 
 
+def _tiled_images(image: Sequence[int], is_patch: Sequence[bool]) -> list[ImageTokens]:
+    found = []
+    for own in columns_of_images(image).values():
+        patches = [column for column in own if is_patch[column]]
+        found.append(ImageTokens(patches, None, len(own) - len(patches)))
+    return found
+
+
 def _images_of(image: Sequence[int], patch: Sequence[int]) -> list[ImageTokens]:
-    columns: dict[int, list[int]] = {}
-    for column, owner in enumerate(image):
-        if owner != TEXT:
-            columns.setdefault(owner, []).append(column)
     found = []
     next_patch = 0
-    for own in columns.values():
+    for own in columns_of_images(image).values():
         ids, side = [patch[column] for column in own], isqrt(len(own))
         # Where the vision tower handed over only some patches, their ids have gaps.
         whole = ids == list(range(next_patch, next_patch + len(own)))

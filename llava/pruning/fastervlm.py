@@ -17,8 +17,8 @@ Deviations from the reference:
 - The choice is made before the projector, so dropped patches are never projected. Each token is
   projected on its own: the kept ones come out the same.
 - A T above the number of patches keeps all; the reference fails.
-- Several images of a sample divide T, see `tower`. The reference gives T to each.
-- Anyres tiles (LLaVA-1.6, T a tile) are not there: this package does not load such models yet.
+- Several images of a sample divide T, see `tower`. The reference gives T to each, and to each tile
+  of LLaVA-1.6: its 128 a tile are 640 here for a picture of an overview and four tiles.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from torch import Tensor
 
 TEXT = -1
 
+#: In place of a tile: the token ends a row of a tiled picture and shows nothing itself.
+NEWLINE = -2
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -27,7 +30,8 @@ class Segment:
     `image` is TEXT or the index of the image in its sample. For an image, `patch` (n,) holds the
     patch each token shows, `cls` (n,) the attention of the vision tower's CLS token to it (None
     when the tower was not asked) and `letterbox` (n,) is True on padding around the picture.
-    `whole` is how many tokens the unpruned model would have here, None for `length`.
+    `whole` is how many tokens the unpruned model would have here, None for `length`. `tile` (n,) is
+    the view that each token of a tiled picture is from, 0 being the overview, or NEWLINE.
     """
 
     length: int
@@ -36,6 +40,7 @@ class Segment:
     cls: Tensor | None = None
     letterbox: Tensor | None = None
     whole: int | None = None
+    tile: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,14 @@ class TokenLayout:
     position:  rotary position in the unpruned sequence
     patch:     TEXT, or the id of the patch in its sample (images counted on); a merged token
                carries the id of its cluster's centre
+    tile:      view of a tiled picture that the token is from, or NEWLINE; any value on text and
+               on plain pictures; None where no picture of the batch is tiled
     valid:     False on padding
     cls:       attention of the vision tower's CLS token to the patch, 0 on text; or None
     letterbox: True on visual tokens that show only padding around the picture; or None
     lengths, n_visual, tail: per sample on the host: tokens, visual tokens, and text tokens after
                the last visual one (0 for a sample without visual tokens)
-    whole:     per sample on the host: visual tokens that the unpruned model would have
+    sizes:     per sample on the host: of each image the visual tokens of the unpruned model
     """
 
     image: Tensor
@@ -63,9 +70,10 @@ class TokenLayout:
     lengths: tuple[int, ...]
     n_visual: tuple[int, ...]
     tail: tuple[int, ...]
-    whole: tuple[int, ...]
+    sizes: tuple[tuple[int, ...], ...]
     cls: Tensor | None = None
     letterbox: Tensor | None = None
+    tile: Tensor | None = None
 
     @classmethod
     def from_segments(
@@ -79,13 +87,16 @@ class TokenLayout:
         runs_of_images = [run for runs in samples for run in runs if run.image != TEXT]
         with_cls = bool(runs_of_images) and all(run.cls is not None for run in runs_of_images)
         with_box = any(run.letterbox is not None for run in runs_of_images)
+        with_tile = any(run.tile is not None for run in runs_of_images)
         scores = torch.zeros(shape, dtype=torch.float32, device=device) if with_cls else None
         box = torch.zeros(shape, dtype=torch.bool, device=device) if with_box else None
+        tile = torch.zeros(shape, dtype=torch.long, device=device) if with_tile else None
 
-        n_visual, tail, whole = [], [], []
+        n_visual, tail, sizes = [], [], []
         for row, runs in enumerate(samples):
             column = shape[1] - lengths[row]
-            visual = after = first_patch = unpruned = 0
+            visual = after = first_patch = 0
+            own_sizes: list[int] = []
             for run in runs:
                 span = slice(column, column + run.length)
                 column += run.length
@@ -93,7 +104,7 @@ class TokenLayout:
                     after += run.length
                     continue
                 visual, after = visual + run.length, 0
-                unpruned += run.length if run.whole is None else run.whole
+                own_sizes.append(run.length if run.whole is None else run.whole)
                 image[row, span] = run.image
                 patch[row, span] = run.patch.to(device) + first_patch
                 own = int(run.patch.max()) + 1 if run.length else 0
@@ -102,9 +113,11 @@ class TokenLayout:
                     scores[row, span] = run.cls.to(device, torch.float32)
                 if box is not None and run.letterbox is not None:
                     box[row, span] = run.letterbox.to(device)
+                if tile is not None and run.tile is not None:
+                    tile[row, span] = run.tile.to(device)
             n_visual.append(visual)
             tail.append(after if visual else 0)
-            whole.append(unpruned)
+            sizes.append(tuple(own_sizes))
 
         offset = torch.tensor([[shape[1] - length] for length in lengths])
         index = torch.arange(shape[1])[None] - offset
@@ -116,9 +129,10 @@ class TokenLayout:
             lengths=lengths,
             n_visual=tuple(n_visual),
             tail=tuple(tail),
-            whole=tuple(whole),
+            sizes=tuple(sizes),
             cls=scores,
             letterbox=box,
+            tile=tile,
         )
 
     @classmethod
@@ -129,7 +143,8 @@ class TokenLayout:
         lengths = tuple(valid.sum(1).tolist())
         zero = (0,) * len(lengths)
         position = (valid.long().cumsum(1) - 1).clamp(min=0)
-        return cls(blank, position, blank, valid, lengths, zero, zero, zero)
+        nothing = ((),) * len(lengths)
+        return cls(blank, position, blank, valid, lengths, zero, zero, nothing)
 
     @property
     def batch(self) -> int:
@@ -145,8 +160,24 @@ class TokenLayout:
         return min(self.lengths) < self.n
 
     @property
+    def whole(self) -> tuple[int, ...]:
+        """Per sample: visual tokens that the unpruned model would have."""
+        return tuple(sum(own) for own in self.sizes)
+
+    @property
     def is_visual(self) -> Tensor:
         return self.image != TEXT
+
+    @property
+    def is_newline(self) -> Tensor | None:
+        """Visual tokens that end a row of a tiled picture; None where there are none."""
+        return None if self.tile is None else self.is_visual & (self.tile == NEWLINE)
+
+    @property
+    def is_patch(self) -> Tensor:
+        """Visual tokens that show something: all but newlines."""
+        newline = self.is_newline
+        return self.is_visual if newline is None else self.is_visual & ~newline
 
     def positions(self, policy: str) -> Tensor:
         """Rotary positions (batch, n).
@@ -173,7 +204,7 @@ class TokenLayout:
             return self
         host = {
             name: tuple(v for v in getattr(self, name) for _ in range(times))
-            for name in ("lengths", "n_visual", "tail", "whole")
+            for name in ("lengths", "n_visual", "tail", "sizes")
         }
         return replace(self, **self._map(lambda x: x.repeat_interleave(times, 0)), **host)
 

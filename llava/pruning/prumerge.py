@@ -36,7 +36,6 @@ FLOPs of scoring: projections of that one layer (it runs for this alone), simila
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,10 +46,10 @@ from torch import Tensor
 from .base import PrunerRun
 from .checks import demand
 from .cost import DecoderShape, TowerShape
-from .entry import divide
 from .layout import TokenLayout
+from .shares import divide
 from .tower import TowerPruner, top
-from .vision import Reduced, VisionFeatures
+from .vision import Groups, Reduced, VisionFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ class PruMerge(TowerPruner):
         """The layer behind the features."""
         return (ran,)
 
-    def reduce(self, features: VisionFeatures, groups: Sequence[int]) -> list[Reduced] | None:
+    def reduce(self, features: VisionFeatures, groups: Groups) -> list[Reduced] | None:
         """T tokens a sample; adaptive: waits for the device, to learn how many."""
         if not self.adaptive:
             return super().reduce(features, groups)

@@ -1,7 +1,9 @@
 """From scores and counts to a `Selection`: top-k with stable ties, and recycling of the dropped.
 
 Ties go to the lower index and nothing is random, so the same input always keeps the same tokens.
-Text is never dropped. Counts are host integers (one a sample), so no step waits for the device.
+Text is never dropped. Newlines of tiled pictures rank below every patch, whatever a method scores
+them, so that they go first; they are counted as the visual tokens that they are. Counts are host
+integers (one a sample), so no step waits for the device.
 
 Recycling (AutoPrune's released code, taken from SparseVLM, arXiv 2410.04417): the best of the
 dropped tokens are clustered by density peaks with k nearest neighbours (DPC-KNN, as in TCFormer,
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .layout import TEXT, Merge, Selection, TokenLayout, take
+from .per_image import order_within_images
 
 
 def keep_top(
@@ -27,12 +30,15 @@ def keep_top(
     pools: Sequence[int] | None = None,
     clusters: Sequence[int] | None = None,
     features: Tensor | None = None,
+    targets: Sequence[Sequence[float]] | None = None,
 ) -> Selection | None:
     """Keep the `keep[i]` visual tokens of sample i with the highest `scores` (batch, n), and text.
 
     With `pools` and `clusters`, the next `pools[i]` tokens by score are merged into `clusters[i]`
     tokens by the similarity of `features` (batch, n, d). A merged token follows the visual tokens
-    of its centre's image. Returns None when nothing would change.
+    of its centre's image. With `targets`, those of each image of each sample, the images share what
+    is kept in proportion to them (which waits for the device). Returns None when nothing would
+    change.
 
     Raises ValueError when a count is larger than the number of visual tokens.
     """
@@ -44,7 +50,14 @@ def keep_top(
     device = layout.image.device
     keep_column = torch.tensor(keep, device=device)[:, None]
     visual = layout.is_visual
-    order = scores.masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    scores, newline = scores.masked_fill(~visual, -torch.inf), layout.is_newline
+    if newline is not None:
+        # They show nothing to be ranked by: whatever their score, they are the first to go.
+        scores = scores.masked_fill(newline, torch.finfo(scores.dtype).min)
+    if targets is None:
+        order = scores.argsort(dim=1, descending=True, stable=True)
+    else:
+        order = order_within_images(layout, scores, keep, targets)
     columns = torch.arange(layout.n, device=device).expand(layout.batch, -1)
     rank = torch.empty_like(order).scatter_(1, order, columns)
     kept = torch.where(visual, rank < keep_column, layout.valid)

@@ -158,7 +158,7 @@ class SparseVLMRun(StagedRun):
         rows = rows / gravity(positions, rows.shape[2], shape.head_dim, shape.rope_theta)[:, None]
         weight = raters / raters.sum(1, keepdim=True).clamp(min=1)
         per_head = (weight[:, None, None, :] @ rows)[:, :, 0]
-        mass = (per_head * layout.is_visual[:, None, :]).sum(-1)
+        mass = (per_head * layout.is_patch[:, None, :]).sum(-1)
         order = mass.argsort(dim=1, descending=True, stable=True)[:, : self.config.top_heads]
         return per_head.gather(1, order[..., None].expand(-1, -1, layout.n)).mean(1)
 
@@ -176,7 +176,7 @@ def find_raters(layout: TokenLayout, embeds: Tensor) -> Tensor:
     logits = states @ states[:, -width:].transpose(1, 2)
     # A sample without visual tokens has no text to look at; its rows are masked below.
     weights = logits.masked_fill(~(own | (tail == 0))[:, None, :], -torch.inf).softmax(-1)
-    visual = layout.is_visual.to(embeds.device)[..., None]
+    visual = layout.is_patch.to(embeds.device)[..., None]
     weight = (weights * visual).sum(1) / visual.sum(1).clamp(min=1)
     above = own & (weight > 1 / tail.clamp(min=1))
     return torch.where(above.any(1, keepdim=True), above, own)

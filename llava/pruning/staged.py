@@ -13,7 +13,8 @@ spends what the rounding left over, a token at a time, in the longest stage wher
 total so differs from L T by at most half the length of the shortest stage (a stage that may not
 grow, because the one before is no larger, aside); a single cut at d is off by (L - d) / 2 at most.
 
-All images of a sample are one pool of visual tokens. A sample with no more tokens than the target
+All images of a sample are one pool of visual tokens; with `budget_per` "image" what a cut keeps is
+divided over them. A sample with no more tokens than the target
 keeps all.
 """
 
@@ -188,7 +189,11 @@ class StagedRun(PrunerRun, abc.ABC):
         fields = ", ".join(config.depths)
         demand_later_layers(config.method, fields, config.cut_depths[-1], shape.layers)
         demand_text_behind(config.method, layout)
-        self.plans = [_cuts(config, n, shape) if n else {} for n in layout.n_visual]
+        self.plans = [
+            _cuts(config.resolved(sizes), n, shape) if n else {}
+            for sizes, n in zip(layout.sizes, layout.n_visual)
+        ]
+        self.targets = config.targets_in_images(layout.sizes)
         self._flops = [0] * layout.batch
 
     def scoring_flops(self) -> list[int]:
@@ -222,6 +227,7 @@ class StagedRun(PrunerRun, abc.ABC):
             pools=[cut.pool for cut in cuts],
             clusters=[cut.clusters for cut in cuts],
             features=observation.hidden,
+            targets=self.targets,
         )
 
     def rows_at_cut(self, layout: TokenLayout) -> int:

@@ -52,8 +52,8 @@ from .base import PrunerRun
 from .cost import DecoderShape, TowerShape
 from .layout import TokenLayout, take
 from .target import WholeTarget
-from .tower import TowerPruned, image_counts
-from .vision import TowerRun
+from .tower import TowerPruned, view_counts
+from .vision import Groups, TowerRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ class ToMe(WholeTarget):
 
     proportional_attention: bool = True
 
-    def tower_runs(self, groups: Sequence[int], patches: int, ran: int) -> list[Merging] | None:
+    def tower_runs(self, groups: Groups, patches: int, ran: int) -> list[Merging] | None:
         """One run for each number of tokens that an image may keep.
 
         Raises ValueError where an image may keep fewer than the tower can merge it into.
         """
-        counts = image_counts(int(self.target_token_num), patches, groups)
+        counts = view_counts(self, patches, groups)
         if min(counts, default=patches) == patches:
             return None
         runs = {
@@ -89,7 +89,7 @@ class ToMe(WholeTarget):
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
         """Nothing is left to do in the decoder."""
-        return TowerPruned(int(self.target_token_num), self.scoring, layout, shape)
+        return TowerPruned(self, self.scoring, layout, shape)
 
 
 def schedule(patches: int, count: int, layers: int) -> list[int]:

@@ -45,16 +45,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Observation, Pruner, PrunerRun
-from .checks import demand, demand_choices, demand_later_layers
+from .base import Observation, PrunerRun
+from .checks import demand, demand_later_layers
 from .cost import DecoderShape
 from .entry import ImageTokens, select_in_images
 from .layout import Selection, TokenLayout
+from .target import Budgeted
 from .uniform_grid import centres
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopV(Pruner):
+class TopV(Budgeted):
     """Settings of TopV, see the module.
 
     target_token_num: visual tokens per layer on average, counted as budget_mode says.
@@ -68,7 +69,6 @@ class TopV(Pruner):
     method: ClassVar[str] = "topv"
     depths: ClassVar[tuple[str, ...]] = ("layer",)
 
-    target_token_num: float = 64
     budget_mode: Literal["published", "strict"] = "published"
     layer: int = 2
     feature_weight: float = 1.0
@@ -81,7 +81,7 @@ class TopV(Pruner):
     positions: Literal["compact", "original"] = "original"
 
     def __post_init__(self) -> None:
-        demand_choices(self)
+        super().__post_init__()
         for field, least in (("target_token_num", 1), ("layer", 1), ("iterations", 1)):
             demand(self, field, least <= getattr(self, field) < math.inf, f"at least {least}")
         for field in ("feature_weight", "distance_weight", "centre_weight", "relax"):
@@ -101,7 +101,11 @@ class TopVRun(PrunerRun):
         self.config = config
         self.positions = config.positions
         demand_later_layers(config.method, "layer", config.layer, shape.layers)
-        self.keep = [_count(config, shape.layers, visual) for visual in layout.n_visual]
+        self.keep = [
+            _count(config.resolved(sizes), shape.layers, visual)
+            for sizes, visual in zip(layout.sizes, layout.n_visual)
+        ]
+        self.targets = config.targets_in_images(layout.sizes)
         self._entering: Tensor | None = None
         self._flops = [0] * layout.batch
 
@@ -134,7 +138,7 @@ class TopVRun(PrunerRun):
             cost = costs(config, sources[sample, own], targets[sample, own], image.side)
             return with_recovered(contributions(config, cost), count, config.recover)
 
-        return select_in_images(layout, self.keep, choose)
+        return select_in_images(layout, self.keep, choose, self.targets)
 
 
 def _count(config: TopV, layers: int, visual: int) -> int:

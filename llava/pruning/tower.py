@@ -1,9 +1,11 @@
 """What methods share that reduce the visual tokens in or right after the vision tower.
 
-The target T is the total of a sample; several images divide it evenly, a rest goes to the first
-ones. The decoder then never sees more: T tokens enter and leave every layer, both ways of counting
-a budget are the same, and rotary positions are contiguous. A sample with no more than T patches
-keeps all of them as they are.
+The target T is the total of a sample; its views divide it evenly, a rest goes to the first ones. A
+view is an image, or of a tiled picture (LLaVA-1.6) the overview or a tile: T of five views is T / 5
+a view, which is how these methods' authors count. With `budget_per` "image" each picture has a T
+that its own views divide. The decoder then never sees more: T tokens enter and leave every layer,
+both ways of counting a budget are the same, and rotary positions are contiguous. A sample with no
+more than T patches keeps all of them as they are.
 
 FLOPs and KV bytes compare with the unreduced model, whose number of tokens the layout remembers.
 The vision tower and the projector are not counted, see `cost`.
@@ -12,7 +14,7 @@ The vision tower and the projector are not counted, see `cost`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,18 +22,27 @@ from torch import Tensor
 
 from .base import PrunerRun
 from .cost import DecoderShape, TowerShape
-from .entry import divide
 from .layout import TokenLayout
-from .target import WholeTarget
-from .vision import Reduced, VisionFeatures
+from .shares import divide
+from .target import Budgeted, WholeTarget
+from .vision import Groups, Reduced, VisionFeatures
 
 
-def image_counts(target: int, patches: int, groups: Sequence[int]) -> list[int]:
-    """How many tokens each image keeps: `target` a sample, or all `patches` where that is less.
+def view_counts(config: Budgeted, patches: int, groups: Groups) -> list[int]:
+    """How many tokens each view keeps: its share of T, or all `patches` where that is less.
 
-    groups: images of each sample.
+    groups: views of each picture of each sample.
     """
-    return [count for group in groups for count in divide(target, [patches] * group)]
+    counts: list[int] = []
+    for group in groups:
+        sizes = [views * patches for views in group]
+        if config.budget_per == "image":
+            budgets = zip(config.image_targets(sizes), group)
+        else:
+            budgets = [(config.resolved(sizes).target_token_num, sum(group))]
+        for target, views in budgets:
+            counts += divide(int(target), [patches] * views)
+    return counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +56,11 @@ class TowerPruner(WholeTarget):
         """By default the last layer that ran, whose CLS attention most methods rank by."""
         return (ran - 1,)
 
-    def reduce(self, features: VisionFeatures, groups: Sequence[int]) -> list[Reduced] | None:
+    def reduce(self, features: VisionFeatures, groups: Groups) -> list[Reduced] | None:
         """All patches of an image that may keep them, none of one that may keep none (a sample may
         have more images than tokens), and what `choose` gives of the others."""
         patches = features.patches.shape[1]
-        counts = image_counts(int(self.target_token_num), patches, groups)
+        counts = view_counts(self, patches, groups)
         if min(counts, default=patches) == patches:
             return None
         every = torch.arange(patches, device=features.patches.device)
@@ -70,7 +81,7 @@ class TowerPruner(WholeTarget):
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
         """Nothing is left to do in the decoder."""
-        return TowerPruned(int(self.target_token_num), self.scoring, layout, shape)
+        return TowerPruned(self, self.scoring, layout, shape)
 
 
 class TowerPruned(PrunerRun):
@@ -81,7 +92,7 @@ class TowerPruned(PrunerRun):
 
     def __init__(
         self,
-        target: int,
+        config: Budgeted,
         scoring: Callable[[int, TowerShape], int],
         layout: TokenLayout,
         shape: DecoderShape,
@@ -89,8 +100,9 @@ class TowerPruned(PrunerRun):
         tower, self._flops = shape.tower, []
         if tower is None:
             return
-        for whole in layout.whole:
-            counts = image_counts(target, tower.patches, [whole // tower.patches])
+        for sizes in layout.sizes:
+            group = [size // tower.patches for size in sizes]
+            counts = view_counts(config, tower.patches, [group])
             reduced = [count for count in counts if count < tower.patches]
             self._flops.append(2 * sum(scoring(count, tower) for count in reduced))
 

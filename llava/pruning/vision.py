@@ -3,18 +3,24 @@
 Two kinds of methods act before the decoder:
   Pruner.reduce(features, groups)      after the tower ran: fewer or other features per image
   Pruner.tower_runs(groups, ...)       inside the tower: each `TowerRun` merges after each attention
-`groups` are the numbers of images of each sample of the batch, so that a budget of a sample can be
-divided over its images. What a method looks at inside the tower it names in `Pruner.tower_layers`;
-only these layers are probed, and of their attention only the row of the CLS token is ever computed.
+A picture is one view, or several where the model tiles it (LLaVA-1.6). The tower treats views
+alike, and `images` below counts them. `groups` has, for each sample of the batch, how many views
+each of its pictures has, so that a budget of a sample can be divided over them: ((1, 1), (1,)) are
+samples of two plain pictures and of one, ((5,),) is one of an overview and four tiles.
+What a method looks at inside the tower it names in `Pruner.tower_layers`; only these layers are
+probed, and of their attention only the row of the CLS token is ever computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+#: For each sample, how many views each of its pictures has.
+Groups = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class VisionFeatures:
              number of layers that ran, is the layer whose input `patches` and `token` are
     ran:     number of layers that ran
     patch:   (images, p), which patch each entry shows; None: all of them, in order
+    grids:   of each tiled picture its rows and columns of tiles; its views are the overview and
+             then the tiles, row by row. None: no picture is tiled
     """
 
     patches: Tensor
@@ -63,6 +71,7 @@ class VisionFeatures:
     ran: int
     probes: Mapping[int, Probe] = field(default_factory=dict)
     patch: Tensor | None = None
+    grids: tuple[tuple[int, int], ...] | None = None
 
     @property
     def cls(self) -> Tensor:

@@ -21,7 +21,10 @@ token.
 
 Deviations from the reference, all without effect on the choice but for near ties: attention and
 similarities are computed in float32, ties go to the lower index, and nothing is patched into
-transformers' CLIP. LLaVA-NeXT's tiles are not covered.
+transformers' CLIP.
+Of a tiled picture (LLaVA-1.6) each view is reduced so, to T over the number of views. The reference
+puts CLS and contextual tokens of all tiles behind the canvas; here a contextual token stands at its
+target's place on it (see `llava.model.tiles`).
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ Deviations from the reference:
 - Equal scores go to the lower patch index. Of equal cosines the one that stands first in the list
   counts as the higher. The reference's sort is not stable.
 - Only the CLS row of the one layer is computed, dropped patches are never projected, a T above the
-  number of patches keeps all, several images of a sample divide T, and there are no anyres tiles:
-  as `fastervlm` says.
+  number of patches keeps all, and several images of a sample, or views of a tiled picture, divide
+  T: as `fastervlm` says.
 
 About (N - T) / 8 rounds of small operations: on a GPU their launches take the time.
 """

@@ -35,7 +35,6 @@ compact).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd, isqrt
 from typing import ClassVar, Literal
@@ -47,11 +46,12 @@ from torch import Tensor
 from .base import Observation, PrunerRun
 from .checks import demand, demand_later_layers, demand_text_behind
 from .cost import DecoderShape
-from .entry import divide, find_images
+from .entry import find_images
 from .layout import Merge, Selection, TokenLayout
 from .selectors import keep_top
+from .shares import divide, share_out
 from .target import WholeTarget
-from .vision import Reduced, VisionFeatures
+from .vision import Groups, Reduced, VisionFeatures
 
 # Layers that run of the tower that `local_layer` is given for: CLIP ViT-L, feature -2.
 _RAN = 23
@@ -92,14 +92,20 @@ class VScan(WholeTarget):
     def _local(self, ran: int) -> int:
         return min(round(self.local_layer * ran / _RAN), ran - 1)
 
-    def reduce(self, features: VisionFeatures, groups: Sequence[int]) -> list[Reduced] | None:
+    def reduce(self, features: VisionFeatures, groups: Groups) -> list[Reduced] | None:
         """All patches, with the two rankings of stage 1 as scores for `at_entry`.
 
         T1 depends on the decoder, which is not known here; a ranking does not depend on T1.
         """
         patches = features.patches.shape[1]
-        if all(group * patches <= self.target_token_num for group in groups):
+        sizes = [[views * patches for views in group] for group in groups]
+        if all(sum(own) <= self.resolved(own).target_token_num for own in sizes):
             return None
+        if features.grids is not None:
+            raise ValueError(
+                "method vscan does not cover tiled pictures (LLaVA-1.6): its windows are those of "
+                "a single view; use another method, or a LLaVA-1.5 checkpoint"
+            )
         local = features.probes[self._local(features.ran)].cls_attention().mean(1)
         scores = pack_ranks(local, features.cls, window_of(patches, self.windows))
         every = torch.arange(patches, device=local.device)
@@ -126,7 +132,11 @@ class VScanRun(PrunerRun):
     def __init__(self, config: VScan, layout: TokenLayout, shape: DecoderShape) -> None:
         self.config, self.positions = config, config.positions
         demand_later_layers(config.method, "layer", config.layer, shape.layers)
-        stages = [config.stages(visual, shape.layers) for visual in layout.n_visual]
+        stages = [
+            config.resolved(sizes).stages(visual, shape.layers)
+            for sizes, visual in zip(layout.sizes, layout.n_visual)
+        ]
+        self.targets = config.targets_in_images(layout.sizes)
         self.first, self.second = (list(counts) for counts in zip(*stages))
         self.reduces = any(n < have for n, have in zip(self.second, layout.n_visual))
         demand_text_behind(config.method, layout)
@@ -146,7 +156,11 @@ class VScanRun(PrunerRun):
         # For each token the column that it goes on in; its own unless it joins another.
         goes_to = torch.arange(layout.n, device=device).repeat(layout.batch, 1)
         for sample, images in enumerate(find_images(layout)):
-            counts = divide(self.first[sample], [len(image) for image in images])
+            sizes = [len(image) for image in images]
+            if self.targets is None:
+                counts = divide(self.first[sample], sizes)
+            else:
+                counts = share_out(self.first[sample], self.targets[sample], sizes)
             for image, count in zip(images, counts):
                 here = slice(image.columns[0], image.columns[-1] + 1)
                 kept, dropped = unpack_ranks(layout.cls[sample, here], count, self.config.windows)
@@ -168,7 +182,7 @@ class VScanRun(PrunerRun):
         if observation.layer != self.config.layer - 1 or not self.reduces:
             return None
         scores = observation.ahead.rows(1).mean(1)[:, 0]
-        return keep_top(observation.layout, scores, self.second)
+        return keep_top(observation.layout, scores, self.second, targets=self.targets)
 
 
 def window_of(patches: int, windows: int) -> Tensor:

@@ -36,16 +36,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Observation, Pruner, PrunerRun
-from .checks import demand, demand_choices, demand_text_behind
+from .base import Observation, PrunerRun
+from .checks import demand, demand_text_behind
 from .cost import DecoderShape
 from .indicators import text_relevance
 from .layout import Selection, TokenLayout
 from .selectors import keep_top
+from .target import Budgeted
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZipVL(Pruner):
+class ZipVL(Budgeted):
     """Settings of ZipVL.
 
     target_token_num: visual tokens per layer on average. How they are counted: budget_mode
@@ -58,14 +59,13 @@ class ZipVL(Pruner):
 
     method: ClassVar[str] = "zipvl"
 
-    target_token_num: float = 64
     budget_mode: Literal["published", "strict"] = "published"
     tau: float | None = None
     probes: int = 64
     positions: Literal["compact", "original"] = "original"
 
     def __post_init__(self) -> None:
-        demand_choices(self)
+        super().__post_init__()
         finite = 1 <= self.target_token_num < float("inf")
         demand(self, "target_token_num", finite, "at least 1")
         ok = self.tau is None or 0 < self.tau <= 1
@@ -88,17 +88,20 @@ class ZipVLRun(PrunerRun):
         strict = config.budget_mode == "strict"
         # Only the published way of counting looks at what leaves the last layer.
         self.drops = shape.layers - (free or strict)
+        budgets = [config.resolved(sizes).target_token_num for sizes in layout.sizes]
+        self.targets = None if free else config.targets_in_images(layout.sizes)
         self.active = [
-            visual > 0 and (free or config.target_token_num < visual) for visual in layout.n_visual
+            visual > 0 and (free or target < visual)
+            for target, visual in zip(budgets, layout.n_visual)
         ]
         #: Tokens that leave the layers which drop, summed over these.
         self.totals: list[int] = []
-        for visual, active in zip(layout.n_visual, self.active):
+        for target, visual, active in zip(budgets, layout.n_visual, self.active):
             whole = visual if strict else 0
-            self.totals.append(int(shape.layers * config.target_token_num) - whole)
+            self.totals.append(int(shape.layers * target) - whole)
             if active and not free and self.totals[-1] < self.drops:
                 raise ValueError(
-                    f"target_token_num {config.target_token_num:g} is below the floor of "
+                    f"target_token_num {target:g} is below the floor of "
                     f"{(whole + self.drops) / shape.layers:.6g}: that many enter a layer on "
                     f"average when all {visual} visual tokens enter layer 0 and one each later"
                 )
@@ -131,7 +134,7 @@ class ZipVLRun(PrunerRun):
             counts[layer] if active else visual
             for counts, active, visual in zip(self.counts, self.active, layout.n_visual)
         ]
-        return keep_top(layout, mass, keep)
+        return keep_top(layout, mass, keep, targets=self.targets)
 
     def _solve(self, measured: Sequence[Tensor]) -> None:
         for curve, total, active in zip(measured, self.totals, self.active):
@@ -148,7 +151,8 @@ def curves(mass: Tensor, layout: TokenLayout) -> list[Tensor]:
 
     mass (batch, n), 0 or more. Returns float64 (visual tokens,) a sample.
     """
-    ranked = mass.masked_fill(~layout.is_visual, -1).sort(dim=1, descending=True).values
+    mass = (mass * layout.is_patch).masked_fill(~layout.is_visual, -1)
+    ranked = mass.sort(dim=1, descending=True).values
     found = []
     for row, tokens in zip(ranked.cpu().double(), layout.n_visual):
         summed = row[:tokens].cumsum(0)

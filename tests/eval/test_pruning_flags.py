@@ -36,6 +36,7 @@ LINES = {
     ),
     "--method autoprune --target-flops 0.25": AutoPrune(target_flops=0.25),
     "--target-kv 0.5": AutoPrune(target_kv=0.5),
+    "--target-fraction 0.1 --budget-per image": AutoPrune(target_fraction=0.1, budget_per="image"),
     "--method fastv --target-token-num 64 --set depth=8 --depth-layers 32": FastV(
         target_token_num=64.0, depth=3
     ),

@@ -32,16 +32,22 @@ def oracle(model, embeds: Tensor, kept: list[set[int]], positions: str) -> Tenso
 
 @torch.no_grad()
 def check_against_the_oracle(
-    model, chosen: pruning.Pruner, images: int, steps: int = 4
+    model,
+    chosen: pruning.Pruner,
+    images: int,
+    steps: int = 4,
+    pixels: list[Tensor] | None = None,
+    sizes: list[tuple[int, int]] | None = None,
 ) -> SampleTrace:
     """Compare a prefill and `steps` of decoding under `chosen`; returns the prefill's counts.
 
     Patches that the vision tower did not hand over are masked in every layer of the oracle, and
-    those left have positions without gaps.
+    those left have positions without gaps. `pixels` and `sizes` are of tiled pictures.
     """
-    ids, pixels = tiny.prompt(2, images=images), tiny.pixels(2, images)
-    prompt = model.embed_prompt(ids[None], None, pixels, pruner=chosen)
-    whole = model.embed_prompt(ids[None], None, pixels)
+    ids = tiny.prompt(2, images=images)
+    pixels = tiny.pixels(2, images) if pixels is None else pixels
+    prompt = model.embed_prompt(ids[None], None, pixels, sizes, pruner=chosen)
+    whole = model.embed_prompt(ids[None], None, pixels, sizes)
     cache = PrunedCache(chosen, prompt.layout)
     out = model(inputs_embeds=prompt.embeds, past_key_values=cache, use_cache=True)
     positions = "compact" if prompt.layout.n < whole.layout.n else cache.positions

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.pruning.tower import image_counts
+from llava.pruning.tower import view_counts
 
 from .tower_features import LAYERS, features, ranked
 
@@ -14,7 +14,7 @@ from .tower_features import LAYERS, features, ranked
 TWO_HEADS = [[1.0, 1, 2, 3, 1], [2.0, 10, 1, 2, 1]]
 
 
-def kept(target: int, made, groups=(1,)) -> list[list[int]]:
+def kept(target: int, made, groups=((1,),)) -> list[list[int]]:
     reduced = pruning.build("fastervlm", target_token_num=target).reduce(made, groups)
     for image, own in enumerate(reduced):
         assert torch.equal(own.features, made.patches[image, own.patch])
@@ -40,17 +40,18 @@ def test_only_the_last_layer_that_ran_is_asked() -> None:
 def test_images_of_a_sample_divide_the_target() -> None:
     a, b, c = ([[1.0, 1, 2, 3, 4]], [[1.0, 4, 3, 2, 1]], [[1.0, 1, 9, 1, 8]])
     made = features(a, b, c)
-    assert kept(3, made, (2, 0, 1)) == [[2, 3], [0], [0, 1, 3]]
-    assert kept(1, made, (3,)) == [[3], [], []]
-    assert image_counts(3, 4, (2, 0, 1)) == [2, 1, 3]
+    assert kept(3, made, ((1, 1), (), (1,))) == [[2, 3], [0], [0, 1, 3]]
+    assert kept(1, made, ((1, 1, 1),)) == [[3], [], []]
+    pruner = pruning.build("fastervlm", target_token_num=3)
+    assert view_counts(pruner, 4, ((1, 1), (), (1,))) == [2, 1, 3]
 
 
 @pytest.mark.parametrize("target", [4, 5, 576])
 def test_a_target_at_or_above_the_patches_reduces_nothing(target) -> None:
     pruner = pruning.build("fastervlm", target_token_num=target)
-    assert pruner.reduce(features(TWO_HEADS), (1,)) is None
+    assert pruner.reduce(features(TWO_HEADS), ((1,),)) is None
 
 
 def test_a_sample_with_room_keeps_all_beside_one_without() -> None:
     made = features([[1.0, 1, 2, 3, 4]], [[1.0, 4, 3, 2, 1]], [[1.0, 1, 9, 1, 8]])
-    assert kept(4, made, (1, 2)) == [[0, 1, 2, 3], [0, 1], [1, 3]]
+    assert kept(4, made, ((1,), (1, 1))) == [[0, 1, 2, 3], [0, 1], [1, 3]]

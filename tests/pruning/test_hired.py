@@ -14,7 +14,7 @@ TWO_HEADS = [[1.0, 1, 2, 3, 1], [2.0, 10, 1, 2, 1]]
 
 
 def kept(method: str, target: int, made) -> list[int]:
-    (reduced,) = pruning.build(method, target_token_num=target).reduce(made, (1,))
+    (reduced,) = pruning.build(method, target_token_num=target).reduce(made, ((1,),))
     assert torch.equal(reduced.features, made.patches[0, reduced.patch])
     return reduced.patch.tolist()
 
@@ -36,7 +36,7 @@ def test_a_single_view_is_ranked_as_fastervlm_ranks_it(target) -> None:
 
 
 def test_all_patches_at_or_above_their_number() -> None:
-    assert pruning.build("hired", target_token_num=4).reduce(features(TWO_HEADS), (1,)) is None
+    assert pruning.build("hired", target_token_num=4).reduce(features(TWO_HEADS), ((1,),)) is None
 
 
 def test_only_the_ranking_layer_is_probed() -> None:

@@ -115,10 +115,10 @@ def test_all_heads_are_one() -> None:
 def test_the_adaptive_count_is_what_the_image_says() -> None:
     """16 patches, no outlier: 0, 5 and 10 stay, and one token of the 13 others."""
     seen = image([[float(i)] for i in range(16)], [[0.0, 0.0]] * 16)
-    (made,) = PruMerge(adaptive=True, neighbours=0, target_token_num=9).reduce(seen, [1])
+    (made,) = PruMerge(adaptive=True, neighbours=0, target_token_num=9).reduce(seen, [[1]])
     assert made.patch.tolist() == [0, 5, 10, 1]
     torch.testing.assert_close(made.features[:, 0], torch.tensor([0.0, 5, 10, (120 - 15) / 17]))
-    (made,) = PruMerge(neighbours=0, target_token_num=9).reduce(seen, [1])
+    (made,) = PruMerge(neighbours=0, target_token_num=9).reduce(seen, [[1]])
     # 8 patches: two by attention (ties: the first), 6 of 14 others at 0, 2, 4, 7, 9, 11.
     assert made.patch.tolist() == [0, 1, 2, 4, 6, 9, 11, 13, 3]
 

@@ -183,21 +183,21 @@ def test_means_are_taken_in_float32() -> None:
 def test_images_that_keep_equally_many_share_a_run() -> None:
     pruner = ToMe(target_token_num=13)
     assert pruner.merges_in_tower and pruner.tower_layers(2) == ()
-    runs = pruner.tower_runs((1, 2, 0, 1), 16, 2)
+    runs = pruner.tower_runs(((1,), (1, 1), (), (1,)), 16, 2)
     assert len(runs) == 4 and runs[0] is runs[3]
     assert Counter(map(id, runs)).most_common(1)[0][1] == 2  # 13; 7 and 6; 13
-    mixed = ToMe(target_token_num=20).tower_runs((1, 2), 16, 2)
+    mixed = ToMe(target_token_num=20).tower_runs(((1,), (1, 1)), 16, 2)
     assert mixed[1] is mixed[2] is not mixed[0]
-    assert ToMe(target_token_num=20).tower_runs((1, 2), 16, 2)[0] is not mixed[0]
-    assert ToMe(target_token_num=16).tower_runs((1, 1, 0), 16, 2) is None
+    assert ToMe(target_token_num=20).tower_runs(((1,), (1, 1)), 16, 2)[0] is not mixed[0]
+    assert ToMe(target_token_num=16).tower_runs(((1,), (1,), ()), 16, 2) is None
 
 
 def test_an_image_below_the_floor_is_refused() -> None:
     with pytest.raises(ValueError, match=r"into 5 in 2 layers.*: 6 is the least"):
-        ToMe(target_token_num=11).tower_runs((2,), 16, 2)
+        ToMe(target_token_num=11).tower_runs(((1, 1),), 16, 2)
     # Two images, one token: the second would have none.
     with pytest.raises(ValueError, match="into 0 in 2 layers"):
-        ToMe(target_token_num=1).tower_runs((2,), 1, 2)
+        ToMe(target_token_num=1).tower_runs(((1, 1),), 1, 2)
 
 
 def test_what_the_products_cost() -> None:

@@ -21,7 +21,7 @@ SIX = torch.tensor([[3.0, -4], [1, 0], [4, -3], [0, 1], [0, 5], [-1, 0]])
 
 
 def kept(target: int, made, **settings) -> list[int]:
-    (reduced,) = VisPruner(target_token_num=target, **settings).reduce(made, (1,))
+    (reduced,) = VisPruner(target_token_num=target, **settings).reduce(made, ((1,),))
     assert torch.equal(reduced.features, made.patches[0, reduced.patch])
     return reduced.patch.tolist()
 
@@ -100,13 +100,13 @@ def test_every_target_is_met() -> None:
 
 def test_attention_alone_is_fastervlm() -> None:
     made = ranked([4, 7, 0, 2, 6, 1, 3, 5])
-    (other,) = pruning.build("fastervlm", target_token_num=3).reduce(made, (1,))
+    (other,) = pruning.build("fastervlm", target_token_num=3).reduce(made, ((1,),))
     assert kept(3, made, important_ratio=1.0) == other.patch.tolist() == [0, 4, 7]
 
 
 def test_several_images_divide_the_target() -> None:
     made = features([[1.0, 1, 2, 3, 4]], [[1.0, 4, 3, 2, 1]])
-    reduced = VisPruner(target_token_num=3).reduce(made, (2,))
+    reduced = VisPruner(target_token_num=3).reduce(made, ((1, 1),))
     assert [len(own.patch) for own in reduced] == [2, 1]
 
 

@@ -35,6 +35,7 @@ class LlavaConfig(LlamaConfig):
     """A Llama config with LLaVA's `mm_*` keys, and the vision tower's config as `mm_vision_config`.
 
     The class attributes are the values of keys that LLaVA-1.5's config.json leaves out.
+    `anyres_reading` is no key of LLaVA's: "llava" or "llava-hf", see `llava.anyres`.
     """
 
     model_type = "llava_llama"
@@ -46,6 +47,9 @@ class LlavaConfig(LlamaConfig):
     mm_use_im_start_end = False
     mm_use_im_patch_token = False
     image_aspect_ratio = "square"
+    image_grid_pinpoints = None
+    anyres_reading = "llava"
+    tokenizer_model_max_length = None
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):

@@ -1,0 +1,168 @@
+"""LLaVA-1.6's anyres: a picture as an overview and tiles, and the order of their tokens.
+
+The picture is fitted onto one of a few canvases, which is cut into square tiles; in front of them
+goes the whole picture squeezed into one tile. Each of these views gives a grid of patches. How the
+patches become one sequence is the merge type:
+
+    flat           view after view, row by row in each
+    spatial        the overview, then the rows of the canvas, across tiles
+    spatial_unpad  the same without the rows or columns that show only the black border, and one
+                   learned embedding, `image_newline`, at the end of each row of the canvas
+
+Two readings of the list of canvases exist. LLaVA takes a pair as (width, height), llava-hf as
+(height, width). Which canvas wins then differs for pictures that fit into one tile: two canvases
+tie, and the first in the list is taken, tall in LLaVA and wide in llava-hf. llava-hf also rounds to
+seven digits where it takes the border off; no size is known for which that matters.
+
+Sources: haotian-liu/LLaVA 1.2.2 (behaviour); transformers 5.23 (llava-hf's reading).
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+#: What `token_order` writes for an `image_newline`.
+NEWLINE = -1
+
+MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+READINGS = ("llava", "llava-hf")
+
+Size = tuple[int, int]
+
+
+def read_pinpoints(value: Any, tile: int, where: str) -> list[Size]:
+    """The canvases of config.json's `image_grid_pinpoints`, pairs of pixels in its order.
+
+    value: a list of pairs, or a string that spells one, as some checkpoints have it.
+    tile: side of a tile; both numbers of a pair are multiples of it.
+
+    Raises ValueError, naming `where`, for anything else.
+    """
+    pairs = value
+    if isinstance(value, str):
+        try:
+            pairs = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs = None
+    ok = isinstance(pairs, (list, tuple)) and len(pairs) > 0
+    for pair in pairs if ok else ():
+        ok = ok and isinstance(pair, (list, tuple)) and len(pair) == 2
+        ok = ok and all(isinstance(n, int) and n > 0 and n % tile == 0 for n in pair)
+    if not ok:
+        raise ValueError(
+            f"{where}: image_grid_pinpoints must be a list of pairs of multiples of {tile}, such "
+            f"as [[{tile}, {2 * tile}], [{2 * tile}, {tile}]], got {value!r}"
+        )
+    return [(first, second) for first, second in pairs]
+
+
+def select_best_resolution(
+    original_size: Size, possible_resolutions: Sequence[Size], reading: str = "llava"
+) -> Size:
+    """The canvas (width, height) for a picture of `original_size` (width, height).
+
+    Most pixels of the picture after fitting, at most those it has; of equals the one with the
+    fewest other pixels, then the first. `reading` says what the pairs are, see the module.
+    """
+    width, height = original_size
+    if reading == "llava-hf":
+        possible_resolutions = [(second, first) for first, second in possible_resolutions]
+    best: Size | None = None
+    best_score = (0, 0)
+    for across, down in possible_resolutions:
+        scale = min(across / width, down / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        score = (effective, effective - across * down)
+        if best is None or score > best_score:
+            best, best_score = (across, down), score
+    if best is None:
+        raise ValueError("expected at least one canvas, got an empty list")
+    return best
+
+
+def get_anyres_image_grid_shape(
+    image_size: Size, grid_pinpoints: Sequence[Size], patch_size: int, reading: str = "llava"
+) -> Size:
+    """Tiles of side `patch_size` on the canvas of a picture: (across, down)."""
+    width, height = select_best_resolution(image_size, grid_pinpoints, reading)
+    return width // patch_size, height // patch_size
+
+
+def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
+    """Fit a picture onto a black canvas of `target_resolution` (width, height), centred.
+
+    The side that does not fill the canvas is rounded up. Pillow's bicubic filter.
+    """
+    (width, height), (across, down) = image.size, target_resolution
+    by_width, by_height = across / width, down / height
+    if by_width < by_height:
+        fitted = (across, min(math.ceil(height * by_width), down))
+    else:
+        fitted = (min(math.ceil(width * by_height), across), down)
+    canvas = Image.new("RGB", (across, down), (0, 0, 0))
+    corner = ((across - fitted[0]) // 2, (down - fitted[1]) // 2)
+    canvas.paste(image.resize(fitted, Image.Resampling.BICUBIC), corner)
+    return canvas
+
+
+def views(image: Image.Image, canvas: Size, tile: int) -> list[Image.Image]:
+    """The picture squeezed into a tile, then the tiles of its canvas row by row."""
+    fitted = resize_and_pad_image(image, canvas)
+    overview = image.resize((tile, tile), Image.Resampling.BICUBIC)
+    corners = [(x, y) for y in range(0, canvas[1], tile) for x in range(0, canvas[0], tile)]
+    return [overview, *(fitted.crop((x, y, x + tile, y + tile)) for x, y in corners)]
+
+
+def unpadded(size: Size, rows: int, columns: int, reading: str = "llava") -> tuple[slice, slice]:
+    """Rows and columns of a map of `rows` x `columns` patches that show a picture of `size`.
+
+    size: (width, height). Equally much goes at both ends, so an odd border leaves one line of it.
+    """
+    digits = 7 if reading == "llava-hf" else None
+
+    def whole(length: float) -> int:
+        return int(length if digits is None else round(length, digits))
+
+    width, height = size
+    if width / height > columns / rows:
+        border = (rows - whole(height * (columns / width))) // 2
+        return slice(border, rows - border), slice(0, columns)
+    border = (columns - whole(width * (rows / height))) // 2
+    return slice(0, rows), slice(border, columns - border)
+
+
+def token_order(
+    size: Size, tiles: Size, side: int, merge_type: str, reading: str = "llava"
+) -> Tensor:
+    """What each visual token of a picture is: (tokens,) long.
+
+    A number v * side^2 + p is patch p, counted row by row, of view v, the overview being view 0;
+    NEWLINE is an `image_newline`.
+
+    size: (width, height) of the picture. tiles: (across, down). side: patches along a view.
+
+    Raises ValueError for an unknown merge type.
+    """
+    if merge_type not in MERGE_TYPES:
+        raise ValueError(
+            f"mm_patch_merge_type must be one of {', '.join(MERGE_TYPES)}, got {merge_type!r}"
+        )
+    across, down = tiles
+    each = side * side
+    everything = torch.arange((1 + across * down) * each)
+    if merge_type == "flat":
+        return everything
+    overview, rest = everything[:each], everything[each:]
+    canvas = rest.view(down, across, side, side).transpose(1, 2).reshape(down * side, across * side)
+    if merge_type == "spatial_unpad":
+        rows, columns = unpadded(size, down * side, across * side, reading)
+        canvas = canvas[rows, columns]
+        canvas = torch.cat([canvas, torch.full((len(canvas), 1), NEWLINE)], 1)
+    return torch.cat([overview, canvas.flatten()])

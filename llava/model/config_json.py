@@ -1,0 +1,155 @@
+"""What a checkpoint's config.json says: which format it is, and what LLaVA-1.5 and 1.6 need of it.
+
+Everything else works with values in the original format's terms; `from_hf` translates llava-hf's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..anyres import MERGE_TYPES, read_pinpoints
+from .weights import vision_config
+
+#: Keys that llava-hf's format of LLaVA-1.5 has no place for, with the values its checkpoints stand
+#: for. Its processor crops by default; LLaVA-1.5 was trained and scored on padded squares.
+OWN_KEYS = {"image_aspect_ratio": "pad", "mm_use_im_start_end": False}
+
+#: The same of LLaVA-1.6, whose llava-hf format says nothing of the merge type.
+_NEXT_KEYS = {
+    "image_aspect_ratio": "anyres",
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_use_im_start_end": False,
+}
+
+#: Canvases of all published LLaVA-1.6 checkpoints, which llava-hf's configs may leave out.
+_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+#: Sizes of the 7B language models, which llava-hf's configs leave out. A Mistral layer without a
+#: sliding window is a Llama layer with fewer key heads.
+_LLAMA_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+_TEXT_DEFAULTS = {
+    "llama": _LLAMA_7B,
+    "mistral": {
+        **_LLAMA_7B,
+        **{"intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": 4096},
+    },
+}
+
+
+def detect_format(config: Mapping[str, Any], where: str) -> str:
+    """ "original" or "llava-hf", from the contents of config.json.
+
+    Raises ValueError for anything that is neither LLaVA-1.5 nor LLaVA-1.6, naming what was found.
+    """
+    kind = config.get("model_type")
+    if "text_config" in config and "vision_config" in config and kind in ("llava", "llava_next"):
+        return "llava-hf"
+    marks = ("mm_vision_tower" in config, "mm_projector_type" in config)
+    classes = set(config.get("architectures") or [])
+    named = classes & {"LlavaLlamaForCausalLM", "LlavaMistralForCausalLM"}
+    if kind in ("llava", "llava_llama", "llava_mistral") and (any(marks) or named):
+        return "original"
+    raise ValueError(
+        f"{where} is not a LLaVA-1.5 or 1.6 checkpoint: model_type {kind!r}, architectures "
+        f"{config.get('architectures')!r}; expected model_type llava, llava_llama or llava_mistral "
+        "with mm_vision_tower (LLaVA's own format), or llava or llava_next with text_config and "
+        "vision_config (llava-hf)"
+    )
+
+
+def check_images(config: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError for an aspect ratio, merge type or list of canvases that is not LLaVA's.
+
+    config: original-format values, with `mm_vision_config`.
+    """
+    aspect = config.get("image_aspect_ratio")
+    if aspect not in (None, "square", "pad", "anyres"):
+        raise ValueError(
+            f"{where}: image_aspect_ratio must be pad, anyres or square, got {aspect!r}"
+        )
+    merge = config.get("mm_patch_merge_type") or "flat"
+    if merge not in MERGE_TYPES:
+        raise ValueError(
+            f"{where}: mm_patch_merge_type must be one of {', '.join(MERGE_TYPES)}, got {merge!r}"
+        )
+    if aspect == "anyres":
+        tile = config["mm_vision_config"]["image_size"]
+        read_pinpoints(config.get("image_grid_pinpoints"), tile, where)
+    if config.get("sliding_window") is not None:
+        raise ValueError(
+            f"{where}: attention over a sliding window of {config['sliding_window']} tokens is not "
+            "supported; LLaVA's Mistral checkpoints have sliding_window null"
+        )
+
+
+def choose_merge_type(config: dict[str, Any], merge_type: str | None, where: str) -> None:
+    """Put `merge_type` into original-format config values; None leaves the checkpoint's own.
+
+    Raises ValueError for one that this checkpoint cannot have.
+    """
+    own = config.get("mm_patch_merge_type") or "flat"
+    if merge_type is None or merge_type == own:
+        return
+    if merge_type not in MERGE_TYPES:
+        raise ValueError(f"merge_type must be one of {', '.join(MERGE_TYPES)}, got {merge_type!r}")
+    if config.get("image_aspect_ratio") != "anyres":
+        raise ValueError(
+            f"merge_type {merge_type!r} is for models that tile pictures (image_aspect_ratio "
+            f"anyres); {where} does not: leave it out"
+        )
+    if "unpad" in merge_type:
+        raise ValueError(
+            f"merge_type {merge_type!r} needs an image_newline, which {where} does not have (its "
+            f"mm_patch_merge_type is {own!r})"
+        )
+    config["mm_patch_merge_type"] = merge_type
+
+
+def from_hf(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Original-format config values for the llava-hf config of `folder`.
+
+    Raises ValueError for what LLaVA does not have: another language model, tower, projector.
+    """
+    text, vision = values["text_config"], values["vision_config"]
+    tiled, language = values["model_type"] == "llava_next", text.get("model_type", "llama")
+    only = {
+        "text_config.model_type": (language, language if language in _TEXT_DEFAULTS else "llama"),
+        "vision_config.model_type": (vision.get("model_type"), "clip_vision_model"),
+        "projector_hidden_act": (values.get("projector_hidden_act", "gelu"), "gelu"),
+        "vision_feature_select_strategy": (
+            values.get("vision_feature_select_strategy", "default"),
+            "default",
+        ),
+    }
+    for key, (found, expected) in only.items():
+        if found != expected:
+            raise ValueError(f"{folder}/config.json: {key} must be {expected!r}, got {found!r}")
+    layer = values.get("vision_feature_layer", -2)
+    if not isinstance(layer, int):
+        raise ValueError(
+            f"{folder}/config.json: vision_feature_layer must be one layer, got {layer!r}"
+        )
+    vision, keys = vision_config(vision), _NEXT_KEYS if tiled else OWN_KEYS
+    pinpoints = values.get("image_grid_pinpoints") or _PINPOINTS
+    return {
+        **_TEXT_DEFAULTS[language],
+        **text,
+        "model_type": "llava_llama",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "dtype": values.get("dtype") or values.get("torch_dtype") or text.get("dtype"),
+        "image_token_index": values.get("image_token_index", 32000),
+        "mm_vision_config": vision,
+        "mm_hidden_size": vision["hidden_size"],
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": layer,
+        "mm_vision_select_feature": "patch",
+        **{key: values.get(key, default) for key, default in keys.items()},
+        **({"image_grid_pinpoints": pinpoints} if tiled else {}),
+    }

@@ -1,0 +1,94 @@
+"""A LLaVA-1.6 checkpoint through the programs: a script from end to end, and what records say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava.eval.model_vqa_loader import main
+from llava.eval.record import read_record
+
+from .. import checkpoints_next
+from .test_mini_runs import MINI, ROOT, cut_textvqa
+
+#: Tiles of 112 pixels, 8 x 8 patches each. The mini benchmark's pictures of 336 x 336 are larger
+#: than a tile and square: an overview and four tiles of 64 patches, 16 newlines.
+TILE, PATCHES, NEWLINES = 112, 5 * 64, 16
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return checkpoints_next.write_original(
+        tmp_path_factory.mktemp("models") / "llava-next-tiny", "safetensors", TILE
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "textvqa"
+    cut_textvqa(MINI / "textvqa", folder)
+    return folder
+
+
+COMMON = ("--device", "cpu", "--dtype", "float32", "--num-workers", "0", "--max_new_tokens", "3")
+
+
+def test_the_script_of_textvqa(checkpoint, data):
+    done = subprocess.run(
+        ["bash", "scripts/v1_6/eval/textvqa.sh", "160", *COMMON, "--batch-size", "2"],
+        cwd=ROOT,
+        env=os.environ
+        | {"MODEL_PATH": str(checkpoint), "DATA": str(data), "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    (answers,) = data.glob("answers/llava-next-tiny/autoprune/n_160.jsonl")
+    for line in map(json.loads, answers.read_text().splitlines()):
+        assert line["metadata"]["n_visual"] == PATCHES + NEWLINES
+        assert line["metadata"]["cost"]["tokens_leaving"] == pytest.approx(160, abs=1)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["benchmark"], result["samples"], result["missing"]) == ("textvqa", 2, 0)
+    settings = read_record(answers)["settings"]
+    assert (settings["merge_type"], settings["processing"]) == ("spatial_unpad", "llava")
+    assert settings["visual_token_num"] == 2880
+
+
+def answer(checkpoint: Path, data: Path, answers: Path, *flags: str) -> int:
+    questions = data / "llava_textvqa_val_v051_ocr.jsonl"
+    files = ("--question-file", str(questions), "--image-folder", str(data / "train_images"))
+    return main(
+        ["--model-path", str(checkpoint), *files, "--answers-file", str(answers), *COMMON, *flags]
+    )
+
+
+def test_merge_types_are_named_and_never_mixed(checkpoint, data, tmp_path, capsys):
+    """Spatial is another model: no newlines, as many tokens as the official AutoPrune counts."""
+    answers = tmp_path / "spatial.jsonl"
+    spatial = ("--method", "none", "--merge-type", "spatial")
+    assert answer(checkpoint, data, answers, *spatial) == 0
+    record = read_record(answers)
+    assert record["settings"]["merge_type"] == "spatial"
+    assert record["tokens"]["visual"] == record["tokens"]["entering"] == PATCHES
+    # The same command goes on from there; the checkpoint's own merge type does not.
+    assert answer(checkpoint, data, answers, *spatial) == 0
+    capsys.readouterr()
+    lines = answers.read_text().splitlines(keepends=True)
+    answers.write_text(lines[0])
+    assert answer(checkpoint, data, answers, "--method", "none") == 2
+    assert "merge_type: 'spatial' in the record, 'spatial_unpad' now" in capsys.readouterr().err
+
+
+def test_a_fraction_of_each_pictures_tokens(checkpoint, data, tmp_path):
+    answers = tmp_path / "fraction.jsonl"
+    flags = ("--target-fraction", "0.25", "--method", "random", "--visual-token-num", "2880")
+    assert answer(checkpoint, data, answers, *flags) == 0
+    record = read_record(answers)
+    assert record["tokens"]["entering"] == (PATCHES + NEWLINES) / 4
+    assert record["settings"]["pruner"]["target_fraction"] == 0.25

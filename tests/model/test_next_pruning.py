@@ -1,0 +1,201 @@
+"""Pruning LLaVA-1.6: pictures of unequal token counts, newlines, tiles, budgets per image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llava import pruning
+from llava.pruning.layout import NEWLINE
+from tests import tiny, tiny_next
+
+from .oracle import check_against_the_oracle
+
+LAYERS = 6
+#: 68 tokens (4 newlines), 26 (2), 88 (8) and 52 (4).
+SIZES = [(300, 90), (40, 20), (112, 112), (200, 100)]
+#: A prompt with two pictures, one without, two with one; the pictures in this order.
+PROMPTS = [
+    tiny.prompt(1, before=4, after=6, images=2),
+    tiny.prompt(2, before=2, after=5, images=0),
+    tiny.prompt(3, before=3, after=8),
+    tiny.prompt(4, before=1, after=4),
+]
+OWN = [slice(0, 2), slice(2, 2), slice(2, 3), slice(3, 4)]
+VISUAL = [94, 0, 88, 52]
+
+AUTOPRUNE = {"x0": 3.0, "recycle_ratio": 0.0}
+#: Methods that act in the decoder and merge nothing, at 20 tokens.
+IN_THE_DECODER = [
+    ("autoprune", AUTOPRUNE),
+    ("autoprune", {**AUTOPRUNE, "tile_scores": "normalised", "budget_per": "image"}),
+    ("autoprune", {"x0": 3.0, "preset": "paper", "budget_mode": "strict"}),
+    ("fastv", {}),
+    ("fastv", {"budget_per": "image"}),
+    ("dart", {}),
+    ("pdrop", {"stages": (1, 2, 4)}),
+    ("sparsevlm", {"stages": (1, 3, 4), "version": "plus"}),
+    ("topv", {"layer": 1}),
+    ("zipvl", {}),
+    ("divprune", {}),
+    ("random", {"budget_per": "image"}),
+    ("uniform-grid", {}),
+]
+IN_THE_TOWER = ["fastervlm", "hired", "vispruner"]
+
+
+def name(case) -> str:
+    return "-".join([case[0], *(f"{k}={v}" for k, v in case[1].items())])
+
+
+def built(case) -> pruning.Pruner:
+    return pruning.build(case[0], target_token_num=20, **case[1])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_next.model(7, attn="eager", layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def spatial():
+    return tiny_next.model(7, attn="eager", layers=LAYERS, mm_patch_merge_type="spatial")
+
+
+def generate(model, chosen, prompts=PROMPTS, images=slice(None)):
+    pixels = tiny_next.views(SIZES, model.config)[images]
+    ids, mask = tiny.batch(prompts)
+    out = model.generate(
+        ids,
+        images=pixels or None,
+        image_sizes=SIZES[images] if pixels else None,
+        attention_mask=mask,
+        pruner=chosen,
+        max_new_tokens=2,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return torch.stack(out.logits, 1), out.past_key_values.trace
+
+
+@pytest.mark.parametrize("case", IN_THE_DECODER, ids=name)
+def test_several_pictures_equal_the_oracle(case, model):
+    sizes = SIZES[:3]
+    pixels = tiny_next.views(sizes, model.config)
+    counts = check_against_the_oracle(model, built(case), 3, 2, pixels, sizes)
+    assert counts.n_visual == counts.entering[0] == 68 + 26 + 88 or case[0] in (
+        "divprune", "random", "uniform-grid"
+    )  # fmt: skip
+    assert counts.leaving[-1] < 94
+
+
+@pytest.mark.parametrize("case", IN_THE_DECODER, ids=name)
+def test_a_batch_of_unequal_counts_equals_its_samples(case, model):
+    logits, trace = generate(model, built(case))
+    assert [sample.n_visual for sample in trace.samples] == VISUAL
+    for i, own in enumerate(OWN):
+        alone, single = generate(model, built(case) if VISUAL[i] else None, [PROMPTS[i]], own)
+        torch.testing.assert_close(logits[i], alone[0], atol=1e-5, rtol=0)
+        assert single.kept_patches(0) == trace.kept_patches(i)
+
+
+@pytest.mark.parametrize("case", IN_THE_DECODER, ids=name)
+def test_newlines_go_before_any_patch(case, model):
+    _, trace = generate(model, built(case))
+    whole = trace.first
+    assert whole.is_newline.sum(1).tolist() == [6, 0, 8, 4]
+    seen_some_cut = False
+    for layout in [*trace.entered, trace.last]:
+        left = layout.is_patch.sum(1)
+        cut = left < whole.is_patch.sum(1)
+        seen_some_cut |= bool(cut.any())
+        assert not (layout.is_newline.any(1) & cut).any()
+    assert seen_some_cut
+
+
+@pytest.mark.parametrize("merge_type", ["spatial", "flat"])
+@pytest.mark.parametrize("method", IN_THE_TOWER)
+def test_tower_methods_choose_in_the_tiles(method, merge_type):
+    """A share of T for each view: 3 x 2, 3 x 2 and 8 x 1 views of 16 patches."""
+    model = tiny_next.model(7, attn="eager", layers=LAYERS, mm_patch_merge_type=merge_type)
+    sizes = [(40, 20), (112, 112)]
+    pixels = tiny_next.views(sizes, model.config)
+    chosen = pruning.build(method, target_token_num=24)
+    counts = check_against_the_oracle(model, chosen, 2, 2, pixels, sizes)
+    assert counts.n_visual == 16 * (3 + 5) and counts.entering == [24] * LAYERS
+
+
+def test_tokens_of_the_canvas_stand_in_its_order(spatial):
+    pixels = tiny_next.views([(112, 112)], spatial.config)
+    for method in ("fastervlm", "visionzip", "prumerge+", "tome"):
+        chosen = pruning.build(method, target_token_num=40)
+        (made,) = spatial.encode_images(pixels, [(112, 112)], pruner=chosen)
+        assert len(made.embeds) == 40 and made.whole == 80
+        view, place = made.tile.tolist(), made.patch.tolist()
+        assert [view.count(i) for i in range(5)] == [8] * 5
+        assert view[:8] == [0] * 8 and max(place[:8]) <= 80
+        assert place[8:] == sorted(place[8:])
+
+
+@pytest.mark.parametrize("method", [*IN_THE_TOWER, "visionzip", "prumerge+", "tome"])
+def test_tower_methods_refuse_a_canvas_that_is_cut_afterwards(method, model):
+    with pytest.raises(ValueError, match=f"method {method} .* merge_type 'spatial'"):
+        generate(model, pruning.build(method, target_token_num=40))
+
+
+def test_vscan_refuses_tiles(spatial):
+    with pytest.raises(ValueError, match="vscan does not cover tiled pictures"):
+        generate(spatial, pruning.build("vscan", target_token_num=8, layer=3))
+
+
+def test_a_bound_drops_newlines_first_and_never_fails(model):
+    sizes = [(112, 112), (40, 20)]
+    pixels = tiny_next.views(sizes, model.config)
+    whole = model.encode_images(pixels, sizes)
+    assert [len(one.embeds) for one in whole] == [88, 26]
+    for bound in (2880, 88, 80):
+        same = model.encode_images(pixels, sizes, visual_token_num=bound)
+        assert all(torch.equal(a.embeds, b.embeds) for a, b in zip(whole, same))
+    # 80 patches and 24: the second picture is below the bound and keeps its newlines.
+    first, second = model.encode_images(pixels, sizes, visual_token_num=30)
+    assert len(first.embeds) == first.whole == 30 and (first.tile != NEWLINE).all()
+    assert len(second.embeds) == 26 and (second.tile == NEWLINE).sum() == 2
+    scored = model.encode_images(pixels, sizes, pruner=built(("autoprune", AUTOPRUNE)))[0]
+    best = scored.cls.argsort(descending=True, stable=True)[:30].sort().values
+    assert torch.equal(first.patch, best)
+    assert torch.equal(first.embeds, whole[0].embeds[best])
+
+
+def test_a_fraction_is_of_each_samples_own_tokens(model):
+    """A quarter of 94, 88 and 52, half of a token to the even number: 24 (23.5), 22, 13."""
+    chosen = pruning.build("random", target_fraction=0.25)
+    _, trace = generate(model, chosen)
+    assert [sample.entering for sample in trace.samples] == [[n] * LAYERS for n in (24, 0, 22, 13)]
+
+
+def kept_by_image(layout, sample: int = 0) -> list[int]:
+    image = layout.image[sample]
+    return [int((image == i).sum()) for i in range(int(image.max()) + 1)]
+
+
+def test_a_budget_for_each_picture(model):
+    """FastV keeps T after two layers: 20 for both, or 20 of 68 and 20 of 26."""
+    _, trace = generate(model, pruning.build("fastv", target_token_num=20, budget_per="image"))
+    assert kept_by_image(trace.last) == [20, 20]
+    _, trace = generate(model, pruning.build("fastv", target_token_num=20))
+    assert sum(kept_by_image(trace.last)) == 20
+    # 40 of 68, and all 26 with their 2 newlines: none of their patches has to go.
+    _, trace = generate(model, pruning.build("fastv", target_token_num=40, budget_per="image"))
+    assert kept_by_image(trace.last) == [40, 26]
+
+
+def test_what_is_fed_must_fit(model):
+    pixels = tiny_next.views([(112, 112)], model.config)
+    prompt = tiny.prompt(1)[None]
+    with pytest.raises(ValueError, match="need image_sizes"):
+        model.generate(prompt, images=pixels)
+    with pytest.raises(ValueError, match=r"40 x 20 has 3 views, 5 came"):
+        model.generate(prompt, images=pixels, image_sizes=[(40, 20)])
+    with pytest.raises(ValueError, match=r"\(views, 3, h, w\) each of an anyres model"):
+        model.generate(prompt, images=[pixels[0][0, 0]], image_sizes=[(40, 20)])

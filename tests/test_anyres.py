@@ -1,0 +1,166 @@
+"""Tiling: canvases, tiles and the order of tokens, with LLaVA's real numbers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlavaNextImageProcessorPil
+
+from llava import anyres
+from llava.anyres import NEWLINE, select_best_resolution, token_order, unpadded
+from llava.mm_utils import load_image_processor, process_images
+
+from . import tiny_next
+
+PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
+
+#: Canvas (width, height) and map (width, height) of pictures; the last number is all tokens.
+TABLE = {
+    "224x224 336x336": ((336, 672), (24, 24), 1176),
+    "320x240": ((336, 672), (24, 18), 1026),
+    "200x300": ((336, 672), (24, 36), 1476),
+    "480x360 640x480 500x375 800x600 1024x768": ((672, 672), (48, 36), 2340),
+    "480x640 375x500 768x1024": ((672, 672), (36, 48), 2352),
+    "640x427 1024x683": ((672, 672), (48, 32), 2144),
+    "1280x720 1600x900 1920x1080": ((672, 672), (48, 28), 1948),
+    "640x640 672x672 2000x2000": ((672, 672), (48, 48), 2928),
+    "2000x500 1344x336": ((1008, 336), (72, 18), 1890),
+    "500x2000": ((336, 1008), (18, 72), 1944),
+    "1000x300": ((1008, 336), (72, 22), 2182),
+    "300x1000": ((336, 1008), (22, 72), 2232),
+    "250x50": ((336, 672), (24, 4), 676),
+}
+ROWS = [
+    (tuple(map(int, size.split("x"))), *row)
+    for sizes, row in TABLE.items()
+    for size in sizes.split()
+]
+
+
+def order(size, merge_type="spatial_unpad", reading="llava"):
+    shape = anyres.get_anyres_image_grid_shape(size, PINPOINTS, 336, reading)
+    return token_order(size, shape, 24, merge_type, reading)
+
+
+@pytest.mark.parametrize(("size", "canvas", "shape", "tokens"), ROWS, ids=lambda row: str(row))
+def test_the_table_of_token_counts(size, canvas, shape, tokens):
+    assert select_best_resolution(size, PINPOINTS) == canvas
+    found = order(size)
+    across, down = shape
+    assert len(found) == tokens == 576 + down * (across + 1)
+    assert (found == NEWLINE).sum() == down
+    rows = found[576:].view(down, across + 1)
+    assert (rows[:, -1] == NEWLINE).all() and (rows[:, :-1] != NEWLINE).all()
+    assert found[:576].tolist() == list(range(576))
+    views = 1 + canvas[0] * canvas[1] // 336**2
+    assert len(order(size, "spatial")) == len(order(size, "flat")) == 576 * views
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens"), [((320, 240), 1368), ((200, 300), 984), ((336, 336), 1176)]
+)
+def test_llava_hf_takes_the_other_canvas_below_one_tile(size, tokens):
+    assert select_best_resolution(size, PINPOINTS, "llava-hf") == (672, 336)
+    assert len(order(size, reading="llava-hf")) == tokens
+
+
+def test_the_readings_differ_only_below_one_tile():
+    for width in range(30, 1400, 61):
+        for height in range(30, 1400, 67):
+            found = [
+                select_best_resolution((width, height), PINPOINTS, reading)
+                for reading in anyres.READINGS
+            ]
+            assert (found[0] != found[1]) == (max(width, height) <= 336), (width, height)
+
+
+def test_rows_of_the_canvas_go_across_tiles():
+    """Two tiles side by side, 2 x 2 patches each: patches 4 5 | 8 9 above 6 7 | 10 11."""
+    spatial = token_order((200, 100), (2, 1), 2, "spatial")
+    assert spatial.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]
+    newline = token_order((200, 100), (2, 1), 2, "spatial_unpad")
+    assert newline.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, NEWLINE, 6, 7, 10, 11, NEWLINE]
+    assert token_order((200, 100), (2, 1), 2, "flat").tolist() == list(range(12))
+    # One above the other: 4 5, 6 7, 8 9, 10 11, of which 6 7 and 8 9 show a picture of 4 : 1 ... 2.
+    tall = token_order((100, 100), (1, 2), 2, "spatial_unpad")
+    assert tall.tolist() == [0, 1, 2, 3, 6, 7, NEWLINE, 8, 9, NEWLINE]
+
+
+def test_an_odd_border_leaves_one_line():
+    # 12 columns, int(90 * 12 / 300) = 3 of 4 rows: floor(1 / 2) rows are cut off.
+    assert unpadded((300, 90), 4, 12) == (slice(0, 4), slice(0, 12))
+    # int(100 * 24 / 300) = 8 of 24: 8 at both ends.
+    assert unpadded((300, 100), 24, 24) == (slice(8, 16), slice(0, 24))
+    assert unpadded((100, 300), 24, 24) == (slice(0, 24), slice(8, 16))
+
+
+def test_a_picture_is_centred_on_black_and_its_short_side_rounded_up():
+    image = tiny_next.picture((300, 90))
+    fitted = anyres.resize_and_pad_image(image, (168, 56))
+    # 90 * 168 / 300 = 50.4: 51 rows, 2 black ones above and 3 below.
+    black = (np.asarray(fitted) == 0).all((1, 2))
+    assert black.tolist() == [True] * 2 + [False] * 51 + [True] * 3
+    views = anyres.views(image, (168, 56), 56)
+    assert [view.size for view in views] == [(56, 56)] * 4
+    assert np.array_equal(np.asarray(views[2]), np.asarray(fitted)[:, 56:112])
+    assert np.array_equal(np.asarray(views[0]), np.asarray(image.resize((56, 56), 3)))
+
+
+SIZES = [(640, 480), (300, 1000), (320, 240), (500, 375), (1000, 300), (250, 50), (336, 336)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pixels_are_those_of_transformers_next_processor(size, tmp_path):
+    """As llava-hf reads the canvases; and as LLaVA does, if the pairs are turned round."""
+    image = tiny_next.picture(size)
+    clip = load_image_processor(tmp_path)
+    for reading in anyres.READINGS:
+        config = SimpleNamespace(
+            image_aspect_ratio="anyres",
+            image_grid_pinpoints=[list(pair) for pair in PINPOINTS],
+            anyres_reading=reading,
+        )
+        pinpoints = [list(p if reading == "llava-hf" else p[::-1]) for p in PINPOINTS]
+        stock = LlavaNextImageProcessorPil(
+            size={"shortest_edge": 336},
+            crop_size={"height": 336, "width": 336},
+            image_grid_pinpoints=pinpoints,
+        )
+        theirs = stock(image, return_tensors="pt")["pixel_values"]
+        ours = process_images([image], clip, config)
+        assert torch.equal(ours, theirs)
+
+
+def test_pictures_with_different_tiles_come_as_a_list(tmp_path):
+    config = SimpleNamespace(**tiny_next.NEXT)
+    made = process_images(
+        [tiny_next.picture((112, 112)).convert("L"), tiny_next.picture((40, 20))],
+        tiny_next.processor(tmp_path),
+        config,
+    )
+    assert [tuple(one.shape) for one in made] == [(5, 3, 56, 56), (3, 3, 56, 56)]
+
+
+class TestPinpoints:
+    def test_a_list_or_a_string_that_spells_one(self):
+        for value in (tiny_next.PINPOINTS, str(tiny_next.PINPOINTS)):
+            assert anyres.read_pinpoints(value, 56, "here")[:2] == [(56, 112), (112, 56)]
+
+    @pytest.mark.parametrize(
+        "value", [None, [], "[[56, 112]", "anyres_max_9", [[56]], [[56, 100]], [56, 112], "(1x1)"]
+    )
+    def test_anything_else_is_refused(self, value):
+        with pytest.raises(ValueError, match=r"here: image_grid_pinpoints must .* multiples of 56"):
+            anyres.read_pinpoints(value, 56, "here")
+
+    def test_no_canvas_at_all(self):
+        with pytest.raises(ValueError, match="at least one canvas"):
+            select_best_resolution((10, 10), [])
+
+
+def test_an_unknown_merge_type():
+    with pytest.raises(ValueError, match="one of flat, spatial, spatial_unpad, got 'unpad'"):
+        token_order((10, 10), (1, 2), 4, "unpad")
