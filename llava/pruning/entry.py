@@ -113,18 +113,21 @@ def select_in_images(
     device.
     """
     chosen = torch.zeros(layout.image.shape)
+    shares = []
     for sample, images in enumerate(find_images(layout)):
         sizes = [len(image) + image.newlines for image in images]
         if targets is None:
             counts = divide(keep[sample], sizes)
         else:
             counts = share_out(keep[sample], targets[sample], sizes)
+        shares.append(counts)
         for image, count in zip(images, counts):
-            # What is left over when all patches stay goes to newlines, see `keep_top`.
+            # What is left over when all patches stay goes to the image's newlines, see `keep_top`.
             whole = count >= len(image)
             indices = range(len(image)) if whole else choose(sample, image, count)
             chosen[sample, [image.columns[index] for index in indices]] = 1
-    return keep_top(layout, chosen.to(layout.image.device), keep)
+    own = shares if layout.tile is not None else None
+    return keep_top(layout, chosen.to(layout.image.device), keep, targets=own)
 
 
 def find_images(layout: TokenLayout) -> list[list[ImageTokens]]:
