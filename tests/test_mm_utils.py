@@ -86,13 +86,6 @@ def test_without_padding_the_centre_is_cropped(processor, config) -> None:
     assert np.array_equal(process_images([image], processor, config)[0], normalised(centre))
 
 
-def test_anyres_is_named_as_llava_16(processor) -> None:
-    with pytest.raises(NotImplementedError, match=r"LLaVA-1\.6"):
-        process_images(
-            [picture("RGB", (9, 9))], processor, SimpleNamespace(image_aspect_ratio="anyres")
-        )
-
-
 def test_unknown_aspect_ratio_and_no_images_are_errors(processor) -> None:
     with pytest.raises(ValueError, match="'padd'"):
         process_images(

@@ -218,7 +218,9 @@ def _made_with(results: Sequence[Result]) -> dict[str, list[str]]:
     for result in results:
         settings, record = result.settings, result.record
         made.setdefault("model", {})[Path(settings["model_path"]).name] = None
-        made.setdefault("merge_type", {})[settings.get("merge_type", OLDER["merge_type"])] = None
+        merged = settings.get("merge_type", OLDER["merge_type"])
+        if merged != OLDER["merge_type"]:
+            made.setdefault("merge_type", {})[merged] = None
         for name in ("dtype", "batch_size"):
             made.setdefault(name, {})[str(settings.get(name))] = None
         for where in [*record.get("earlier_environments", []), record.get("environment") or {}]:

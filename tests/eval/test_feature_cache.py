@@ -54,6 +54,21 @@ def test_an_image_is_encoded_once_wherever_it_stands(model):
     assert cache.encoded == 3
 
 
+def test_views_of_a_tiled_picture_are_kept_together(model):
+    tower = model.get_vision_tower()
+    cache = FeatureCache(tower, 1)
+    first, second = tiny.pixels(0, 3), tiny.pixels(1, 5)
+    keys = [pixel_key(views.numpy()) for views in (first, second)]
+    for order in ((0, 1), (1, 0)):
+        images = [(first, second)[i] for i in order]
+        cache.prepare(images, [keys[i] for i in order], (1,))
+        with torch.inference_mode():
+            found, full = (f(torch.cat(images), probe=(1,)) for f in (cache, tower))
+        torch.testing.assert_close(found.patches, full.patches)
+        torch.testing.assert_close(found.probes[1].keys, full.probes[1].keys)
+    assert (cache.encoded, len(found.patches)) == (2, 8)
+
+
 def test_images_that_were_not_prepared_go_through_the_tower(model):
     tower = model.get_vision_tower()
     cache = FeatureCache(tower, 1)

@@ -178,6 +178,18 @@ def test_a_fraction_is_of_each_samples_own_tokens(model):
     assert [sample.entering for sample in trace.samples] == [[n] * LAYERS for n in (24, 0, 22, 13)]
 
 
+@pytest.mark.parametrize("depths", [None, 32], ids=["as published", "scaled"])
+def test_forty_layers(depths):
+    """LLaVA-13B's depth: x0 is taken as it stands, as the paper does, or moved with the depth."""
+    model = tiny_next.model(3, layers=40)
+    chosen = pruning.build("autoprune", target_token_num=20)
+    chosen = chosen if depths is None else chosen.scaled(depths, 40)
+    assert chosen.x0 == (14.9 if depths is None else 18.625)
+    _, trace = generate(model, chosen, PROMPTS[:1], OWN[0])
+    leaving = trace.samples[0].leaving
+    assert len(leaving) == 40 and sum(leaving) / 40 == pytest.approx(20, abs=1)
+
+
 def kept_by_image(layout, sample: int = 0) -> list[int]:
     image = layout.image[sample]
     return [int((image == i).sum()) for i in range(int(image.max()) + 1)]
