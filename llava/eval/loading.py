@@ -45,8 +45,8 @@ class QuestionImages(Dataset[LoadedQuestion]):
     thousands must not end a run.
 
     Raises:
-        ValueError, NotImplementedError: the checkpoint asks for a preparation of images that does
-            not exist, which is no image's fault.
+        ValueError: the checkpoint asks for a preparation of images that does not exist, which is no
+            image's fault.
     """
 
     def __init__(

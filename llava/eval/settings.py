@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 #: What older versions always did and their records do not name.
-OLDER = {"merge_type": "flat", "processing": "llava", "pruner.budget_per": "sample"}
+OLDER = {
+    "merge_type": "flat",
+    "processing": "llava",
+    "pruner.budget_per": "sample",
+    "pruner.tile_scores": "raw",
+    "pruner.alpha": 0.5,
+    "pruner.regions": "tiles",
+}
 
 # Where the files lie and how the work is spread changes no answer.
 _FREE = frozenset({"question_file", "image_folder", "answers_file", "device", "num_workers"})
@@ -129,11 +136,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     `dtype` "auto" and `merge_type` None are not known before the model is loaded and then differ
     from nothing. What an older record does not name had the value of `OLDER`.
     """
-    before, after = OLDER | decisive(old), decisive(new)
+    before, after = decisive(old), decisive(new)
     unknown = {"dtype": "auto", "merge_type": None}
     result = []
     for name in sorted(before.keys() | after.keys()):
-        was, now = before.get(name), after.get(name)
+        was, now = before.get(name, OLDER.get(name)), after.get(name)
         if was != now and not (name in unknown and now == unknown[name]):
             result.append(f"{name}: {was!r} in the record, {now!r} now")
     return result

@@ -80,6 +80,14 @@ def test_answers_and_scores_from_any_folder(user):
     assert value(scoring, "--data") == str(user / "data")
 
 
+def test_the_budget_may_be_a_share(user):
+    assert run_user(user, "0.1").returncode == 0
+    answering, _ = calls(user)
+    assert value(answering, "--target-fraction") == "0.1"
+    assert "--target-token-num" not in answering
+    assert value(answering, "--answers-file").endswith("/autoprune/n_0.1.jsonl")
+
+
 def test_the_users_flags_win(user):
     flags = ["--x0", "7", "--batch-size=8", "--method", "none", "--answers-file", "mine/a.jsonl"]
     assert run_user(user, "128", *flags).returncode == 0
@@ -117,7 +125,9 @@ def test_a_part_has_its_own_file_and_no_score(user, flags):
     assert (value(answering, "--num-chunks"), value(answering, "--chunk-idx")) == ("4", "2")
 
 
-@pytest.mark.parametrize("tokens", [[], ["0"], ["-3"], ["many"], ["--method"], ["6 4"]])
+@pytest.mark.parametrize(
+    "tokens", [[], ["0"], ["0.0"], ["1.5"], ["-3"], ["many"], ["--method"], ["6 4"]]
+)
 def test_wrong_tokens_give_the_usage(user, tokens):
     done = run_user(user, *tokens)
     assert done.returncode == 2 and "usage: bash" in done.stderr and "TOKENS" in done.stderr

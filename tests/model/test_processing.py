@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaNextImageProcessorPil
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -28,7 +31,18 @@ def tiled(tmp_path_factory) -> Path:
 
 
 def named(folder: Path) -> Path:
+    """The tokenizer's files as complete as transformers wants them, in llava-hf's way."""
     checkpoints.edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    path = folder / "tokenizer.json"
+    model = json.loads(path.read_text())["model"]
+    merges = [tuple(merge.split(" ")) for merge in model["merges"]]
+    flags = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    made = Tokenizer(BPE(model["vocab"], merges, **flags))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.save(str(path))
     return folder
 
 

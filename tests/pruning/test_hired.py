@@ -39,6 +39,6 @@ def test_all_patches_at_or_above_their_number() -> None:
     assert pruning.build("hired", target_token_num=4).reduce(features(TWO_HEADS), ((1,),)) is None
 
 
-def test_only_the_ranking_layer_is_probed() -> None:
-    # Layer 0 shares a budget among tiles, and there are none.
-    assert pruning.build("hired").tower_layers(23) == (22,)
+def test_the_ranking_layer_is_probed_and_the_one_that_divides_among_tiles() -> None:
+    assert pruning.build("hired").tower_layers(23) == (0, 22)
+    assert pruning.build("hired").tower_layers(1) == (0,)

@@ -52,6 +52,9 @@ DOCUMENTED = {
 }
 COMMON = {
     "target_token_num": 64,
+    "target_fraction": None,
+    "budget_per": "sample",
+    "tile_scores": "raw",
     "budget_mode": "published",
     "target_flops": None,
     "target_kv": None,
