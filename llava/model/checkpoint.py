@@ -119,8 +119,8 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
         for name in _VOCABULARY:
             state[name] = torch.cat([state[name], _added_rows(state[name])])
     text = {k: v for k, v in config.items() if not k.startswith("mm_")}
-    for key in ("architectures", "image_aspect_ratio", "image_token_index", "_name_or_path",
-                "image_grid_pinpoints", "unfreeze_mm_vision_tower"):  # fmt: skip
+    left_out = ("architectures", "image_aspect_ratio", "image_token_index", "image_grid_pinpoints")
+    for key in (*left_out, "_name_or_path"):
         text.pop(key, None)
     text.update(model_type="llama", vocab_size=len(state["model.embed_tokens.weight"]))
     # What a missing key means differs: the class's values in the original format.

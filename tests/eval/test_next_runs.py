@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from llava import pruning
 from llava.eval.model_vqa_loader import main
 from llava.eval.record import read_record
+from llava.eval.settings import differences
 
 from .. import checkpoints_next
 from .test_mini_runs import MINI, ROOT, cut_textvqa
@@ -83,6 +85,24 @@ def test_merge_types_are_named_and_never_mixed(checkpoint, data, tmp_path, capsy
     answers.write_text(lines[0])
     assert answer(checkpoint, data, answers, "--method", "none") == 2
     assert "merge_type: 'spatial' in the record, 'spatial_unpad' now" in capsys.readouterr().err
+
+
+def test_a_record_of_an_older_version_goes_on():
+    """It names neither how views are merged nor for whom a budget is."""
+    hired = pruning.build("hired").to_dict()
+    new = {"dtype": "float32", "merge_type": "flat", "processing": "llava", "pruner": hired}
+    later = ("budget_per", "target_fraction", "alpha", "regions")
+    old = {"dtype": "float32", "pruner": {k: v for k, v in hired.items() if k not in later}}
+    assert differences(old, new) == differences(old, {**new, "merge_type": None}) == []
+    assert differences(new, {**new, "merge_type": None}) == []
+    for changed, message in (
+        ({"merge_type": "spatial"}, "merge_type: 'flat' in the record, 'spatial' now"),
+        ({"processing": "llava-hf"}, "processing: 'llava' in the record, 'llava-hf' now"),
+        ({"pruner": {**hired, "alpha": 0.4}}, "pruner.alpha: 0.5 in the record, 0.4 now"),
+    ):
+        assert differences(old, {**new, **changed}) == [message]
+    # The unpruned model has no such settings at all.
+    assert differences({"pruner": {"method": "none"}}, {"pruner": {"method": "none"}}) == []
 
 
 def test_a_fraction_of_each_pictures_tokens(checkpoint, data, tmp_path):

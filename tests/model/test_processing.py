@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaNextImageProcessorPil
 
@@ -41,6 +41,9 @@ def named(folder: Path) -> Path:
     made.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
+    space = decoders.Replace("\u2581", " ")
+    strip = decoders.Strip(" ", 1, 0)
+    made.decoder = decoders.Sequence([space, decoders.ByteFallback(), decoders.Fuse(), strip])
     made.add_special_tokens(["<unk>", "<s>", "</s>"])
     made.save(str(path))
     return folder

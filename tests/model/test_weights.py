@@ -58,9 +58,15 @@ def test_names_of_transformers_own_modules():
     assert names == set(stock.state_dict())
 
 
+def test_the_newline_of_llava_1_6():
+    assert rename("model.image_newline", "module", "llava-hf") == "image_newline"
+    assert rename("image_newline", "llava-hf", "original") == "model.image_newline"
+    assert rename("model.image_newline", "module", "stock") == "model.image_newline"
+
+
 def test_unknown_names_stay_as_they_are():
     for source in ("original", "llava-hf", "module"):
-        assert rename("model.image_newline", source, "llava-hf") == "model.image_newline"
+        assert rename("model.resampler.query", source, "llava-hf") == "model.resampler.query"
     assert len({row[1] for row in NAMES}) == len(NAMES)
 
 

@@ -296,7 +296,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         inputs (or `input_ids`): (batch, n), IMAGE_TOKEN_INDEX (-200) once per image, left-padded
             with an `attention_mask`.
         images: (images of the whole batch, 3, h, w), preprocessed, in order; None without images.
-        image_sizes: (width, height) of each original picture; tells padding from picture.
+            Of a model that tiles pictures (LLaVA-1.6) a list of (views, 3, h, w).
+        image_sizes: (width, height) of each original picture; tells padding from picture, and
+            which tile is where.
         pruner: settings from `llava.pruning.build`; None runs the unpruned model.
         visual_token_num: most tokens the vision tower may hand over per image.
         past_key_values: a PrunedCache of an earlier call, to go on with the same conversation;
