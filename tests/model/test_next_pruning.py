@@ -215,3 +215,12 @@ def test_what_is_fed_must_fit(model):
         model.generate(prompt, images=pixels, image_sizes=[(40, 20)])
     with pytest.raises(ValueError, match=r"\(views, 3, h, w\) each of an anyres model"):
         model.generate(prompt, images=[pixels[0][0, 0]], image_sizes=[(40, 20)])
+
+
+def test_frames_may_be_padded_instead_of_tiled(tmp_path):
+    """A view each, without newlines; padding is known as in LLaVA-1.5."""
+    model = tiny_next.model(7, layers=LAYERS, image_aspect_ratio="pad")
+    sizes = [(300, 90), (40, 20)]
+    pixels = tiny_next.pixels(sizes, model.config, tiny_next.processor(tmp_path))
+    layout = model.embed_prompt(PROMPTS[0][None], None, pixels, sizes).layout
+    assert layout.n_visual == (32,) and layout.tile is None and layout.letterbox.any()
