@@ -2,8 +2,9 @@
 
 Ties go to the lower index and nothing is random, so the same input always keeps the same tokens.
 Text is never dropped. Newlines of tiled pictures rank below every patch, whatever a method scores
-them, so that they go first; they are counted as the visual tokens that they are. Counts are host
-integers (one a sample), so no step waits for the device.
+them, so that they go first; they are counted as the visual tokens that they are, and are merged
+only where fewer patches are dropped than a pool holds. Counts are host integers (one a sample), so
+no step waits for the device.
 
 Recycling (AutoPrune's released code, taken from SparseVLM, arXiv 2410.04417): the best of the
 dropped tokens are clustered by density peaks with k nearest neighbours (DPC-KNN, as in TCFormer,

@@ -181,8 +181,13 @@ def test_two_runs_of_one_row_are_refused(data) -> None:
     write_run(data, "alpha/ours", 3, OURS)
     file = write_run(data, "alpha/again", 3, OURS)
     record = file.with_suffix(".run.json")
+    exact = record.read_text()
     # As an older version wrote it, without a field that has its default now.
-    record.write_text(record.read_text().replace('"amplitude": 0.75, ', ""))
+    record.write_text(exact.replace('"amplitude": 0.75, ', ""))
+    with pytest.raises(ValueError, match=r"again.jsonl and .* are runs of the same settings"):
+        filled(data)
+    # As the command line writes it.
+    record.write_text(exact.replace('"target_token_num": 32,', '"target_token_num": 32.0,'))
     with pytest.raises(ValueError, match=r"again.jsonl.* measure the same row of table 1 \(autopr"):
         filled(data)
 
