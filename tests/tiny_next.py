@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlavaNextForConditionalGeneration
 from transformers import LlavaNextConfig as StockNextConfig
 
+from llava.anyres import get_anyres_image_grid_shape
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import load_image_processor, process_images
 from llava.model import LlavaLlamaForCausalLM
@@ -90,8 +91,6 @@ def pixels(sizes, config, image_processor) -> list[Tensor]:
 
 def views(sizes, config, seed: int = 0) -> list[Tensor]:
     """Random pixels of as many views as such pictures have, without any picture."""
-    from llava.anyres import get_anyres_image_grid_shape
-
     generator = torch.Generator().manual_seed(1000 + seed)
     made = []
     for size in sizes:

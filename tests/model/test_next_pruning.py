@@ -45,6 +45,17 @@ IN_THE_DECODER = [
     ("uniform-grid", {}),
 ]
 IN_THE_TOWER = ["fastervlm", "hired", "vispruner"]
+#: Methods that make new tokens, in the decoder and (60 tokens: ToMe leaves at least 6 of a view) in
+#: the tower.
+MERGING = [
+    ("autoprune", {"x0": 3.0}),
+    ("autoprune", {"x0": 3.0, "budget_per": "image"}),
+    ("sparsevlm", {"stages": (1, 3, 4)}),
+]
+MERGING_IN_THE_TOWER = [
+    *((method, {"target_token_num": 60}) for method in ("visionzip", "prumerge+", "tome")),
+    ("tome", {"target_token_num": 30, "budget_per": "image"}),
+]
 
 
 def name(case) -> str:
@@ -93,12 +104,24 @@ def test_several_pictures_equal_the_oracle(case, model):
     assert counts.leaving[-1] < 94
 
 
-@pytest.mark.parametrize("case", IN_THE_DECODER, ids=name)
+@pytest.mark.parametrize("case", [*IN_THE_DECODER, *MERGING], ids=name)
 def test_a_batch_of_unequal_counts_equals_its_samples(case, model):
+    assert_batch_equals_samples(case, model, VISUAL)
+
+
+@pytest.mark.parametrize(
+    "case", [*((method, {}) for method in IN_THE_TOWER), *MERGING_IN_THE_TOWER], ids=name
+)
+def test_so_do_views_that_were_reduced_in_the_tower(case, spatial):
+    """4 + 3, 5 and 3 views of 16 patches."""
+    assert_batch_equals_samples(case, spatial, [112, 0, 80, 48])
+
+
+def assert_batch_equals_samples(case, model, visual: list[int]) -> None:
     logits, trace = generate(model, built(case))
-    assert [sample.n_visual for sample in trace.samples] == VISUAL
+    assert [sample.n_visual for sample in trace.samples] == visual
     for i, own in enumerate(OWN):
-        alone, single = generate(model, built(case) if VISUAL[i] else None, [PROMPTS[i]], own)
+        alone, single = generate(model, built(case) if visual[i] else None, [PROMPTS[i]], own)
         torch.testing.assert_close(logits[i], alone[0], atol=1e-5, rtol=0)
         assert single.kept_patches(0) == trace.kept_patches(i)
 
