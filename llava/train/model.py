@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava.constants import IGNORE_INDEX
+from llava.train import packed_attention
 from llava.train.data import Batch
 from llava.train.items import GRID, IMAGE_SIZE, PATCH_SIZE
 from llava.train.labels import CHARACTERS, COLOUR, KIND, LOOK, SLOTS, PatchLabels
@@ -70,20 +71,18 @@ class Shape:
 class DemoModel(nn.Module):
     """Tower, projector and decoder, with the heads of the auxiliary objectives."""
 
-    def __init__(self, shape: Shape = Shape(), attn_implementation: str = "sdpa") -> None:
+    def __init__(self, shape: Shape = Shape()) -> None:
         super().__init__()
         self.shape = shape
         width = shape.vision_hidden_size
-        self.tower = CLIPVisionModel._from_config(
-            shape.vision_config(), attn_implementation=attn_implementation
-        )
+        self.tower = CLIPVisionModel._from_config(shape.vision_config(), attn_implementation="sdpa")
         self.projector = nn.Sequential(
             nn.Linear(width, shape.hidden_size),
             nn.GELU(),
             nn.Linear(shape.hidden_size, shape.hidden_size),
         )
         self.decoder = LlamaForCausalLM._from_config(
-            shape.decoder_config(), attn_implementation=attn_implementation
+            shape.decoder_config(), attn_implementation=packed_attention.NAME
         )
         self.guide = AttentionGuide(self.decoder)
         self.patch_heads = PatchHeads(width)
@@ -156,12 +155,13 @@ class DemoModel(nn.Module):
         inputs = torch.cat([prefix, visual, embed(turns.ids)], dim=1)
         patches = window_patches(batch.corners, side).gather(1, kept)
         mask, positions, labels = turns.layout(patches)
-        # additive, because eager attention would add a boolean mask as 0 and 1
-        bias = torch.zeros_like(mask, dtype=visual.dtype)
-        bias = bias.masked_fill(~mask, torch.finfo(visual.dtype).min)
         with self.guide.watching():
             states = self.decoder.model(
-                inputs_embeds=inputs, attention_mask=bias, position_ids=positions, use_cache=False
+                inputs_embeds=inputs,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=False,
+                shared=inputs.shape[1] - turns.ids.shape[1],
             ).last_hidden_state
             owner = batch.labels.item.gather(1, kept)
             guided = self.guide.loss(turns.pointing, turns.items, owner, mask, positions)
