@@ -22,7 +22,7 @@ from llava.model.tokenizer import LlavaTokenizer
 from llava.train.drawing import render
 from llava.train.items import GRID, PATCH_SIZE
 from llava.train.labels import PatchLabels, caption, label_patches
-from llava.train.pointing import FOCUS, MENTION
+from llava.train.pointing import CHOOSES, FOCUS, MENTION, RIGHT, right_option
 from llava.train.scenes import Scene
 from llava.train.turns import Turn, View
 
@@ -45,8 +45,8 @@ class Turns:
     `prefix` (p,) is the text before the picture, with BOS. The others are (batch, n) long: `ids`;
     `turn`, the number of the turn, -1 on padding; `view`; `offset`, the position after what the
     turn sees; `labels`, the answers and `</s>` at their own places, IGNORE_INDEX elsewhere;
-    `pointing`, the kind of pointing token (`llava.train.pointing`), and `items` (batch, n, m) bool,
-    the items that it points to.
+    `pointing`, the kind of pointing token, and `items` (batch, n, m) bool, the items that it points
+    to; `options`, the tokens of right options and those that choose (`llava.train.pointing`).
     """
 
     prefix: torch.Tensor
@@ -57,6 +57,7 @@ class Turns:
     labels: torch.Tensor
     pointing: torch.Tensor
     items: torch.Tensor
+    options: torch.Tensor
 
     def layout(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Lay out the whole sequence: prefix, visual tokens, turns.
@@ -170,7 +171,8 @@ class TurnEncoder:
         shape = (len(rows), n)
         ids, view, offset = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
         turn = torch.full(shape, _PADDING)
-        pointing, items = torch.zeros(shape, dtype=torch.long), torch.zeros(*shape, _ITEMS).bool()
+        pointing, options = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+        items = torch.zeros(*shape, _ITEMS).bool()
         labels = torch.full(shape, IGNORE_INDEX)
         for index, row in enumerate(rows):
             at = 0
@@ -184,8 +186,12 @@ class TurnEncoder:
                 for place, kind, named in self._points(one, turn_ids, n_prompt):
                     pointing[index, at + place] = kind
                     items[index, at + place, list(named)] = True
+                if (line := self._option(one, turn_ids)) is not None:
+                    options[index, at + line[0] : at + line[1]] = RIGHT
+                    options[index, at + n_prompt - 1] = CHOOSES
                 at = end
-        return Turns(torch.tensor(self.prefix), ids, turn, view, offset, labels, pointing, items)
+        prefix = torch.tensor(self.prefix)
+        return Turns(prefix, ids, turn, view, offset, labels, pointing, items, options)
 
     def _encode(self, turn: Turn) -> tuple[list[int], int]:
         """Ids of a turn after what it sees, with `</s>`, and how many of them are the prompt."""
@@ -203,12 +209,22 @@ class TurnEncoder:
     ) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         """(place among the turn's tokens, kind, items) of the tokens that point."""
         for end, named in turn.mentions:
-            part = self._split(self._prompt(turn.text[:end], None, image=True))[1]
-            differ = (one != other for one, other in zip(part, ids, strict=False))
-            same = next((n for n, different in enumerate(differ) if different), len(part))
-            yield same - 1, MENTION, named
+            yield self._tokens(turn, end, ids) - 1, MENTION, named
         if turn.focus is not None:
             yield n_prompt - 1, FOCUS, turn.focus
+
+    def _option(self, turn: Turn, ids: list[int]) -> tuple[int, int] | None:
+        """Where among the turn's tokens the line of its right option is, if it can be known."""
+        line = right_option(turn.text, turn.answer) if turn.view != View.HIDDEN else None
+        return line and tuple(self._tokens(turn, place, ids) for place in line)
+
+    def _tokens(self, turn: Turn, place: int, ids: list[int]) -> int:
+        """How many of the turn's tokens come before a place in its text."""
+        image = turn.view != View.NOTHING
+        part = self._prompt(turn.text[:place], None, image=image)
+        part = self._split(part)[1] if image else part
+        differ = (one != other for one, other in zip(part, ids, strict=False))
+        return next((n for n, different in enumerate(differ) if different), len(part))
 
     def _prompt(self, text: str, answer: str | None, *, image: bool) -> list[int]:
         """Ids of the whole conversation without the closing `</s>`."""

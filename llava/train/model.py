@@ -164,7 +164,9 @@ class DemoModel(nn.Module):
                 shared=inputs.shape[1] - turns.ids.shape[1],
             ).last_hidden_state
             owner = batch.labels.item.gather(1, kept)
-            guided = self.guide.loss(turns.pointing, turns.items, owner, mask, positions)
+            guided = self.guide.loss(
+                turns.pointing, turns.items, turns.options, owner, mask, positions
+            )
         asked = labels != IGNORE_INDEX
         return self.decoder.lm_head(states[asked]).float(), labels[asked], guided
 

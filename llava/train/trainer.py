@@ -22,6 +22,7 @@ from llava.model.tokenizer import LlavaTokenizer
 from llava.train.data import EOS, Batch, TurnEncoder, make_batch, to_device
 from llava.train.model import DemoModel
 from llava.train.muon import Muon
+from llava.train.pointing import DEPTH
 from llava.train.recipe import Stage
 from llava.train.scenes import TRAINING_SEEDS, VALIDATION_SEEDS, Style, make_scene
 from llava.train.turns import training_turns, validation_turns
@@ -258,7 +259,7 @@ class Trainer:
                 losses.update(guided)
                 loss = loss + losses["answer"]
                 if stage.pointing:
-                    loss = loss + stage.pointing * (guided["mention"] + guided["focus"])
+                    loss = loss + stage.pointing * sum(guided[n] for n in DEPTH if n in guided)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:

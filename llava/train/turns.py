@@ -31,7 +31,7 @@ _WEIGHTS = {
     **{"same color": 1, "twin shape": 2, "twin pattern": 1.5, "twin side": 1.5},
     **{"read": 4, "read place": 2, "sign color": 1.5, "says": 1, "number": 0.7},
 }
-_CHOICE_SHARE = 0.18  # of the questions with options, asked as multiple choice
+_CHOICE_SHARE = 0.25  # of the questions with options, asked as multiple choice
 _SHORT_SHARE = 0.3  # of the others, with LLaVA's second line; bare questions are shorter to learn
 _HINT_SHARE = 0.25  # of the questions about texts, with OCR tokens
 _HIDDEN_SHARE = 0.06

@@ -10,11 +10,24 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llava.constants import IGNORE_INDEX
+from llava.model.tokenizer import load_tokenizer
+from llava.train.data import TurnEncoder
 from llava.train.items import Sign, Thing
-from llava.train.pointing import FOCUS, MENTION, AttentionGuide, focus, mentions
+from llava.train.pointing import (
+    CHOOSES,
+    FOCUS,
+    MENTION,
+    RIGHT,
+    AttentionGuide,
+    focus,
+    mentions,
+    right_option,
+)
 from llava.train.question import Question
 from llava.train.questions import KINDS, ask
 from llava.train.scenes import TRAINING_SEEDS, Scene, make_scene
+from llava.train.turns import Turn, View
 
 LAYERS, BEFORE, TEXT = 12, 6, 3  # one token before five patches, then three tokens of text
 
@@ -87,7 +100,36 @@ def test_the_focus_is_what_the_answer_is_read_from(scene: Scene) -> None:
     assert focus(exists, scene) == (0, 1)
 
 
-def _guided(pointing: list[int], items: list[list[bool]]) -> dict[str, torch.Tensor]:
+def test_the_line_of_the_right_option_is_found() -> None:
+    text = "What color is it?\nA. red\nB. blue\nAnswer with a letter."
+    start, end = right_option(text, "B")
+    assert text[start:end] == "\nB. blue"
+    assert right_option(text, "blue") is None
+    assert right_option("Is there a circle?", "7") is None
+
+
+def test_tokens_of_mentions_and_options_are_marked(scene: Scene) -> None:
+    encoder = TurnEncoder(load_tokenizer("playground/demo/llava-demo"))
+    text = "What color is the star?\nA. blue\nB. red\n" + "Answer with a letter."
+    named = tuple(mentions(text, scene))
+    turns = encoder.pack([[Turn(text, "B", View.PICTURE, named, (2,))]])
+
+    def words(places: torch.Tensor) -> str:
+        return encoder.tokenizer.decode(turns.ids[0][places].tolist()).strip()
+
+    assert words(turns.pointing[0] == MENTION) == "star"
+    assert turns.items[0][turns.pointing[0] == MENTION].nonzero().tolist() == [[0, 2]]
+    assert words(turns.options[0] == RIGHT) == "B. red"
+    asks = turns.options[0] == CHOOSES
+    assert torch.equal(asks, turns.pointing[0] == FOCUS)
+    assert turns.labels[0].ne(IGNORE_INDEX).nonzero()[0] == asks.nonzero()[0] + 1
+    hidden = encoder.pack([[Turn(text, "B", View.HIDDEN)]])
+    assert not hidden.options.any() and not hidden.pointing.any()
+
+
+def _guided(
+    pointing: list[int], items: list[list[bool]], options: tuple[int, ...] = (0, 0, 0)
+) -> dict[str, torch.Tensor]:
     """Losses of a decoder whose attention is uniform, as all its queries are 0."""
     config = LlamaConfig(
         **{"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2},
@@ -105,6 +147,7 @@ def _guided(pointing: list[int], items: list[list[bool]]) -> dict[str, torch.Ten
         return guide.loss(
             torch.tensor([pointing]),
             torch.tensor([items]),
+            torch.tensor([options]),
             torch.tensor([[0, 0, 1, -1, -1]]),
             mask,
             positions,
@@ -127,6 +170,13 @@ def test_what_is_not_there_attends_to_bos() -> None:
     assert float(found["mention"].detach()) == pytest.approx(-math.log(1 / 7), rel=1e-5)
 
 
+def test_what_chooses_attends_to_the_right_option() -> None:
+    """The last of nine places; the option is the two text tokens before it."""
+    found = _guided([0, 0, 0], [[False, False]] * 3, (RIGHT, RIGHT, CHOOSES))
+    assert found.keys() == {"option", "option_share"}
+    assert float(found["option"].detach()) == pytest.approx(-math.log(2 / 9), rel=1e-5)
+
+
 def test_only_half_of_the_heads_of_two_layers_are_guided() -> None:
     config = LlamaConfig(
         **{"vocab_size": 8, "hidden_size": 16, "intermediate_size": 8, "num_attention_heads": 4},
@@ -140,7 +190,8 @@ def test_only_half_of_the_heads_of_two_layers_are_guided() -> None:
         decoder(inputs_embeds=torch.randn(1, 9, 16), position_ids=positions)
         items = torch.tensor([[[True], [False], [True]]])
         owner = torch.tensor([[0, 0, -1, -1, -1]])
-        found = guide.loss(torch.tensor([[MENTION, 0, FOCUS]]), items, owner, mask, positions)
+        pointing, options = torch.tensor([[MENTION, 0, FOCUS]]), torch.zeros(1, 3)
+        found = guide.loss(pointing, items, options, owner, mask, positions)
         (found["mention"] + found["focus"]).backward()
     moved = {
         index
