@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llava.eval.report import main as report_main
 from llava.eval.sweep import main
 from llava.mm_utils import load_image_processor
 
@@ -204,7 +205,10 @@ def test_a_budget_below_the_floor_is_refused_and_the_rest_goes_on(data, tiny_mod
     assert sweep(data, "--runs", *runs, *flags) == 1
     captured = capsys.readouterr()
     rows = json.loads(captured.out.splitlines()[-1])["rows"]
-    assert [(row["method"], row["budget"]) for row in rows] == [("autoprune", 8), ("no-image", None)]
+    assert [(row["method"], row["budget"]) for row in rows] == [
+        ("autoprune", 8),
+        ("no-image", None),
+    ]
     assert captured.err.count("Refused: ") == 1
     assert "target_token_num 5 is below the floor of 5.5: " in captured.err.splitlines()[-1]
     assert report_main([str(data / "out"), "--data", str(data / "data")], BENCHMARKS) == 0

@@ -33,9 +33,7 @@ def model():
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize(("preselect", "target"), [(2.5, 6), (1.5, 6), (None, 10)])
 @pytest.mark.parametrize("images", [1, 3])
-def test_prefill_and_decode_equal_the_oracle(
-    model, positions, preselect, target, images
-) -> None:
+def test_prefill_and_decode_equal_the_oracle(model, positions, preselect, target, images) -> None:
     chosen = pruner(positions, preselect_ratio=preselect, target_token_num=target)
     counts = check_against_the_oracle(model, chosen, images).entering
     assert counts[0] == 16 * images and counts[-1] < counts[1] <= counts[0]
