@@ -8,8 +8,8 @@ A run is METHOD[:BUDGET[,BUDGET...]][@FIELD=VALUE,...]. Each is an ordinary run 
 same command again continues, and leaves alone what is complete. The model is loaded once, and each
 image goes through the vision tower once, and once more for a method that looks inside (see
 --no-feature-cache), so prefill times are without it.
-The last line of stdout is the table as JSON; it has what is complete. A run that its method refuses,
-for a budget below its floor, is named on stderr with the reason. Exit status: that of
+The last line of stdout is the table as JSON; it has what is complete. A run that its method
+refuses, for a budget below its floor, is named on stderr with the reason. Exit status: that of
 model_vqa_loader of the first run that was not completed.
 """
 
