@@ -46,7 +46,8 @@ Deviations from the released code, none of which changes a recorded number: ties
 index where it adds random noise; the schedule's early return for a curve that already fits is not
 there; the count is rounded in double precision where it multiplies in single precision; the scale
 may exceed 20, where it stops and misses the budget of a curve with an early inflection; the cap of
-2.5 x target is meant there but disabled by the caller, so the default is no cap.
+2.5 x target is meant there but disabled by the caller, so the default is no cap; a budget below
+the cost of one token a layer is an error, where it spends more than the budget without a word.
 The paper's equation 8 moves the inflection by +beta MI while the sentence after it says that high
 MI moves it earlier: a negative `beta` gives the sentence. Its constants are not printed; the
 `paper` preset takes the released ones and beta = gamma.
