@@ -162,7 +162,8 @@ def figure(rows: Sequence[Row]) -> Figure:
         ImportError: matplotlib is not installed; says how to get it.
     """
     columns = len(rows[0].maps)
-    result = plotting.new_figure(2.3 * columns, 2.9 * len(rows))
+    result = plotting.new_figure(2.3 * columns, 3 * len(rows))
+    result.get_layout_engine().set(h_pad=0.1)  # inches, between a question and its titles
     parts = [result] if len(rows) == 1 else result.subfigures(len(rows), 1)
     for part, row in zip(parts, rows):
         part.suptitle(f'{row.kind}: {row.question} "{row.answer}"', fontsize="medium")
