@@ -21,6 +21,7 @@ HOPS = [1, 1, 1, 2, 2, 3, 1, 1]
 
 def write(folder: Path, model_path: str = "models/tiny", **settings: Any) -> Path:
     """Runs of beta (eight questions, two a picture) in folder/out, the benchmark in folder/data."""
+    settings = {"model_path": model_path, "max_new_tokens": 4, **settings}
     write_benchmark(folder / "data", "beta", 8, right=RIGHT)
     metadata = [
         {
@@ -35,19 +36,13 @@ def write(folder: Path, model_path: str = "models/tiny", **settings: Any) -> Pat
     for name, texts, pruner in (
         ("none", DENSE, pruning.build("none")),
         ("auto-64", AUTO, auto),
-        (
-            "fastv-32",
-            DENSE[:7] + ["<b>&\"'</b>"],
-            pruning.build("fastv", target_token_num=32, depth=1),
-        ),
+        ("fastv-32", [*DENSE[:7], "<b>&\"'</b>"], fastv),
         ("random-1", ["?"] * 8, pruning.build("random", target_token_num=32, seed=1)),
         ("random-0", DENSE, pruning.build("random", target_token_num=32, seed=0)),
         ("no-image", ["?"] * 8, pruning.build("no-image")),
     ):
         kept = {"none": 1.0, "no-image": 0.0}.get(name, 0.5)
-        file = write_run(
-            folder, f"beta/{name}", 0, pruner, kept=kept, model_path=model_path, **settings
-        )
+        file = write_run(folder, f"beta/{name}", 0, pruner, kept=kept, **settings)
         measured = {"mi": 0.5} if pruner is auto else {}
         lines(file, [answer(i, text, measured) for i, text in enumerate(texts)])
     return folder
