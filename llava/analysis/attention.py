@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), default="released", help="how MI is measured"
     )
-    parser.add_argument("--dpi", type=float, default=100)
+    parser.add_argument("--dpi", type=float, default=plotting.DPI)
     asking.add_model_arguments(parser)
     args = parser.parse_args(argv)
     try:

@@ -10,7 +10,7 @@ from .tradeoff import Series
 
 COLOURS = 10  # --c0 .. --c9 of the style sheet; the lines after them are dashed in another way
 _WIDTH, _HEIGHT = 420, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 22, 12, 44
 _TICKS = 5
 
 
@@ -43,7 +43,7 @@ def chart(drawn: Sequence[Series], name: str, heading: str) -> str:
     ]
     for x in xs:
         parts.append(f'<path class="grid" d="M{across(x):.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
-        place = f'x="{across(x):.1f}" y="{_HEIGHT - _BOTTOM + 14}"'
+        place = f'x="{across(x):.1f}" y="{_HEIGHT - _BOTTOM + 16}"'
         parts.append(f'<text {place} text-anchor="middle">{x:g}</text>')
     for y in ys:
         parts.append(f'<path class="grid" d="M{_LEFT} {down(y):.1f}H{_WIDTH - _RIGHT}"/>')

@@ -7,7 +7,8 @@
 
 Paper: arXiv 2509.23931, Figure 2. A panel a run of AutoPrune: a line a question, the visual tokens
 that leave each layer (with --budget-mode strict: that enter it, which is what that budget counts),
-coloured by its mutual information; their mean; the budget. Nothing is run again: an answer records
+coloured by its mutual information; their mean; the budget. The first layers, in which all tokens are
+there or a pre-selection, may lie above the panel, and are told in its corner. Nothing is run again: an answer records
 slope, inflection and its counts, from which the schedule follows; its mean has to be the one that
 was recorded. The last line of stdout is what was drawn as JSON. Needs matplotlib.
 """
@@ -187,10 +188,21 @@ def figure(panels: Sequence[Panel]) -> Figure:
         axes.set_xlabel("layer")
         axes.set_ylabel(f"visual tokens {panel.counted} it")
         axes.set_xlim(0, len(mean) - 1)
-        axes.set_ylim(bottom=0)
-        axes.legend()
+        axes.set_ylim(0, _top(panel))
+        if above := [(i, count) for i, count in enumerate(mean) if count > axes.get_ylim()[1]]:
+            told = "\n".join(f"layer {layer}: {count:.0f}" for layer, count in above)
+            axes.annotate(told, (0.02, 0.98), xycoords="axes fraction", va="top", fontsize="small")
+        axes.legend(loc="upper right")
         result.colorbar(lines, ax=axes, label="mutual information")
     return result
+
+
+def _top(panel: Panel) -> float:
+    """Where the panel ends: above all that is behind the layers in which every curve is alike."""
+    layers = list(zip(*(curve.tokens for curve in panel.curves)))
+    apart = next((i for i, counts in enumerate(layers) if len(set(counts)) > 1), 0)
+    largest = max(max(counts) for counts in layers[apart:])
+    return 1.25 * max(largest, panel.budget or 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("answers", type=Path, nargs="+", help="answers of runs of AutoPrune")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE")
     parser.add_argument("--model-path", help="the checkpoint, where it is no longer in its place")
-    parser.add_argument("--dpi", type=float, default=100)
+    parser.add_argument("--dpi", type=float, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
         panels = [read(path, args.model_path) for path in args.answers]

@@ -5,8 +5,8 @@
 
 A row a method, a panel a layer, titled with the number of visual tokens that enter it. Dropped
 patches are dark, patches that only show padding are hatched; a frame is a token averaged from
-several, tinted patches are what is in it. png and pdf are a sheet of some layers (--layers), gif
-and webp run through all of them. The last line of stdout is what was drawn as JSON. Needs no
+several, tinted patches are what is in it. png, jpg and pdf are a sheet of some layers (--layers),
+gif and webp run through all of them. The last line of stdout is what was drawn as JSON. Needs no
 matplotlib.
 """
 
@@ -27,7 +27,8 @@ from . import asking, traced
 from .overlay import draw, stack, strip
 from .traced import TracedAnswer
 
-STILL, MOVING = (".png", ".pdf"), (".gif", ".webp")
+STILL, MOVING = (".png", ".jpg", ".pdf"), (".gif", ".webp")
+_QUALITY = 88  # of jpg and pdf
 _CELL = 8  # pixels of a patch
 _FRAME_MS = 700
 _PANELS = 8
@@ -152,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = {"append_images": rest, "duration": _FRAME_MS, "loop": 0}
             first.save(args.out, save_all=True, **options)
         else:
-            sheet(answers, args.question, args.layers, **size).save(args.out, optimize=True)
+            made = sheet(answers, args.question, args.layers, **size)
+            made.save(args.out, optimize=True, quality=_QUALITY)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

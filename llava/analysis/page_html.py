@@ -195,7 +195,7 @@ def _card(number: int, card: Card, picture: str | None) -> str:
     if one.reference is not None:
         reference = f"<dt>reference</dt><dd>{escape(one.reference)}</dd>"
     attributes = " ".join(f'data-{key}="{escape(value)}"' for key, value in data.items())
-    heading = f"{one.method} {one.budget}".strip()
+    heading = one.method + (f" at {one.budget}" if one.budget else "")
     return (
         f'<article id="card-{number}" {attributes}>'
         f"<h3>{escape(one.result.benchmark.name)}, {escape(one.hardness)}, {escape(heading)}: "
@@ -227,7 +227,7 @@ def _settings(content: Content) -> str:
     made = [(name, ", ".join(values)) for name, values in content.table["made_with"].items()]
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in made)
     runs = "".join(
-        f"<details><summary>{escape(name)}</summary><dl>"
+        f'<details><summary>{escape(name)}</summary><dl class="facts">'
         + "".join(
             f"<dt>{escape(key)}</dt><dd>{escape(json.dumps(value))}</dd>"
             for key, value in settings.items()
@@ -235,7 +235,7 @@ def _settings(content: Content) -> str:
         + "</dl></details>"
         for name, settings in content.settings.items()
     )
-    return f"<dl>{facts}</dl>{runs}"
+    return f'<dl class="facts">{facts}</dl><details><summary>Settings of each run</summary>{runs}</details>'
 
 
 def _table(name: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -10,8 +10,8 @@ named on stderr. Tokens are the true ones, those that enter a layer, whatever a 
 counts; FLOPs are of the decoder's prefill, in percent of the unpruned model; time is the mean wall
 clock of a prefill, and compares within one machine. The unpruned model and runs without an image
 are level lines through their points; random tokens and the uniform grid, which a method has to
-beat, are dashed. The ending of --out is the format: png, pdf, svg. The last line of stdout is what
-was drawn as JSON. Needs matplotlib.
+beat, are dashed. The ending of --out is the format: png, jpg, pdf, svg. The last line of stdout is
+what was drawn as JSON. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -177,8 +177,10 @@ def main(
         help="folders of runs, answers of finished runs, or a table of llava.eval.report --json",
     )
     parser.add_argument("--data", type=Path, help="folder of the benchmarks' folders, for runs")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="png, pdf or svg")
-    parser.add_argument("--dpi", type=float, default=100)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="png, jpg, pdf or svg"
+    )
+    parser.add_argument("--dpi", type=float, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
         table = _comparison(args, benchmarks)

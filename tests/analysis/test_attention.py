@@ -120,7 +120,7 @@ def test_bad_inputs_get_their_message(monkeypatch, tmp_path, capsys) -> None:
     assert main([*asked(), "--image", str(broken)]) == 2
     assert f"cannot read image {broken}" in capsys.readouterr().err
     assert main(asked("--out", "attention.gif")) == 2
-    assert "--out must end in .png, .pdf, .svg" in capsys.readouterr().err
+    assert "--out must end in .png, .jpg, .pdf, .svg" in capsys.readouterr().err
 
     def without(*size, **options):
         raise ImportError("figures need matplotlib")

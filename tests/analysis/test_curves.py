@@ -90,7 +90,7 @@ def test_samples_within_the_budget_have_no_curve(ask, tmp_path) -> None:
 
 def test_the_figure_has_a_line_a_sample_the_mean_and_the_budget() -> None:
     pytest.importorskip("matplotlib")
-    curves = [Curve(2.0, (9, 6, 3)), Curve(1.0, (7, 4, 1))]
+    curves = [Curve(2.0, (90, 6, 3)), Curve(1.0, (90, 4, 1))]
     left = Panel("one", "leaving", 5, curves, 0)
     right = Panel("two", "entering", None, curves[:1], 3)
     drawn = figure([left, right])
@@ -98,14 +98,17 @@ def test_the_figure_has_a_line_a_sample_the_mean_and_the_budget() -> None:
     assert len(bars) == 2 and {bar.get_ylabel() for bar in bars} == {"mutual information"}
     (lines,) = first.collections
     # From the lowest mutual information to the highest.
-    assert [s[:, 1].tolist() for s in lines.get_segments()] == [[7, 4, 1], [9, 6, 3]]
+    assert [s[:, 1].tolist() for s in lines.get_segments()] == [[90, 4, 1], [90, 6, 3]]
     assert lines.get_array().tolist() == [1.0, 2.0]
     mean, budget = first.lines
-    assert mean.get_ydata() == [8, 5, 2] and mean.get_label() == "mean"
-    assert budget.get_ydata() == [5, 5] and budget.get_label() == "budget 5"
+    assert list(mean.get_ydata()) == [90, 5, 2] and mean.get_label() == "mean"
+    assert list(budget.get_ydata()) == [5, 5] and budget.get_label() == "budget 5"
     assert first.get_title() == "one (n = 2)" and second.get_title() == "two (n = 1)"
     assert first.get_ylabel() == "visual tokens leaving it" and first.get_xlabel() == "layer"
     assert second.get_ylabel() == "visual tokens entering it" and len(second.lines) == 1
+    # The curves part behind layer 0, whose 90 would leave them no room: 6 and a quarter.
+    assert first.get_ylim() == (0, 7.5) and [t.get_text() for t in first.texts] == ["layer 0: 90"]
+    assert second.get_ylim() == (0, 112.5) and not second.texts
 
 
 def test_the_command_draws_presets_side_by_side(ask, tmp_path, capsys) -> None:

@@ -111,7 +111,9 @@ def asked(*more: str) -> list[str]:
     return command("--image", str(SCENE), "--question", QUESTION, *more)
 
 
-@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    ("ending", "start"), [("png", b"\x89PNG"), ("jpg", b"\xff\xd8"), ("pdf", b"%PDF")]
+)
 def test_the_command_draws_several_methods(use_demo, tmp_path, capsys, ending, start) -> None:
     out = tmp_path / "new" / f"kept.{ending}"
     methods = ["--method", "autoprune", "pdrop", "fastv:32", "--target-token-num", "64"]
@@ -159,7 +161,7 @@ def test_bad_inputs_get_their_message(use_demo, tmp_path, capsys) -> None:
     cases = {
         "cannot read image": command("--image", str(broken), "--question", "x"),
         "no image file at": command("--image", str(tmp_path / "none.png"), "--question", "x"),
-        "--out must end in .png, .pdf, .gif, .webp": asked("--out", "kept.doc"),
+        "--out must end in .png, .jpg, .pdf, .gif, .webp": asked("--out", "kept.doc"),
         "unknown method 'fastw'; did you mean 'fastv'": asked("--method", "fastw"),
         "--cell must be at least 1": asked("--cell", "0"),
         "layer 20 of a decoder of 12": asked("--layers", "20", "--out", str(tmp_path / "x.png")),
