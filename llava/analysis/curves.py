@@ -7,10 +7,11 @@
 
 Paper: arXiv 2509.23931, Figure 2. A panel a run of AutoPrune: a line a question, the visual tokens
 that leave each layer (with --budget-mode strict: that enter it, which is what that budget counts),
-coloured by its mutual information; their mean; the budget. The first layers, in which all tokens are
-there or a pre-selection, may lie above the panel, and are told in its corner. Nothing is run again: an answer records
-slope, inflection and its counts, from which the schedule follows; its mean has to be the one that
-was recorded. The last line of stdout is what was drawn as JSON. Needs matplotlib.
+coloured by its mutual information; their mean; the budget. First layers in which all curves are
+alike, such as a pre-selection, may lie above the panel; a corner tells them. Nothing is run again:
+an answer records slope, inflection and its counts, from which the schedule follows; its mean has
+to be the one that was recorded. The last line of stdout is what was drawn as JSON. Needs
+matplotlib.
 """
 
 from __future__ import annotations

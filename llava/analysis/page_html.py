@@ -235,7 +235,8 @@ def _settings(content: Content) -> str:
         + "</dl></details>"
         for name, settings in content.settings.items()
     )
-    return f'<dl class="facts">{facts}</dl><details><summary>Settings of each run</summary>{runs}</details>'
+    folded = f"<details><summary>Settings of each run</summary>{runs}</details>"
+    return f'<dl class="facts">{facts}</dl>{folded}'
 
 
 def _table(name: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
