@@ -205,11 +205,16 @@ class Chat:
         if not self._ids:
             return tokenizer_image_token(prompt, self._tokenizer)
         end = self._end
-        ids = self._tokenizer.encode(end + prompt[len(closed) :], add_special_tokens=False)
+        ids = self._following_ids(end + prompt[len(closed) :])
         # The answer may have brought its end itself, or a part of it.
-        most = len(self._tokenizer.encode(end, add_special_tokens=False))
+        most = len(self._following_ids(end))
         there = next((n for n in range(most, 0, -1) if self._ids[-n:] == ids[:n]), 0)
         return ids[there:]
+
+    def _following_ids(self, text: str) -> list[int]:
+        """Ids of a text that stands behind another: without the space put in front of a first."""
+        lead = self._tokenizer.encode("\n", add_special_tokens=False)
+        return self._tokenizer.encode("\n" + text, add_special_tokens=False)[len(lead) :]
 
     def _generate(
         self, ids: list[int], first: bool, write: Write, stop: Callable[[], bool]

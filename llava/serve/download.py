@@ -93,7 +93,10 @@ def _ask(connection: http.client.HTTPConnection, url: str) -> http.client.HTTPRe
 
 
 def _redirected(current: str, target: str) -> str:
-    after = urljoin(current, target)
+    try:
+        after = urljoin(current, target)
+    except ValueError as error:
+        raise ValueError(f"{current} redirects to {target}, which is no URL: {error}") from None
     if urlsplit(current).scheme == "https" and urlsplit(after).scheme != "https":
         raise ValueError(f"{current} redirects to {after}, which is not encrypted; not followed")
     return after

@@ -157,7 +157,7 @@ def test_a_template_with_an_end_of_its_own(demo, picture) -> None:
     first = talked.say(QUESTIONS[0])
     talked.say(QUESTIONS[1])
     text = demo.tokenizer.decode([i for i in talked.ids if i >= 0])
-    assert f"{first.text}###Human: {QUESTIONS[1]}###Assistant:" in text.replace("### ", "###")
+    assert f"Assistant: {first.text}###Human: {QUESTIONS[1]}###Assistant:" in text
 
 
 def test_wrong_settings_are_refused(demo, picture) -> None:
