@@ -240,13 +240,14 @@ def test_who_has_gone_is_not_answered(served, monkeypatch) -> None:
     ran = []
     monkeypatch.setattr(traced, "run", lambda *_: ran.append(1))
     body = json.dumps({"image": b64(SMALL), "question": "?", "method": "none"}).encode()
-    head = f"POST /api/answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    lines = ("POST /api/answer HTTP/1.1", "Host: localhost", "Content-Type: application/json")
+    head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "\r\n"])
     gone = threading.Event()
     original = handler.Handler._gone
     monkeypatch.setattr(handler.Handler, "_gone", lambda self: gone.set() or original(self))
-    with served.viewer._lock:
-        with socket.create_connection(served.server_address) as connection:
-            connection.sendall(head.encode() + body)
+    with served.viewer._lock, socket.create_connection(served.server_address) as connection:
+        connection.sendall(head.encode() + body)
+        connection.close()
     assert gone.wait(60)
     with served.viewer._turn():
         assert ran == []
