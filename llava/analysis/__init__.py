@@ -1,4 +1,4 @@
-"""Figures and pages of what was measured. The only place that may import matplotlib (extra `plot`).
+"""Figures of what was measured. The only place that may import matplotlib (extra `plot`).
 
-`attention`, `curves` and `tradeoff` draw with it; `traced`, `overlay`, `keep` and `page` need Pillow.
+`attention`, `curves` and `tradeoff` draw with it; the others need Pillow at most.
 """

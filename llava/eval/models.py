@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.pruning.cost import DecoderShape
 
 from .settings import RunSettings
 
@@ -90,14 +92,21 @@ def decoder_layers(model_path: str) -> int:
     Raises:
         ValueError, OSError: no LLaVA checkpoint; says which.
     """
+    return int(_config(model_path)["num_hidden_layers"])
+
+
+def decoder_shape(model_path: str) -> DecoderShape:
+    """The sizes of a checkpoint's decoder, from its config.json; raises as `decoder_layers`."""
+    return DecoderShape.from_config(SimpleNamespace(**_config(model_path)))
+
+
+def _config(model_path: str) -> dict[str, Any]:
     from llava.model.reading import detect_format, from_hf, resolve
     from llava.model.weights import read_json
 
     folder = resolve(model_path)
     config = read_json(folder / "config.json")
-    if detect_format(config, str(folder)) == "llava-hf":
-        config = from_hf(config, folder)
-    return int(config["num_hidden_layers"])
+    return from_hf(config, folder) if detect_format(config, str(folder)) == "llava-hf" else config
 
 
 def _warm_up(model: Any) -> None:
