@@ -19,33 +19,12 @@ from llava.serve.handler import ViewerServer
 from llava.serve.viewing import Question, Viewer
 
 from .paths import DEMO
+from .conftest import PRUNER, QUESTION
 from .test_pictures import encoded, png_of
-
-QUESTION = "What word is on the blue sign?"
-PRUNER = pruning.build("autoprune", target_token_num=64, x0=5.6)
 
 
 def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-@pytest.fixture(scope="module")
-def served(demo):
-    """A viewer of the embedded checkpoint on a free port."""
-    made = Viewer(demo, PRUNER, name=str(DEMO), max_new_tokens=8)
-    with ViewerServer(made, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def wide(picture):
-    """A picture twice as wide as high, and its PNG."""
-    image = picture.crop((0, 80, 336, 248))
-    return image, encoded("PNG", image)
 
 
 def send(server, method: str, path: str, body: bytes | None = None, **headers: str):
@@ -247,7 +226,6 @@ def test_who_has_gone_is_not_answered(served, monkeypatch) -> None:
     monkeypatch.setattr(handler.Handler, "_gone", lambda self: gone.set() or original(self))
     with served.viewer._lock, socket.create_connection(served.server_address) as connection:
         connection.sendall(head.encode() + body)
-        connection.close()
     assert gone.wait(60)
     with served.viewer._turn():
         assert ran == []
