@@ -23,7 +23,9 @@ _FILE = """(() => {
     %s
 })()"""
 _PICK = "at('file').files = transfer.files; at('file').dispatchEvent(new Event('change'));"
-_DROP = "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true}))"
+_DROP = (
+    "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true}))"
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,9 @@ def test_a_person_asks_and_looks(page, served, picture) -> None:
     assert page.evaluate("state.pruned.entering")[1] > pruned["entering"][1]
 
     # So does another method; one without a budget says so.
-    page.evaluate("at('method').value = 'no-image'; at('method').dispatchEvent(new Event('change'))")
+    page.evaluate(
+        "at('method').value = 'no-image'; at('method').dispatchEvent(new Event('change'))"
+    )
     page.wait("!state.running")
     assert answers(page) == 4 and text(page, "#pruned h2") == "Pruned by no-image"
     assert text(page, "#budget") == "none to set" and page.evaluate("at('tokens').disabled")
