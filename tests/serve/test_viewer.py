@@ -18,8 +18,8 @@ from llava.serve import handler, viewer, viewing
 from llava.serve.handler import ViewerServer
 from llava.serve.viewing import Question, Viewer
 
-from .paths import DEMO
 from .conftest import PRUNER, QUESTION
+from .paths import DEMO
 from .test_pictures import encoded, png_of
 
 

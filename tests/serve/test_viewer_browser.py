@@ -1,4 +1,4 @@
-"""The viewer's page in a real headless browser: asking, budget, layers, keyboard, phone, colours."""
+"""The viewer's page in a headless browser: asking, budget, layers, keyboard, phone, colours."""
 
 from __future__ import annotations
 
