@@ -107,7 +107,7 @@ class Chat:
         self._slots = len(images)
         if images:
             pixels = process_images(images, image_processor, model.config)
-            self._images["images"] = pixels.to(model.device, model.dtype)
+            self._images["images"] = [one.to(model.device, model.dtype) for one in pixels]
             self._images["image_sizes"] = [image.size for image in images]
         self._shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
         self.reset()
