@@ -29,7 +29,6 @@ from .startup import Loaded
 
 MOST_WAITING = 8
 MOST_CHARACTERS = 2000
-_JPEG_QUALITY = 85
 
 
 class Busy(RuntimeError):
@@ -193,7 +192,7 @@ class Viewer:
 def drawn(answer: traced.TracedAnswer) -> dict[str, Any]:
     """The kept patches by layer, and after the last one, as pictures.
 
-    `pictures` are JPEG data URLs, each once; `panels` has, a layer, `picture` (which of them),
+    `pictures` are PNG data URLs, each once; `panels` has, a layer, `picture` (which of them),
     `kept` (patches shown on it) and `merged` (how many of these stand for several).
     """
     pictures: list[str] = []
@@ -218,8 +217,8 @@ def _draw(
 
 def _data_url(picture: Image.Image) -> str:
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    picture.save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def _takes_budget(cls: type[Pruner]) -> bool:

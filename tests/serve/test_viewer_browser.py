@@ -72,6 +72,7 @@ def test_a_person_asks_and_looks(page, served, picture) -> None:
 
     give(page, encoded("PNG", picture), _DROP)
     assert page.evaluate("at('preview').naturalWidth") == 336
+    assert page.evaluate("at('file').files[0].name") == "a.png"
     ask(page)
     assert text(page, "#status") == "Done." and page.evaluate("at('error').hidden")
     assert answers(page) == 2
@@ -94,7 +95,8 @@ def test_a_person_asks_and_looks(page, served, picture) -> None:
     heights = page.evaluate("[...at('bars').children].map((bar) => bar.offsetHeight)")
     assert len(heights) == 13 and heights[0] > 4 * heights[-1]
     page.evaluate("at('layer').value = 3; at('layer').dispatchEvent(new Event('input'))")
-    page.evaluate("at('patches').scrollIntoView()")
+    page.resize(1200, 1100)
+    page.evaluate("at('answers').scrollIntoView()")
     shot(page, "layers")
 
     # Another budget asks once more, and only with pruning.
@@ -121,12 +123,15 @@ def test_a_person_asks_and_looks(page, served, picture) -> None:
             page.resize(*size, phone=name == "phone")
             assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
             shot(page, f"{scheme}-{name}")
+            page.evaluate("at('patches').scrollIntoView()")
+            shot(page, f"{scheme}-{name}-patches")
+            page.evaluate("scrollTo(0, 0)")
     assert colours == ["rgb(246, 246, 244)", "rgb(22, 22, 23)"]
     page.prefer("light")
     page.resize(1200, 900)
 
     # All of it can be reached with the Tab key, in reading order.
-    page.evaluate("at('method').value = 'fastv'; showBudget(); at('file').focus()")
+    page.evaluate("at('method').value = 'pdrop'; showBudget(); at('file').focus()")
     reached = []
     for _ in range(6):
         reached.append(page.evaluate("document.activeElement.id"))

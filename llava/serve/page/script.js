@@ -55,9 +55,11 @@ function showBudget() {
   at("budget").textContent = takes ? `${at("tokens").value} tokens` : "none to set";
 }
 
-async function take(file) {
+async function take(files) {
+  const file = files[0];
   if (!file) return;
   fail("");
+  at("file").files = files; // it names what was dropped or pasted as well
   if (file.size > state.settings.most_bytes) {
     fail(`That file is too large; at most ${Math.floor(state.settings.most_bytes / 2 ** 20)} MiB are taken.`);
     return;
@@ -198,7 +200,7 @@ at("question").addEventListener("keydown", (event) => {
     at("form").requestSubmit();
   }
 });
-at("file").addEventListener("change", () => take(at("file").files[0]));
+at("file").addEventListener("change", () => take(at("file").files));
 at("tokens").addEventListener("input", showBudget);
 at("layer").addEventListener("input", showLayer);
 for (const id of ["tokens", "method"]) {
@@ -208,10 +210,10 @@ for (const id of ["tokens", "method"]) {
   });
 }
 document.addEventListener("paste", (event) => {
-  const file = event.clipboardData.files[0];
-  if (file) {
+  const { files } = event.clipboardData;
+  if (files.length) {
     event.preventDefault();
-    take(file);
+    take(files);
   }
 });
 document.addEventListener("dragover", (event) => {
@@ -224,7 +226,7 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  take(event.dataTransfer.files[0]);
+  take(event.dataTransfer.files);
 });
 
 start().catch((error) => fail(error.message));
