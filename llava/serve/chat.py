@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from llava.conversation import image_message, new_conversation, without_image_tokens
 from llava.eval.answering import FirstTokenClock
@@ -30,7 +29,7 @@ from llava.pruning.cache import PrunedCache
 from llava.pruning.cost import DecoderShape, measure
 from llava.pruning.trace import SampleTrace
 
-Write = Callable[[str], None]
+from .streaming import Stream, Until, Write, visible
 
 
 class ContextFull(ValueError):
@@ -73,7 +72,7 @@ class Chat:
         images: the pictures it is about; they go with the first question. None is text only.
         pruner: what the first prefill prunes with; None for the unpruned model.
         temperature: 0 is greedy.
-        context_len: most tokens of a conversation, counted as without pruning.
+        context_len: most tokens of a conversation; what the decoder drops counts as well.
 
     Raises:
         ValueError: no such conversation template, a number out of its range, or pictures that the
@@ -159,20 +158,20 @@ class Chat:
                     f"holds {self._context_len}"
                 )
         before = [layer.keys.shape[-2] for layer in self._cache.layers]
-        unpruned_before = self._cache.get_seq_length()
+        unpruned_before = self._unpruned()
         try:
             new, full, seconds = self._generate(ids, first, write, stop)
         except BaseException:
             self.reset()
             raise
         end = self._end
-        answer = _visible(self._decode(new), end).strip()
+        answer = visible(self._decode(new), end).strip()
         conversation.messages[-1][1] = answer
         self._conversation, self._ids = conversation, [*ids, *new]
 
         cache, sample = self._cache, self._cache.trace.samples[0]
         # All new tokens but the last are in the cache behind those that were put in.
-        unpruned = cache.get_seq_length()
+        unpruned = self._unpruned()
         fed = unpruned - unpruned_before - (len(new) - 1)
         if first:
             cost = measure(sample, self._shape)
@@ -224,7 +223,7 @@ class Chat:
         end = self._end
         inputs = torch.tensor([ids], device=device)
         clock = FirstTokenClock(device)
-        criteria: list[StoppingCriteria] = [clock, _Until(stop), _Until(self._is_full)]
+        criteria: list[StoppingCriteria] = [clock, Until(stop), Until(self._is_full)]
         if end != self._tokenizer.eos_token:
             criteria.append(KeywordsStoppingCriteria([end], self._tokenizer, inputs))
         synchronize(device)
@@ -234,7 +233,7 @@ class Chat:
                 inputs,
                 **(self._images if first else {}),
                 past_key_values=self._cache,
-                streamer=_Stream(self._decode, end, write),
+                streamer=Stream(self._decode, end, write),
                 stopping_criteria=StoppingCriteriaList(criteria),
                 **self._decoding,
             )
@@ -249,6 +248,13 @@ class Chat:
         conversation = self._conversation
         return conversation.sep if conversation.sep2 is None else conversation.sep2
 
+    def _unpruned(self) -> int:
+        """Tokens that a layer would hold, had nothing been dropped in the tower or after it."""
+        if self._cache.is_empty:
+            return 0
+        layout = self._cache.layout
+        return self._cache.get_seq_length() + layout.whole[0] - layout.n_visual[0]
+
     def _is_full(self) -> bool:
         return self._cache.get_seq_length() + 1 >= self._context_len
 
@@ -261,50 +267,3 @@ class Chat:
         if stop():
             return "stopped"
         return "context" if full else "length"
-
-
-class _Until(StoppingCriteria):
-    """Stops the batch as soon as a function says so."""
-
-    def __init__(self, reached: Callable[[], bool]) -> None:
-        self._reached = reached
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any):
-        """(batch,) of what the function says."""
-        done = self._reached()
-        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
-
-
-class _Stream(BaseStreamer):
-    """Writes an answer as it grows.
-
-    What may still change is held back: bytes of a character that is not complete, and the start of
-    the string `end`, which is no part of the answer.
-    """
-
-    def __init__(self, decode: Callable[[list[int]], str], end: str, write: Write) -> None:
-        self._decode, self._end, self._write = decode, end, write
-        self._ids: list[int] = []
-        self._written = 0
-
-    def put(self, value: torch.Tensor) -> None:
-        self._ids += value.flatten().tolist()
-        text = _visible(self._decode(self._ids), self._end).rstrip("\ufffd")
-        for n in range(len(self._end) - 1, 0, -1):
-            if text.endswith(self._end[:n]):
-                text = text[:-n]
-                break
-        self._more(text)
-
-    def end(self) -> None:
-        self._more(_visible(self._decode(self._ids), self._end))
-
-    def _more(self, text: str) -> None:
-        if len(text) > self._written:
-            self._write(text[self._written :])
-            self._written = len(text)
-
-
-def _visible(text: str, end: str) -> str:
-    """`text` up to `end`."""
-    return text.partition(end)[0]

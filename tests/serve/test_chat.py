@@ -9,7 +9,8 @@ from llava import pruning
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import image_message, new_conversation
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.serve.chat import Chat, ContextFull, _Stream
+from llava.serve.chat import Chat, ContextFull
+from llava.serve.streaming import Stream
 
 PRUNER = pruning.build("autoprune", target_token_num=64, x0=5.6)
 QUESTIONS = ("What word is on the blue sign?", "What color is the sign?", "Is there a circle?")
@@ -92,6 +93,32 @@ def test_a_turn_says_what_it_took(demo, three_turns) -> None:
     assert first.seconds["prefill"] > 0 and first.seconds["decode"] > 0
 
 
+def test_what_the_tower_drops_counts_as_put_in(demo, picture) -> None:
+    talked = chat(demo, picture, pruning.build("visionzip", target_token_num=64))
+    first = talked.say(QUESTIONS[0])
+    text = first.sample.n_text
+    assert first.sample.entering == [64] * 12 and first.fed == 576 + text
+    assert first.unpruned == 576 + text + first.new_tokens - 1
+    assert first.held == (64 + text + first.new_tokens - 1,) * 12
+    second = talked.say(QUESTIONS[1])
+    assert second.unpruned - second.held[0] == 576 - 64
+
+
+def test_several_pictures_and_none(demo, picture) -> None:
+    options = {"temperature": 0.0, "max_new_tokens": 4}
+    loaded = (demo.tokenizer, demo.model, demo.image_processor)
+    talked = Chat(*loaded, [picture, picture.resize((200, 100))], PRUNER, **options)
+    first = talked.say(QUESTIONS[0])
+    assert talked.ids.count(IMAGE_TOKEN_INDEX) == 2
+    assert first.fed == len(talked.ids) - first.new_tokens - 2 + 2 * 576
+    assert talked.say(QUESTIONS[1]).fed < 30
+
+    talked = Chat(*loaded, [], **options)
+    first = talked.say(QUESTIONS[0])
+    assert first.fed == len(talked.ids) - first.new_tokens and first.sample.n_visual == 0
+    assert not talked.say(QUESTIONS[1]).first
+
+
 def test_a_cut_answer_is_closed_in_the_next_turn(demo, picture) -> None:
     talked = chat(demo, picture, max_new_tokens=1)
     turn = talked.say(QUESTIONS[0])
@@ -170,7 +197,7 @@ def test_wrong_settings_are_refused(demo, picture) -> None:
 def test_a_stream_holds_back_what_may_change() -> None:
     said = "a \u00e9#b###Human"
     data, pieces = said.encode(), []
-    stream = _Stream(lambda ids: bytes(ids).decode(errors="replace"), "###", pieces.append)
+    stream = Stream(lambda ids: bytes(ids).decode(errors="replace"), "###", pieces.append)
     for byte in data:
         stream.put(torch.tensor([byte]))
     stream.end()

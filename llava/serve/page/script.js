@@ -141,7 +141,7 @@ function showAnswer(card, answer, dense) {
   const { cost } = answer;
   const rows = [
     ["Visual tokens entering a layer", cost.tokens_entering.toFixed(1)],
-    ["leaving a layer", cost.tokens_leaving.toFixed(1)],
+    ["Visual tokens leaving a layer", cost.tokens_leaving.toFixed(1)],
     ["Text tokens", answer.n_text],
     ["Prefill", `${(cost.prefill_flops / 1e9).toPrecision(3)} GFLOPs, ${percent(cost.prefill_flops, cost.dense_prefill_flops)}`],
     ["Cache", percent(cost.kv_bytes, cost.dense_kv_bytes)],
