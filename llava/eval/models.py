@@ -25,12 +25,7 @@ def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
     """
     from llava.model.builder import load_pretrained_model
 
-    if settings.device is not None:
-        try:
-            torch.empty(0, device=settings.device)
-        except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"--device {settings.device} cannot be used here: {reason}") from None
+    demand_device(settings.device)
     tokenizer, model, image_processor, _ = load_pretrained_model(
         settings.model_path,
         settings.model_base,
@@ -42,6 +37,17 @@ def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
         load_4bit=settings.load_4bit,
     )
     return tokenizer, model, image_processor
+
+
+def demand_device(name: str | None) -> None:
+    """Raise ValueError for a device that this machine does not have; None is always there."""
+    if name is None:
+        return
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}") from None
 
 
 class ModelOnce:
