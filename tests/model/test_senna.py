@@ -120,7 +120,7 @@ CASES = {
     "autoprune-recycling": {"target_token_num": 20, "x0": 3.0},
     "autoprune-paper": {"target_token_num": 20, "x0": 3.0, "preset": "paper"},
     "fastv": {"target_token_num": 20},
-    "sparsevlm": {"target_token_num": 20, "depths": (1, 2, 3)},
+    "sparsevlm": {"target_token_num": 20, "stages": (1, 2, 3)},
     "pdrop": {"target_token_num": 20, "stages": (1, 2, 4)},
     "divprune": {"target_token_num": 20},
     "random": {"target_token_num": 20, "seed": 1},
