@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval import model_vqa_senna
+from llava.eval.senna.plan import plan_question
 from tests import checkpoints, senna_files
 from tests.eval.programs import calls, value, write_recorder
+from tests.eval.stub import StubModel
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "senna" / "eval.sh"
@@ -35,6 +39,36 @@ def command(place: Path, answers: Path, *more: str) -> list[str]:
         *("--num-workers", "0", "--device", "cpu", "--dtype", "float32"),
         *("--max_new_tokens", "3", *more),
     ]
+
+
+class Senna(StubModel):
+    """A stub that passes for a Senna; `reply` sees the prompt without its images."""
+
+    def get_model(self) -> SimpleNamespace:
+        return SimpleNamespace(img_adapter="there")
+
+
+def test_the_prompt_keeps_each_image_at_its_label(place, tmp_path, use, monkeypatch) -> None:
+    model, heard = use(Senna()), []
+    generate = model.generate
+
+    def listen(input_ids, **more):
+        heard.append(input_ids[0].tolist())
+        return generate(input_ids, **more)
+
+    monkeypatch.setattr(model, "generate", listen)
+    assert model_vqa_senna.main(command(place, tmp_path / "a.jsonl")) == 0
+    tokenizer = model.tokenizer
+    text = "".join(
+        "<image>" if i == IMAGE_TOKEN_INDEX else tokenizer.decode([i], True) for i in heard[0][1:]
+    )
+    assert text == (
+        "A chat between a curious human and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the human's questions. USER: "
+        f"{plan_question(10, 'turn left')} ASSISTANT:"
+    )
+    assert model.calls[0]["max_new_tokens"] == 3 and len(heard) == 3
+    assert model.calls[0]["image_sizes"] == [(64, 36)] * 6
 
 
 def read(answers: Path) -> list[dict]:
