@@ -15,6 +15,7 @@ from llava.eval.senna.plan import CAMERAS, label
 from llava.mm_utils import load_image_processor, process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.tokenizer import load_tokenizer
+from llava.pruning.layout import Segment, TokenLayout
 from llava.train import drivebench
 from llava.train.drive.data import (
     VOCAB_SIZE,
@@ -26,7 +27,7 @@ from llava.train.drive.data import (
     question,
 )
 from llava.train.drive.frames import TEST_SEEDS, TRAINING_SEEDS, VALIDATION_SEEDS, make_frame
-from llava.train.drive.model import DriveModel, Shape, export
+from llava.train.drive.model import DriveModel, Shape, export, some_columns, view_labels
 from llava.train.drive.trainer import Stage, Trainer
 from llava.train.drive.views import SIZE, render
 from llava.train.tokenizer import train_tokenizer, write_tokenizer
@@ -102,6 +103,16 @@ def test_the_benchmark_is_written_as_it_is_in_the_repository(tmp_path) -> None:
     )
 
 
+def test_heads_are_asked_what_their_view_can_show() -> None:
+    frame = next(f for f in FRAMES if f.light == "red" and f.arrow == "left" and f.lead is None)
+    labels = view_labels(frame)
+    assert labels["camera"] == [0, 1, 2, 3, 4, 5]
+    assert labels["light"] == [1, *[-100] * 5] and labels["arrow"] == [1, *[-100] * 5]
+    assert labels["lead"] == labels["cones"] == [0, *[-100] * 5]
+    assert labels["vehicle"][0] == -100
+    assert {CAMERAS[i] for i in range(1, 6) if labels["vehicle"][i]} == frame.vehicles
+
+
 def test_pixels_are_those_of_the_image_processor() -> None:
     pictures = list(render(FRAMES[0]).values())[:2]
     config = Shape(vocab_size=300).config()
@@ -132,7 +143,23 @@ def test_only_the_answers_are_learned(tokenizer) -> None:
     assert "curious human" in prompt(question(frame))
 
 
-STAGES = (Stage("see", 2, 1, 1e-3, answers=False), Stage("answer", 2, 1, 1e-3, answers=True))
+def test_some_tokens_of_each_view_and_all_of_the_text() -> None:
+    text, views = Segment(3), [Segment(8, view, torch.arange(8)) for view in range(2)]
+    layout = TokenLayout.from_segments([[text, views[0], text, views[1], text], [text, *views]])
+    columns = some_columns(layout, 2, torch.Generator().manual_seed(0))
+    assert columns.shape == (2, 3 * 3 + 2 * 2)
+    for row, image in zip(columns, layout.image):
+        assert row.tolist() == sorted(set(row.tolist()))
+        assert image[row].tolist().count(0) == image[row].tolist().count(1) == 2
+    other = some_columns(layout, 2, torch.Generator().manual_seed(1))
+    assert not torch.equal(columns, other)
+    assert some_columns(layout, 8, None).tolist() == [list(range(25))] * 2
+
+
+STAGES = (
+    Stage("see", 2, 1, 1e-3, answers=False),
+    Stage("answer", 2, 1, 1e-3, answers=True, visual=4),
+)
 
 
 def trainer(tokenizer, work: Path, stages=STAGES) -> Trainer:

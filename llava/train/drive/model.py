@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig
 
+from llava.constants import IGNORE_INDEX
 from llava.eval.senna.plan import CAMERAS
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.weights import VISION, rename, write_json, write_tensors, write_vision_tower
+from llava.pruning.layout import TEXT, TokenLayout, take
 from llava.train.drive.frames import Frame
 from llava.train.tokenizer import write_tokenizer
 
@@ -42,7 +44,7 @@ class Shape:
     heads: int = 4
     vision_hidden_size: int = 48
     vision_intermediate_size: int = 96
-    vision_layers: int = 3
+    vision_layers: int = 2
     vision_heads: int = 3
 
     def config(self) -> LlavaConfig:
@@ -103,32 +105,46 @@ class DriveModel(nn.Module):
     def see(self, pixels: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses of naming what views show, by name, and `..._right`, the shares named rightly.
 
-        pixels: (views, 3, 336, 336), normalised. labels: (views,) long each, as `view_labels`.
+        pixels: (views, 3, 336, 336), normalised. labels: (views,) long each, as `view_labels`, of
+        at least one view that the head is asked about.
         """
         seen = torch.stack([image.embeds for image in self.senna.encode_images(pixels)]).mean(1)
         losses = {}
         for name, head in self.heads.items():
             logits = head(F.layer_norm(seen, seen.shape[-1:]))
             losses[name] = F.cross_entropy(logits, labels[name])
-            right = (logits.argmax(-1) == labels[name]).float().mean()
+            asked = labels[name] != IGNORE_INDEX
+            right = (logits.argmax(-1) == labels[name])[asked].float().mean()
             losses[f"{name}_right"] = right.detach()
         return losses
 
     def answer(
-        self, pixels: Tensor, ids: Tensor, mask: Tensor, labels: Tensor
+        self,
+        pixels: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        visual: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """The loss of the answers, and `exact`, the share of frames answered without a mistake.
 
         pixels: (6 x batch, 3, 336, 336); ids, mask, labels: (batch, n), left-padded. An answer
-        counts if each of its tokens is the model's first choice after those before it.
+        counts if each of its tokens is the model's first choice after those before it. `visual`:
+        the decoder gets so many tokens of each view, drawn by `generator`, with positions that
+        close the gaps; None for all.
         """
         model = self.senna
         prompt = model.embed_prompt(ids, mask, pixels, labels=labels)
+        embeds, valid, targets = prompt.embeds, prompt.layout.valid, prompt.labels
+        if visual is not None:
+            columns = some_columns(prompt.layout, visual, generator)
+            embeds = take(embeds, columns)
+            valid, targets = valid.gather(1, columns), targets.gather(1, columns)
         hidden = model.model(
-            inputs_embeds=prompt.embeds, attention_mask=prompt.layout.valid, use_cache=False
+            inputs_embeds=embeds, attention_mask=valid, use_cache=False
         ).last_hidden_state[:, :-1]
-        targets = prompt.labels[:, 1:]
-        asked = targets != -100
+        asked = (targets := targets[:, 1:]) != IGNORE_INDEX
         logits = model.lm_head(hidden[asked])
         wrong = (logits.argmax(-1) != targets[asked]).float()
         mistakes = torch.zeros_like(targets, dtype=torch.float)
@@ -137,16 +153,34 @@ class DriveModel(nn.Module):
         return {"answer": F.cross_entropy(logits, targets[asked]), "exact": exact.detach()}
 
 
+def some_columns(layout: TokenLayout, count: int, generator: torch.Generator | None) -> Tensor:
+    """Columns (batch, m), ascending: all text and padding, and `count` tokens of each view, drawn
+    at random. Samples must have the same number of views."""
+    chance = torch.rand(layout.image.shape, generator=generator).to(layout.image.device)
+    kept = layout.image == TEXT
+    for view in range(int(layout.image.max()) + 1):
+        own = layout.image == view
+        rank = chance.masked_fill(~own, 2.0).argsort(1).argsort(1)
+        kept |= own & (rank < count)
+    return kept.nonzero()[:, 1].view(layout.batch, -1)
+
+
 def view_labels(frame: Frame) -> dict[str, list[int]]:
-    """What each view of a frame shows, in the order of CAMERAS, by the name of its head."""
-    front = [camera == "CAM_FRONT" for camera in CAMERAS]
+    """What each view of a frame shows, in the order of CAMERAS, by the name of its head.
+
+    IGNORE_INDEX where a head is not asked: what only the front view can show, of the others.
+    """
+    front = {
+        "light": _LIGHTS.index(frame.light),
+        "lead": _LEADS.index(frame.lead),
+        "arrow": _ARROWS.index(frame.arrow),
+        "cones": int(frame.cones),
+    }
+    others = [IGNORE_INDEX] * (len(CAMERAS) - 1)
     return {
         "camera": list(range(len(CAMERAS))),
-        "light": [_LIGHTS.index(frame.light) * here for here in front],
-        "lead": [_LEADS.index(frame.lead) * here for here in front],
-        "arrow": [_ARROWS.index(frame.arrow) * here for here in front],
-        "cones": [int(frame.cones and here) for here in front],
-        "vehicle": [int(camera in frame.vehicles) for camera in CAMERAS],
+        **{name: [label, *others] for name, label in front.items()},
+        "vehicle": [IGNORE_INDEX, *(int(camera in frame.vehicles) for camera in CAMERAS[1:])],
     }
 
 
