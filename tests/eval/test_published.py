@@ -8,6 +8,7 @@ import pytest
 
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.published import TABLES, Column, Row, Table
+from llava.eval.tables import planned
 
 # Printed ratios are of unrounded scores and rounded themselves.
 _ROUNDING = 0.16
@@ -86,6 +87,10 @@ def test_table_3_is_of_six_views() -> None:
     assert rows["PyramidDrop", 306] == {"ratio": 100.55}
     assert rows["SparseVLM", 270] == {"ratio": 97.76}
     assert rows["Senna", 768] == {"ratio": 100.0}
+    assert planned(table, ["pdrop", "autoprune"]) == [
+        "none",
+        *(f"{method}:{tokens}" for tokens in table.budgets for method in ("pdrop", "autoprune")),
+    ]
 
 
 def test_runs_are_written_as_a_sweep_takes_them() -> None:

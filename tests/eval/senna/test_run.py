@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval import model_vqa_senna
+from llava.eval import model_vqa_senna, sweep
 from llava.eval.senna.plan import plan_question
 from tests import checkpoints, senna_files
 from tests.eval.programs import calls, value, write_recorder
@@ -121,6 +121,28 @@ def test_a_view_that_is_missing_is_named(place, tmp_path, capsys) -> None:
     (failed,) = read(tmp_path / "a.errors.jsonl")
     assert failed["question_id"] == "t1" and "samples/nowhere.jpg" in failed["error"]
     assert [a["question_id"] for a in read(tmp_path / "a.jsonl")] == ["t0", "t2"]
+
+
+def test_a_sweep_has_senna_as_a_benchmark(place, tmp_path, capsys) -> None:
+    """With the tower's features kept; the run that is refused keeps no other from its row."""
+    argv = [
+        *("--model-path", str(place / "Senna"), "--vision-tower", str(place / "clip")),
+        *("--data", str(place), "--out", str(tmp_path), "--benchmarks", "senna"),
+        *("--runs", "fastervlm:192", "none", "autoprune:192", "--depth-layers", "32"),
+        *("--num-workers", "0", "--device", "cpu", "--dtype", "float32"),
+        *("--max_new_tokens", "3"),
+    ]
+    assert sweep.main(argv) == 1
+    said = capsys.readouterr()
+    assert "method fastervlm works on the vision tower's patches" in said.err
+    table = json.loads(said.out.splitlines()[-1])
+    rows = {row["method"]: row for row in table["rows"]}
+    assert rows.keys() == {"none", "autoprune"}
+    assert rows["none"]["tokens_entering"] == 768
+    assert rows["autoprune"]["tokens_leaving"] == pytest.approx(192, abs=1.5)
+    assert rows["none"]["benchmarks"]["senna"]["percent"] is not None
+    record = json.loads((tmp_path / "senna" / "none.run.json").read_text())
+    assert record["settings"]["conv_mode"] == "llava_v1"
 
 
 def run(place: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
