@@ -116,6 +116,7 @@ class Session:
                     "run gives others; --batch-size 1 avoids that."
                 )
             tokenizer, model, image_processor = self._load(self._settings)
+            self._questions.check_model(model)
             self._model = tokenizer, model
             self._dataset = QuestionImages(
                 *(self._questions, self._pending, self._settings.image_folder),

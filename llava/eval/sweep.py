@@ -101,8 +101,8 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
     cache.add_argument(
         "--feature-cache-gb", type=float, default=2.0, metavar="GB", help="memory for them"
     )
-    # Benchmarks differ in how long an answer may be; a flag overrules them.
-    parser.set_defaults(**setting_defaults() | {"max_new_tokens": None})
+    # Benchmarks differ in how long an answer may be and in the prompt; a flag overrules them.
+    parser.set_defaults(**setting_defaults() | {"max_new_tokens": None, "conv_mode": None})
     return parser
 
 
@@ -158,6 +158,7 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
                 **settings_given(args)
                 | {
                     "max_new_tokens": args.max_new_tokens or benchmark.max_new_tokens,
+                    "conv_mode": args.conv_mode or benchmark.conv_mode,
                     "question_file": whole.path,
                     "image_folder": folder / benchmark.images,
                     "answers_file": args.out / benchmark.name / f"{planned.name}.jsonl",
