@@ -268,21 +268,37 @@ def without_image_tokens(text: str) -> str:
     return text
 
 
-def image_prompt(text: str, images: int, conv_mode: str, model_cfg: Any) -> str:
-    """The prompt of one question about `images` pictures, open for the answer.
+def image_message(text: str, images: int, model_cfg: Any) -> str:
+    """What a user says about `images` pictures: each on a line of its own, then the text.
 
-    The pictures come first, each on a line of its own, as LLaVA was trained; `model_cfg` tells
-    whether the model wants them between start and end tokens.
+    `model_cfg` tells whether the model wants pictures between start and end tokens.
+    """
+    slot = DEFAULT_IMAGE_TOKEN
+    if getattr(model_cfg, "mm_use_im_start_end", False):
+        slot = DEFAULT_IM_START_TOKEN + slot + DEFAULT_IM_END_TOKEN
+    return f"{slot}\n" * images + text
+
+
+def new_conversation(conv_mode: str) -> Conversation:
+    """An empty conversation of that template.
 
     Raises:
         ValueError: no such conversation template.
     """
     if conv_mode not in conv_templates:
         raise ValueError(f"unknown conv_mode {conv_mode!r}; known: {', '.join(conv_templates)}")
-    slot = DEFAULT_IMAGE_TOKEN
-    if getattr(model_cfg, "mm_use_im_start_end", False):
-        slot = DEFAULT_IM_START_TOKEN + slot + DEFAULT_IM_END_TOKEN
-    conversation = conv_templates[conv_mode].copy()
-    conversation.append_message(conversation.roles[0], f"{slot}\n" * images + text)
+    return conv_templates[conv_mode].copy()
+
+
+def image_prompt(text: str, images: int, conv_mode: str, model_cfg: Any) -> str:
+    """The prompt of one question about `images` pictures, open for the answer.
+
+    The pictures come first, each on a line of its own, as LLaVA was trained.
+
+    Raises:
+        ValueError: no such conversation template.
+    """
+    conversation = new_conversation(conv_mode)
+    conversation.append_message(conversation.roles[0], image_message(text, images, model_cfg))
     conversation.append_message(conversation.roles[1], None)
     return conversation.get_prompt()

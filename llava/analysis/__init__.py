@@ -1,1 +1,4 @@
-"""Figures of what was measured. The only place that may import matplotlib (extra `plot`)."""
+"""Figures of what was measured. The only place that may import matplotlib (extra `plot`).
+
+`attention`, `curves` and `tradeoff` draw with it; the others need Pillow at most.
+"""

@@ -1,14 +1,17 @@
-"""Accuracy against visual tokens that enter a layer, and against FLOPs: one line a method.
+"""Accuracy against visual tokens that enter a layer, FLOPs and prefill time: one line a method.
 
     python -m llava.analysis.tradeoff RUNS --data playground/data/eval --out tradeoff.png
+    python -m llava.analysis.tradeoff table.json --out tradeoff.png
 
-RUNS are folders of `llava.eval.sweep` or `llava.eval.tables`, or answers of finished runs. Accuracy
-is the mean of the benchmarks' scores in percent of the best; rows that lack one of the benchmarks
-are left out, and named on stderr. Tokens are the true ones, those that enter a layer, whatever a
-method's budget counts; FLOPs are of the decoder's prefill, in percent of the unpruned model. The
-unpruned model and runs without an image are level lines through their points; random tokens and the
-uniform grid, which a method has to beat, are dashed. The ending of --out is the format: png, pdf,
-svg. The last line of stdout is what was drawn as JSON. Needs matplotlib.
+RUNS are folders of `llava.eval.sweep` or `llava.eval.tables`, or answers of finished runs;
+table.json is what `llava.eval.report --json` made of such runs. Accuracy is the mean of the
+benchmarks' scores in percent of the best; rows that lack one of the benchmarks are left out, and
+named on stderr. Tokens are the true ones, those that enter a layer, whatever a method's budget
+counts; FLOPs are of the decoder's prefill, in percent of the unpruned model; time is the mean wall
+clock of a prefill, and compares within one machine. The unpruned model and runs without an image
+are level lines through their points; random tokens and the uniform grid, which a method has to
+beat, are dashed. The ending of --out is the format: png, jpg, pdf, svg. The last line of stdout is
+what was drawn as JSON. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from llava.eval.benchmarks.base import Benchmark
 from llava.eval.comparison import compare
 from llava.eval.report import budget_text, collect, natural_order, row_label, start_logging
 
+from . import plotting
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -39,12 +44,14 @@ _NAMES = {"none": "unpruned", "no-image": "no image"}
 
 @dataclass(frozen=True)
 class Point:
-    """A row: mean tokens entering a layer, prefill FLOPs and accuracy in percent, its budget."""
+    """A row: mean tokens entering a layer, prefill FLOPs and accuracy in percent, its budget, and
+    milliseconds of a prefill, None where its runs measured different things."""
 
     tokens: float
     flops: float
     accuracy: float
     budget: str
+    prefill_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,8 @@ def series(table: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
             left_out.append(f"{label} {budget_text(row['budget'])}".strip())
             continue
         kinds[label] = _kind(row["method"])
-        point = Point(costs[0], 100 * costs[1], fmean(scores), budget_text(row["budget"]))
+        budget, time = budget_text(row["budget"]), row["prefill_ms"]
+        point = Point(costs[0], 100 * costs[1], fmean(scores), budget, time)
         points.setdefault(label, []).append(point)
     drawn = [
         Series(label, kinds[label], sorted(own, key=lambda point: point.tokens))
@@ -87,36 +95,69 @@ def series(table: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
 _MARKERS = "osD^v"
 
 
-def figure(drawn: Sequence[Series], title: str) -> Figure:
-    """Two panels, tokens and FLOPs on the abscissa.
+def figure(drawn: Sequence[Series], title: str, vision_apart: bool | None) -> Figure:
+    """Three panels: tokens, FLOPs and prefill time on the abscissa.
+
+    `vision_apart` is the comparison's: whether times are without the vision tower.
 
     Raises:
         ImportError: matplotlib is not installed; says how to get it.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            f"figures need matplotlib ({error}): pip install -e '.[plot]', or pip install "
-            f"matplotlib"
-        ) from None
-    result = Figure(figsize=(11, 4.5), layout="constrained")
-    panels = result.subplots(1, 2, sharey=True)
+    result = plotting.new_figure(14, 4.8)
+    panels = result.subplots(1, 3, sharey=True)
+    tower = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
     for axes, name, heading in zip(
         panels,
-        ("tokens", "flops"),
-        ("visual tokens entering a layer, mean", "prefill FLOPs, % of the unpruned model"),
+        ("tokens", "flops", "prefill_ms"),
+        (
+            "visual tokens entering a layer, mean",
+            "prefill FLOPs, % of the unpruned model",
+            f"prefill, ms a question{tower[vision_apart]}",
+        ),
     ):
         for number, one in enumerate(drawn):
             # after ten colours the next marker tells lines of the same colour apart
             look = f"C{number % 10}", _MARKERS[number // 10 % len(_MARKERS)]
-            _draw(axes, one, [getattr(point, name) for point in one.points], *look)
+            _draw(axes, one, name, *look)
         axes.set_xlabel(heading)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, % of the best")
-    panels[1].legend(fontsize="small")
+    handles, labels = panels[0].get_legend_handles_labels()
+    result.legend(handles, labels, fontsize="small", loc="outside right upper")
     result.suptitle(title)
     return result
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A comparison that `llava.eval.report --json` wrote.
+
+    Raises:
+        ValueError, OSError: no file, no JSON, or not such a comparison of this version.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        rows, needed = table["rows"], {"benchmarks", "rows", "made_with", "vision_apart"}
+        missing = {name for row in rows for name in _COLUMNS - row.keys()}
+        missing |= needed - table.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no table of llava.eval.report --json ({error!r}); give folders of runs, or "
+            "such a table"
+        ) from None
+    if missing:
+        raise ValueError(
+            f"{path} was written by an older version, it lacks {', '.join(sorted(missing))}: write "
+            "it again with llava.eval.report --json"
+        )
+    return table
+
+
+_COLUMNS = frozenset(
+    {
+        *("method", "settings", "budget", "benchmarks"),
+        *("tokens_entering", "prefill_flops_ratio", "prefill_ms"),
+    }
+)
 
 
 def main(
@@ -126,19 +167,23 @@ def main(
     start_logging()
     parser = argparse.ArgumentParser(
         prog="python -m llava.analysis.tradeoff",
-        description="Draw accuracy against visual tokens entering a layer and against FLOPs.",
+        description="Draw accuracy against visual tokens entering a layer, FLOPs and time.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "runs", type=Path, nargs="+", help="folders of runs, or answers of finished runs"
+        "runs",
+        type=Path,
+        nargs="+",
+        help="folders of runs, answers of finished runs, or a table of llava.eval.report --json",
     )
+    parser.add_argument("--data", type=Path, help="folder of the benchmarks' folders, for runs")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder of the benchmarks' folders"
+        "--out", type=Path, required=True, metavar="FILE", help="png, jpg, pdf or svg"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="png, pdf or svg")
+    parser.add_argument("--dpi", type=float, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
-        table = compare(collect(args.runs, args.data, benchmarks))
+        table = _comparison(args, benchmarks)
         drawn, left_out = series(table)
         for row in left_out:
             print(f"Left out: {row}, which lacks a benchmark or tokens.", file=sys.stderr)
@@ -146,9 +191,8 @@ def main(
             raise ValueError("no row has every benchmark: nothing to draw.")
         models = ", ".join(table["made_with"]["model"])
         titles = ", ".join(entry["title"] for entry in table["benchmarks"].values())
-        result = figure(drawn, f"{models}: {titles}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result.savefig(args.out, dpi=150)
+        result = figure(drawn, f"{models}: {titles}", table["vision_apart"])
+        plotting.save(result, args.out, args.dpi)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -156,8 +200,22 @@ def main(
     return 0
 
 
-def _draw(axes: Any, one: Series, x: Sequence[float], colour: str, marker: str) -> None:
-    y = [point.accuracy for point in one.points]
+def _comparison(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> dict[str, Any]:
+    tables = [path for path in args.runs if path.suffix == ".json"]
+    if tables:
+        if len(args.runs) > 1:
+            raise ValueError("give one table, or folders and answers of runs")
+        return read_table(tables[0])
+    if args.data is None:
+        raise ValueError("runs are scored against --data, the folder of the benchmarks' folders")
+    return compare(collect(args.runs, args.data, benchmarks))
+
+
+def _draw(axes: Any, one: Series, name: str, colour: str, marker: str) -> None:
+    points = [point for point in one.points if getattr(point, name) is not None]
+    if not points:
+        return
+    x, y = [getattr(point, name) for point in points], [point.accuracy for point in points]
     if one.kind == "level":
         axes.axhline(y[0], color=colour, linestyle=":", linewidth=1)
         axes.plot(x, y, color=colour, marker="*", linestyle="none", label=one.label)

@@ -51,8 +51,8 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     decoding.add_argument("--seed", type=int, help="only matters with a temperature above 0")
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add device, number format and what decides the speed."""
+def add_hardware_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add device, number format and attention kernel."""
     device = parser.add_argument_group("device and speed")
     device.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
     device.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"))
@@ -61,6 +61,12 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
     device.add_argument("--load-4bit", action="store_true", help="needs bitsandbytes")
     device.add_argument("--load-8bit", action="store_true", help="needs bitsandbytes")
+    return device
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add device, number format and what decides the speed of many questions."""
+    device = add_hardware_arguments(parser)
     device.add_argument("--batch-size", type=int, help="questions answered at a time")
     device.add_argument("--num-workers", type=int, help="processes that prepare images ahead")
 

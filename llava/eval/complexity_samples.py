@@ -114,7 +114,7 @@ def load_run(name: str, answers_file: Path, data: Path) -> Run:
     source = data / benchmark.folder
     loaded = benchmark.load_questions(source)
     questions = {q.index: q for q in (loaded[i] for i in range(len(loaded)))}
-    known = _read_metadata(source / METADATA, questions)
+    known = read_metadata(source / METADATA, questions)
     samples, text_only, seen = [], 0, set()
     for number, _, answer in read_lines(answers_file):
         where = f"{answers_file}, line {number}"
@@ -190,8 +190,12 @@ def _sample(
     )
 
 
-def _read_metadata(path: Path, questions: dict[int, Question]) -> dict[int, dict[str, Any]]:
-    """The lines of a metadata file by index, one for each of the questions."""
+def read_metadata(path: Path, questions: dict[int, Question]) -> dict[int, dict[str, Any]]:
+    """The lines of a metadata file by index, one for each of the questions.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or lines that are not about these questions.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} not found: expected a line with index, question_id, kind, hops, distractors "

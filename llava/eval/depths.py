@@ -8,6 +8,21 @@ from __future__ import annotations
 
 from llava.pruning import Pruner
 
+#: Depths are published for 32 layers, and the paper took the same numbers for 40.
+PUBLISHED_LAYERS = 32
+_TAKEN_AS_THEY_ARE = (32, 40)
+
+
+def meant_for(depth_layers: int | None, x0: float | None, layers: int) -> int:
+    """For how many layers depths are given to a program that takes them as published ones.
+
+    What --depth-layers says; without it, and without an --x0 of the user's own, the 32 layers that
+    the defaults are published for, unless the decoder has 32 or 40.
+    """
+    if depth_layers is not None:
+        return depth_layers
+    return layers if layers in _TAKEN_AS_THEY_ARE or x0 is not None else PUBLISHED_LAYERS
+
 
 def scale_depths(pruner: Pruner, given_for: int, layers: int) -> tuple[Pruner, list[str]]:
     """The pruner for a decoder of `layers` layers, and a sentence for each depth that changed.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.pruning.cost import DecoderShape
 
 from .settings import RunSettings
 
@@ -23,12 +25,7 @@ def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
     """
     from llava.model.builder import load_pretrained_model
 
-    if settings.device is not None:
-        try:
-            torch.empty(0, device=settings.device)
-        except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"--device {settings.device} cannot be used here: {reason}") from None
+    demand_device(settings.device)
     tokenizer, model, image_processor, _ = load_pretrained_model(
         settings.model_path,
         settings.model_base,
@@ -42,6 +39,17 @@ def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
         processing=settings.processing,
     )
     return tokenizer, model, image_processor
+
+
+def demand_device(name: str | None) -> None:
+    """Raise ValueError for a device that this machine does not have; None is always there."""
+    if name is None:
+        return
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}") from None
 
 
 class ModelOnce:
@@ -86,15 +94,22 @@ def decoder_layers(model_path: str) -> int:
     Raises:
         ValueError, OSError: no LLaVA checkpoint; says which.
     """
+    return int(_config(model_path)["num_hidden_layers"])
+
+
+def decoder_shape(model_path: str) -> DecoderShape:
+    """The sizes of a checkpoint's decoder, from its config.json; raises as `decoder_layers`."""
+    return DecoderShape.from_config(SimpleNamespace(**_config(model_path)))
+
+
+def _config(model_path: str) -> dict[str, Any]:
     from llava.model.config_json import detect_format, from_hf
     from llava.model.reading import resolve
     from llava.model.weights import read_json
 
     folder = resolve(model_path)
     config = read_json(folder / "config.json")
-    if detect_format(config, str(folder)) == "llava-hf":
-        config = from_hf(config, folder)
-    return int(config["num_hidden_layers"])
+    return from_hf(config, folder) if detect_format(config, str(folder)) == "llava-hf" else config
 
 
 def _warm_up(model: Any) -> None:

@@ -108,20 +108,28 @@ def collect(paths: Sequence[Path], data: Path, benchmarks: Mapping[str, Benchmar
 
 def markdown(table: Mapping[str, Any]) -> str:
     """The comparison as a Markdown table; what was not run is an empty cell."""
+    headings, rows = cells(table)
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def cells(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The headings and the rows of the comparison as texts; what was not run is empty."""
     titles = [_title(entry) for entry in table["benchmarks"].values()]
     headings = ["method", "budget", *titles, "relative", *(heading for heading, _, _ in _COSTS)]
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    rows = []
     for row in table["rows"]:
         scores = [cell or {"percent": None, "sd": None} for cell in row["benchmarks"].values()]
-        cells = [
-            row_label(row),
-            budget_text(row["budget"]),
-            *(with_deviation(cell["percent"], cell["sd"]) for cell in scores),
-            with_deviation(row["relative"], row["relative_sd"]),
-            *("" if row[key] is None else shown.format(row[key]) for _, key, shown in _COSTS),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(
+            [
+                row_label(row),
+                budget_text(row["budget"]),
+                *(with_deviation(cell["percent"], cell["sd"]) for cell in scores),
+                with_deviation(row["relative"], row["relative_sd"]),
+                *("" if row[key] is None else shown.format(row[key]) for _, key, shown in _COSTS),
+            ]
+        )
+    return headings, rows
 
 
 def notes(table: Mapping[str, Any]) -> Iterator[str]:
@@ -195,10 +203,12 @@ def _complete(path: Path) -> Iterator[Path]:
         yield path
         return
     for file in find_runs(path):
-        if (status := read_record(file).get("status")) == COMPLETE:
+        record = read_record(file)
+        if (status := record.get("status")) == COMPLETE:
             yield file
         else:
-            print(f"Left out: {file} is {status!r}.", file=sys.stderr)
+            reason = f": {record['refusal']}" if record.get("refusal") else ""
+            print(f"Left out: {file} is {status!r}{reason}.", file=sys.stderr)
 
 
 def natural_order(row: Mapping[str, Any]) -> tuple[Any, ...]:

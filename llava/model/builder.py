@@ -1,4 +1,4 @@
-"""Load a LLaVA-1.5 or 1.6 checkpoint of either format, checking every tensor."""
+"""Load a LLaVA-1.5 or 1.6 checkpoint of either format, or Senna's, checking every tensor."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def load_pretrained_model(
         model.to(device or default_device())
     model.eval()
     _set_generation(model, tokenizer, found.config)
-    context_len = found.config.get("max_sequence_length") or 2048
+    lengths = (found.config.get(k) for k in ("max_sequence_length", "tokenizer_model_max_length"))
+    context_len = next(filter(None, lengths), 2048)
     return tokenizer, model, image_processor, context_len
 
 
@@ -149,8 +150,8 @@ def _dtype(
 
 
 def _quantisation(four_bit: bool, dtype: torch.dtype) -> BitsAndBytesConfig:
-    # The vision tower and the projector stay as they are, as in LLaVA.
-    skip = ["vision_tower", "mm_projector", "lm_head"]
+    # The vision tower, the projector and Senna's adapter stay as they are, as in LLaVA.
+    skip = ["vision_tower", "mm_projector", "img_adapter", "lm_head"]
     if four_bit:
         return BitsAndBytesConfig(
             load_in_4bit=True,

@@ -113,6 +113,8 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
         raise ValueError(
             f"llava-hf's LLaVA-1.6 merges by spatial_unpad, this checkpoint by {merge!r}"
         )
+    if config.get("mm_token_adapter") is not None:
+        raise ValueError("llava-hf's format has no place for Senna's token adapter")
     image_token = config.get("image_token_index")
     if image_token is None:
         image_token = len(state["model.embed_tokens.weight"])

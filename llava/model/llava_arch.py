@@ -19,6 +19,7 @@ from ..pruning.layout import Segment, TokenLayout
 from ..pruning.vision import Reduced, TowerRun, VisionFeatures
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .multimodal_projector.builder import build_vision_projector
+from .senna import TokenAdapter, demand_mixed_tokens
 from .tiles import (
     ImageTokens,
     Tiling,
@@ -26,6 +27,7 @@ from .tiles import (
     in_order,
     nested,
     of_reduced,
+    project_together,
     spans,
     stack_views,
     tilings,
@@ -42,16 +44,20 @@ class Prompt:
 
 
 class LlavaMetaModel:
-    """Vision tower and projector beside a language model."""
+    """Vision tower, projector and, in Senna, token adapter beside a language model."""
 
     config: Any
     vision_tower: CLIPVisionTower | None
     mm_projector: nn.Module | None
     image_newline: nn.Parameter | None
+    img_adapter: TokenAdapter | None
 
     def build_vision(self, config: Any) -> None:
-        """Make the modules that the config describes; a config without a tower stays text-only."""
-        self.vision_tower = self.mm_projector = self.image_newline = None
+        """Make the modules that the config describes; a config without a tower stays text-only.
+
+        Raises ValueError when the token adapter is for another number of patches.
+        """
+        self.vision_tower = self.mm_projector = self.image_newline = self.img_adapter = None
         if config.mm_vision_config is None:
             return
         vision = CLIPVisionConfig(**config.mm_vision_config)
@@ -65,6 +71,15 @@ class LlavaMetaModel:
         if "unpad" in config.mm_patch_merge_type:
             width = config.hidden_size
             self.image_newline = nn.Parameter(torch.randn(width) / sqrt(width))
+        if config.mm_token_adapter is not None:
+            self.img_adapter = TokenAdapter(*config.mm_token_adapter)
+            patches = self.vision_tower.grid**2
+            if self.img_adapter.before != patches:
+                raise ValueError(
+                    f"the token adapter takes {self.img_adapter.before} tokens a view, but the "
+                    f"vision tower gives {patches}: name the tower that the checkpoint was trained "
+                    "with (--vision-tower; Senna: openai/clip-vit-large-patch14-336)"
+                )
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
         return self.vision_tower
@@ -110,8 +125,8 @@ class LlavaMetaForCausalLM:
             attention, in order (an upper bound: more than there are changes nothing). Newlines of
             tiled pictures are no patches; they go where a patch has to.
 
-        Raises ValueError when the model has no vision tower, the counts disagree, or a bound meets
-        a method that works on all patches.
+        Raises ValueError when the model has no vision tower, the counts disagree, a bound meets
+        a method that works on all patches, or either of these a model whose adapter mixes patches.
         """
         tower = self.get_vision_tower()
         if tower is None:
@@ -127,6 +142,8 @@ class LlavaMetaForCausalLM:
             tiled = tilings(self.config, tower.grid, tower.config.image_size, views, image_sizes)
         counts = [each] * len(images) if tiled is None else [one.patches for one in tiled]
         bounded = visual_token_num is not None and visual_token_num < max(counts, default=0)
+        if self.get_model().img_adapter is not None:
+            return self._adapted(pixels, pruner, visual_token_num if bounded else each)
         made, features = self._reduce(pixels, pruner, nested(groups, views), bounded, tiled)
         if made is not None and bounded:
             raise ValueError(
@@ -136,7 +153,7 @@ class LlavaMetaForCausalLM:
         model = self.get_model()
         like, newline = model.embed_tokens.weight, model.image_newline
         if made is not None:
-            projected = _project_together(model.mm_projector, [r.features for r in made], like)
+            projected = project_together(model.mm_projector, [r.features for r in made], like)
             if tiled is not None:
                 parts = spans(views)
                 return [of_reduced(t, made[p], projected[p]) for t, p in zip(tiled, parts)]
@@ -153,7 +170,7 @@ class LlavaMetaForCausalLM:
                     for tiling, part in zip(tiled, spans(views))
                 ]
             made = best(features, cls, visual_token_num if bounded else None)
-            projected = _project_together(model.mm_projector, [r.features for r in made], like)
+            projected = project_together(model.mm_projector, [r.features for r in made], like)
 
         padded = self.config.image_aspect_ratio == "pad" and image_sizes is not None
         bound = visual_token_num if bounded else each
@@ -166,6 +183,25 @@ class LlavaMetaForCausalLM:
                 box = box.to(embeds.device)[patch]
             result.append(ImageTokens(embeds, patch, image.scores, box, bound))
         return result
+
+    def _adapted(self, pixels: Tensor, pruner: Pruner | None, bound: int) -> list[ImageTokens]:
+        """The tokens that a token adapter makes of each image; see `senna`."""
+        model, tower = self.get_model(), self.get_vision_tower()
+        adapter = model.img_adapter
+        if pruner is not None:
+            demand_mixed_tokens(pruner, adapter)
+        if bound < tower.grid**2:
+            raise ValueError(
+                f"visual_token_num {bound} drops patches, but the token adapter takes all "
+                f"{adapter.before} of a view: leave it out, or give {adapter.before}"
+            )
+        features = tower(pixels.to(_device(tower.inner.embeddings.patch_embedding))).patches
+        weight = model.embed_tokens.weight
+        made = adapter(model.mm_projector(features.to(weight.dtype)))
+        number = torch.arange(adapter.after, device=made.device)
+        return [
+            ImageTokens(embeds, number, None, None, adapter.after, mixed=True) for embeds in made
+        ]
 
     def _reduce(
         self,
@@ -294,13 +330,6 @@ def _merge(tower: CLIPVisionTower, pixels: Tensor, runs: Sequence[TowerRun]) -> 
         for i, image, patch in zip(own, features.patches, features.patch):
             made[i] = Reduced(image, patch)
     return made
-
-
-def _project_together(projector: nn.Module, images: list[Tensor], like: Tensor) -> list[Tensor]:
-    """Project the features (m, d) of each image, all in one call where they are equally many."""
-    if len({len(image) for image in images}) == 1:
-        return list(projector(torch.stack(images).to(like.dtype)))
-    return [projector(image.to(like.dtype)) for image in images]
 
 
 def _left_pad(tensor: Tensor, length: int, value: int) -> Tensor:

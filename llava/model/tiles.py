@@ -19,7 +19,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import anyres
 from ..pruning.layout import NEWLINE, Segment
@@ -30,7 +30,7 @@ from ..pruning.vision import Reduced, VisionFeatures
 class ImageTokens:
     """One image as the decoder gets it: embeddings (p, d) and what is known of each token (p,).
 
-    patch, cls, letterbox, tile, whole: see `Segment`.
+    patch, cls, letterbox, whole, mixed, tile: see `Segment`.
     """
 
     embeds: Tensor
@@ -38,13 +38,13 @@ class ImageTokens:
     cls: Tensor | None
     letterbox: Tensor | None
     whole: int
+    mixed: bool = False
     tile: Tensor | None = None
 
     def segment(self, image: int) -> Segment:
         length = len(self.embeds)
-        return Segment(
-            length, image, self.patch, self.cls, self.letterbox, self.whole, tile=self.tile
-        )
+        known = (self.patch, self.cls, self.letterbox, self.whole, self.mixed, self.tile)
+        return Segment(length, image, *known)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def in_order(
     if cls is not None:
         scores = cls.flatten().to(rows.device)[order.clamp(min=0)].masked_fill(breaks, 0)
     tile = (order // tiling.each).masked_fill(breaks, NEWLINE)
-    return ImageTokens(rows[order], ids, scores, None, whole, tile)
+    return ImageTokens(rows[order], ids, scores, None, whole, tile=tile)
 
 
 def of_reduced(tiling: Tiling, made: Sequence[Reduced], embeds: Sequence[Tensor]) -> ImageTokens:
@@ -172,7 +172,7 @@ def of_reduced(tiling: Tiling, made: Sequence[Reduced], embeds: Sequence[Tensor]
         index = torch.cat([torch.arange(overview, device=device), rest])
         all_ids, all_tiles, rows = all_ids[index], all_tiles[index], rows[index]
         scores = None if scores is None else scores[index]
-    return ImageTokens(rows, all_ids, scores, None, whole, all_tiles)
+    return ImageTokens(rows, all_ids, scores, None, whole, tile=all_tiles)
 
 
 def nested(groups: Sequence[int], views: Sequence[int] | None) -> list[list[int]]:
@@ -201,3 +201,10 @@ def best(features: VisionFeatures, cls: Tensor | None, bound: int | None) -> lis
         Reduced(image[keep], keep, own[keep])
         for image, keep, own in zip(features.patches, order, cls)
     ]
+
+
+def project_together(projector: nn.Module, images: list[Tensor], like: Tensor) -> list[Tensor]:
+    """Project the features (m, d) of each image, all in one call where they are equally many."""
+    if len({len(image) for image in images}) == 1:
+        return list(projector(torch.stack(images).to(like.dtype)))
+    return [projector(image.to(like.dtype)) for image in images]

@@ -138,7 +138,7 @@ def find_images(layout: TokenLayout) -> list[list[ImageTokens]]:
             for image, is_patch in zip(layout.image.tolist(), layout.is_patch.tolist())
         ]
     return [
-        _images_of(image, patch)
+        _images_of(image, patch, layout.mixed)
         for image, patch in zip(layout.image.tolist(), layout.patch.tolist())
     ]
 
@@ -151,13 +151,13 @@ def _tiled_images(image: Sequence[int], is_patch: Sequence[bool]) -> list[ImageT
     return found
 
 
-def _images_of(image: Sequence[int], patch: Sequence[int]) -> list[ImageTokens]:
+def _images_of(image: Sequence[int], patch: Sequence[int], mixed: bool) -> list[ImageTokens]:
     found = []
     next_patch = 0
     for own in columns_of_images(image).values():
         ids, side = [patch[column] for column in own], isqrt(len(own))
         # Where the vision tower handed over only some patches, their ids have gaps.
-        whole = ids == list(range(next_patch, next_patch + len(own)))
+        whole = ids == list(range(next_patch, next_patch + len(own))) and not mixed
         found.append(ImageTokens(own, side if whole and side * side == len(own) else None))
         next_patch = ids[-1] + 1
     return found

@@ -30,8 +30,10 @@ class Segment:
     `image` is TEXT or the index of the image in its sample. For an image, `patch` (n,) holds the
     patch each token shows, `cls` (n,) the attention of the vision tower's CLS token to it (None
     when the tower was not asked) and `letterbox` (n,) is True on padding around the picture.
-    `whole` is how many tokens the unpruned model would have here, None for `length`. `tile` (n,) is
-    the view that each token of a tiled picture is from, 0 being the overview, or NEWLINE.
+    `whole` is how many tokens the unpruned model would have here, None for `length`. `mixed` says
+    that each token mixes all patches of its image (Senna's adapter makes such): they form no grid,
+    and `patch` only numbers them. `tile` (n,) is the view that each token of a tiled picture is
+    from, 0 being the overview, or NEWLINE.
     """
 
     length: int
@@ -40,6 +42,7 @@ class Segment:
     cls: Tensor | None = None
     letterbox: Tensor | None = None
     whole: int | None = None
+    mixed: bool = False
     tile: Tensor | None = None
 
 
@@ -61,6 +64,7 @@ class TokenLayout:
     lengths, n_visual, tail: per sample on the host: tokens, visual tokens, and text tokens after
                the last visual one (0 for a sample without visual tokens)
     sizes:     per sample on the host: of each image the visual tokens of the unpruned model
+    mixed:     whether visual tokens mix all patches of their image: no grid, no CLS attention
     """
 
     image: Tensor
@@ -73,6 +77,7 @@ class TokenLayout:
     sizes: tuple[tuple[int, ...], ...]
     cls: Tensor | None = None
     letterbox: Tensor | None = None
+    mixed: bool = False
     tile: Tensor | None = None
 
     @classmethod
@@ -132,6 +137,7 @@ class TokenLayout:
             sizes=tuple(sizes),
             cls=scores,
             letterbox=box,
+            mixed=any(run.mixed for run in runs_of_images),
             tile=tile,
         )
 

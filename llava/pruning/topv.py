@@ -67,6 +67,7 @@ class TopV(Budgeted):
     """
 
     method: ClassVar[str] = "topv"
+    needs_grid: ClassVar[bool] = True
     depths: ClassVar[tuple[str, ...]] = ("layer",)
 
     budget_mode: Literal["published", "strict"] = "published"

@@ -1,4 +1,4 @@
-"""Accuracy against tokens and FLOPs: the series, by hand, and the figure's lines and labels."""
+"""Accuracy against tokens, FLOPs and time: the series, by hand, and the figure's lines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from llava import pruning
 from llava.analysis.tradeoff import Point, Series, figure, main, series
 from llava.eval.comparison import compare
 from llava.eval.report import collect
+from llava.eval.report import main as report
 
 from ..eval.benchmark_files import BENCHMARKS, write_benchmark
 from ..eval.run_files import write_run
@@ -41,6 +42,8 @@ def drawn(folder: Path) -> tuple[list[Series], list[str]]:
 
 
 def near(point: Point) -> tuple[float, float, float, str]:
+    # Two runs of two seconds over four and eight questions, with two seeds twice as many.
+    assert point.prefill_ms == pytest.approx(1000 * 4 / 12)
     return round(point.tokens, 3), round(point.flops, 3), round(point.accuracy, 3), point.budget
 
 
@@ -75,8 +78,9 @@ def test_settings_make_a_line_of_their_own_and_incomplete_rows_are_named(data) -
 def test_the_figure_has_the_series(data) -> None:
     pytest.importorskip("matplotlib")
     found, _ = drawn(data)
-    left, right = figure(found, "a title").axes
-    for axes, name in ((left, "tokens"), (right, "flops")):
+    made = figure(found, "a title", vision_apart=False)
+    left, middle, right = made.axes
+    for axes, name in ((left, "tokens"), (middle, "flops"), (right, "prefill_ms")):
         lines = {line.get_label(): line for line in axes.lines}
         for one in found:
             x, y = lines[one.label].get_data()
@@ -86,9 +90,27 @@ def test_the_figure_has_the_series(data) -> None:
         assert [line.get_ydata()[0] for line in levels] == [75.0, 25.0]
         assert lines["random"].get_linestyle() == "--"
     assert left.get_xlabel().startswith("visual tokens entering")
-    assert right.get_xlabel().startswith("prefill FLOPs")
-    shown = [text.get_text() for text in right.get_legend().get_texts()]
-    assert shown == [one.label for one in found]
+    assert middle.get_xlabel().startswith("prefill FLOPs")
+    assert right.get_xlabel() == "prefill, ms a question, with the vision tower"
+    (legend,) = made.legends
+    assert [text.get_text() for text in legend.get_texts()] == [one.label for one in found]
+    assert made.get_suptitle() == "a title"
+
+
+def test_a_row_whose_runs_measured_different_times_is_not_in_the_panel_of_times(data) -> None:
+    pytest.importorskip("matplotlib")
+    pruner = pruning.build("autoprune", target_token_num=64)
+    write_run(data, "beta/64", 4, pruner, kept=0.5, vision=0.5)
+    found, left_out = drawn(data)
+    assert not left_out
+    auto = next(one for one in found if one.label == "autoprune")
+    assert [point.prefill_ms is None for point in auto.points] == [False, True]
+    left, _, right = figure(found, "a title", vision_apart=None).axes
+    counts = [
+        len(next(line for line in axes.lines if line.get_label() == "autoprune").get_xdata())
+        for axes in (left, right)
+    ]
+    assert counts == [2, 1] and right.get_xlabel() == "prefill, ms a question"
 
 
 def test_the_command_writes_a_file_and_says_what_is_in_it(data, capsys) -> None:
@@ -99,6 +121,46 @@ def test_the_command_writes_a_file_and_says_what_is_in_it(data, capsys) -> None:
     assert out.read_bytes().startswith(b"\x89PNG")
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [one["label"] for one in told["series"]][-1] == "autoprune"
+
+
+def test_a_table_of_report_is_drawn_like_its_runs(data, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    table, out = data / "table.json", data / "figure.svg"
+    runs = [str(data / "out"), "--data", str(data / "data")]
+    assert report([*runs, "--json", str(table)], BENCHMARKS) == 0
+    assert main([str(table), "--out", str(out)], BENCHMARKS) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main([*runs, "--out", str(out)], BENCHMARKS) == 0
+    assert told == json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda table: table["rows"][0].pop("prefill_ms"), "an older version, it lacks prefill_ms"),
+        (lambda table: table.pop("vision_apart"), "an older version, it lacks vision_apart"),
+        (lambda table: table.pop("rows"), "is no table of llava.eval.report --json"),
+    ],
+)
+def test_a_table_of_another_version_is_refused(data, capsys, spoil, message: str) -> None:
+    table = data / "table.json"
+    runs = [str(data / "out"), "--data", str(data / "data")]
+    assert report([*runs, "--json", str(table)], BENCHMARKS) == 0
+    content = json.loads(table.read_text())
+    spoil(content)
+    table.write_text(json.dumps(content))
+    assert main([str(table), "--out", "x.png"], BENCHMARKS) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_runs_need_the_data_and_a_table_stands_alone(data, capsys) -> None:
+    assert main([str(data / "out"), "--out", "x.png"], BENCHMARKS) == 2
+    assert "runs are scored against --data" in capsys.readouterr().err
+    assert main([str(data / "out"), "t.json", "--out", "x.png"], BENCHMARKS) == 2
+    assert "give one table, or folders" in capsys.readouterr().err
+    (data / "t.json").write_text("no JSON")
+    assert main([str(data / "t.json"), "--out", "x.png"], BENCHMARKS) == 2
+    assert "t.json is no table" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_message_says_how_to_get_it(data, monkeypatch, capsys) -> None:

@@ -29,6 +29,7 @@ from ...pruning.cost import DecoderShape
 from ...pruning.layout import TokenLayout, apply
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from .attention import LayersAhead, attention_rows, causal_mask, check_backend, kept_queries
+from .continuing import embed_continuation
 
 
 class LlavaConfig(LlamaConfig):
@@ -36,6 +37,7 @@ class LlavaConfig(LlamaConfig):
 
     The class attributes are the values of keys that LLaVA-1.5's config.json leaves out.
     `anyres_reading` is no key of LLaVA's: "llava" or "llava-hf", see `llava.anyres`.
+    `mm_token_adapter`: tokens of a view before and after Senna's adapter, None without one.
     """
 
     model_type = "llava_llama"
@@ -44,6 +46,7 @@ class LlavaConfig(LlamaConfig):
     mm_vision_select_feature = "patch"
     mm_projector_type = "linear"
     mm_patch_merge_type = "flat"
+    mm_token_adapter = None
     mm_use_im_start_end = False
     mm_use_im_patch_token = False
     image_aspect_ratio = "square"
@@ -302,7 +305,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         pruner: settings from `llava.pruning.build`; None runs the unpruned model.
         visual_token_num: most tokens the vision tower may hand over per image.
         past_key_values: a PrunedCache of an earlier call, to go on with the same conversation;
-            `inputs` is then the whole conversation.
+            `inputs` is then the whole conversation. Only what is new runs, images the cache has
+            seen may be left out, and what its prefill dropped stays dropped (`pruner` is not read).
 
         Returns the new tokens only (batch, new), or with `return_dict_in_generate=True` an output
         whose `past_key_values.trace` tells what was pruned.
@@ -310,25 +314,18 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids")
-        prompt = self.embed_prompt(
-            input_ids,
-            attention_mask,
-            images,
-            image_sizes,
-            pruner=pruner,
-            visual_token_num=visual_token_num,
-        )
-        cache = past_key_values
-        if cache is None:
-            cache = PrunedCache(pruner, prompt.layout)
-        elif cache.is_empty:
-            cache.layout = prompt.layout
-            cache.pruner = pruner if pruner is not None else cache.pruner
+        cache = PrunedCache() if past_key_values is None else past_key_values
+        given = (input_ids, attention_mask, images, image_sizes)
+        if cache.is_empty:
+            cache.pruner = cache.pruner if pruner is None else pruner
+            prompt = self.embed_prompt(
+                *given, pruner=cache.pruner, visual_token_num=visual_token_num
+            )
+            cache.layout, embeds, mask = prompt.layout, prompt.embeds, prompt.layout.valid.long()
+        else:
+            embeds, mask = embed_continuation(self, *given, cache, visual_token_num)
         return super().generate(
-            inputs_embeds=prompt.embeds,
-            attention_mask=prompt.layout.valid.long(),
-            past_key_values=cache,
-            **kwargs,
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, **kwargs
         )
 
 

@@ -1,0 +1,68 @@
+"use strict";
+// Filters of the cards, and the patches that are kept in the layer that a card's slider shows.
+
+const cards = [...document.querySelectorAll("article")];
+const filters = document.getElementById("filters");
+
+function applyFilters() {
+  const wanted = [...new FormData(filters)].filter(([, value]) => value !== "");
+  let shown = 0;
+  for (const card of cards) {
+    card.hidden = !wanted.every(([name, value]) => card.dataset[name] === value);
+    shown += card.hidden ? 0 : 1;
+  }
+  document.getElementById("shown").textContent = `${shown} of ${cards.length} shown`;
+}
+
+if (filters) {
+  filters.addEventListener("change", applyFilters);
+  // The controls have their old values until the event is over.
+  filters.addEventListener("reset", () => setTimeout(applyFilters));
+  filters.addEventListener("submit", (event) => event.preventDefault());
+  applyFilters();
+}
+
+// Four patches a hexadecimal digit, the first in the lowest bit.
+const has = (bits, patch) => (parseInt(bits[patch >> 2], 16) >> (patch & 3)) & 1;
+
+// A path of the cells for which `inside` holds, neighbours in a row joined.
+function cells(grid, inside) {
+  let path = "";
+  for (let row = 0; row < grid; row++) {
+    for (let column = 0; column < grid; column++) {
+      const start = column;
+      while (column < grid && inside(row * grid + column)) column++;
+      if (column > start) path += `M${start} ${row}h${column - start}v1H${start}z`;
+    }
+  }
+  return path;
+}
+
+function show(card, data, layer) {
+  const { grid, kept, merged, padding } = data;
+  const groups = merged[layer];
+  const tinted = new Set(groups.flatMap(([, members]) => members));
+  const centres = new Set(groups.map(([centre]) => centre));
+  const draw = (name, path) => card.querySelector(`.${name}`).setAttribute("d", path);
+  const dropped = (patch) => !has(kept[layer], patch);
+  draw("dropped", cells(grid, dropped));
+  draw("tint", cells(grid, (patch) => tinted.has(patch) && dropped(patch)));
+  draw("frame", [...centres].map((p) => `M${p % grid} ${Math.floor(p / grid)}h1v1h-1z`).join(""));
+  let lines = "";
+  for (let patch = 0; patch < grid * grid; patch++) {
+    if (has(padding, patch)) lines += `M${patch % grid} ${Math.floor(patch / grid) + 1}l1 -1`;
+  }
+  draw("padding", lines);
+  const where = layer < kept.length - 1 ? `layer ${layer}` : "at last";
+  const more = centres.size ? `, ${centres.size} merged` : "";
+  card.querySelector("output").textContent = `${where}: ${data.counts[layer]}${more}`;
+}
+
+const traces = JSON.parse(document.getElementById("traces").textContent);
+for (const card of cards) {
+  const data = traces[card.id];
+  const slider = card.querySelector("input[type=range]");
+  if (!data || !slider) continue;
+  slider.addEventListener("input", () => show(card, data, Number(slider.value)));
+  show(card, data, Number(slider.value));
+}

@@ -1,0 +1,205 @@
+"""A report of finished runs as one HTML file: tables, plots, and the answers that pruning changed.
+
+    python -m llava.analysis.page RUNS --data playground/data/mini --out report.html
+
+RUNS are folders of `llava.eval.sweep`, or answers of finished runs. The file opens from disk and
+loads nothing from elsewhere. For the answers that differ most from those of the unpruned model
+(`differences`) the checkpoint is loaded and asked again, one question at a time and greedily, to
+see which patches it keeps; --no-model leaves that out, and with it the pictures. Where the answer
+is then another one than was recorded, which sums in another order can do, both are shown. The last
+line of stdout is what is on the page as JSON. Needs no matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tqdm import tqdm
+
+from llava import pruning
+from llava.eval.arguments import setting_defaults
+from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.benchmarks.base import Benchmark
+from llava.eval.comparison import compare
+from llava.eval.models import load_model
+from llava.eval.report import collect, natural_order, start_logging
+from llava.eval.results import Result
+
+from . import traced
+from .differences import Difference, budget_of, find, method_of, most_different
+from .page_html import Card, Content, render
+from .traced import TracedAnswer
+from .tradeoff import series
+
+_MOST = 120
+_NOT_SHOWN = ("question_file", "answers_file", "image_folder", "pruner", "question_sha256")
+
+
+class Asker:
+    """Asks the checkpoint of some runs again, with the settings that they recorded.
+
+    `model_path` and `device` replace the record's.
+
+    Raises:
+        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
+    """
+
+    def __init__(self, result: Result, data: Path, model_path: str | None, device: str | None):
+        settings = setting_defaults() | result.settings | {"device": device}
+        if model_path is not None:
+            settings["model_path"] = model_path
+        self._tokenizer, self._model, self._processor = load_model(SimpleNamespace(**settings))
+        self._data = data
+        self._questions: dict[str, Any] = {}
+
+    def __call__(self, one: Difference) -> TracedAnswer:
+        """The pruned answer with its trace.
+
+        Raises:
+            ValueError, OSError: the picture cannot be read, or the record's settings of pruning
+                are not those of this version.
+        """
+        benchmark, settings = one.result.benchmark, one.result.settings
+        folder = self._data / benchmark.folder
+        if benchmark.name not in self._questions:
+            self._questions[benchmark.name] = benchmark.load_questions(folder)
+        image = self._questions[benchmark.name].open_image(one.question, folder / benchmark.images)
+        bound = settings.get("visual_token_num")
+        return traced.run(
+            self._model,
+            self._tokenizer,
+            self._processor,
+            image,
+            one.question.model_text,
+            _pruner(one.result),
+            settings.get("conv_mode", "vicuna_v1"),
+            settings.get("max_new_tokens", benchmark.max_new_tokens),
+            **({} if bound is None else {"visual_token_num": bound}),
+        )
+
+
+def _pruner(result: Result) -> pruning.Pruner:
+    # A record has lists where settings have tuples.
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in result.pruner.items()}
+    try:
+        return pruning.build(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{result.answers_file}: the record's settings are not those of this version "
+            f"({error}). Run it again, into another file, or give --no-model."
+        ) from None
+
+
+def gather(
+    results: Sequence[Result],
+    data: Path,
+    most: int,
+    *,
+    title: str | None = None,
+    ask: Asker | None = None,
+) -> Content:
+    """What the page shows of these runs; without `ask` the cards have no pictures.
+
+    Raises:
+        ValueError, OSError: what `differences.find` and `ask` raise.
+    """
+    table = compare(results)
+    table["rows"].sort(key=natural_order)
+    drawn, left_out = series(table)
+    found, changes = find(results, data)
+    chosen = most_different(found, most)
+    shown = chosen if ask is None else tqdm(chosen, unit="question", desc="asked again")
+    cards = [Card(one, None if ask is None else ask(one)) for one in shown]
+    names = [entry["title"].partition(" (")[0] for entry in table["benchmarks"].values()]
+    return Content(
+        title=title or f"{', '.join(table['made_with']['model'])}: {', '.join(names)}",
+        table=table,
+        drawn=drawn,
+        left_out=left_out,
+        settings={_name(result): _settings(result) for result in results},
+        changes=changes,
+        cards=cards,
+        found=len(found),
+    )
+
+
+def main(
+    argv: Sequence[str] | None = None, benchmarks: Mapping[str, Benchmark] = BENCHMARKS
+) -> int:
+    """Run the command line; 2 on wrong input."""
+    start_logging()
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.analysis.page",
+        description="Write a report of finished runs as one HTML file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="folders of runs, or answers of finished runs"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the benchmarks' folders"
+    )
+    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    parser.add_argument("--title", help="default: the model and the benchmarks")
+    parser.add_argument(
+        "--most",
+        type=int,
+        default=_MOST,
+        metavar="N",
+        help="answers to show (default: %(default)s)",
+    )
+    parser.add_argument("--no-model", action="store_true", help="do not ask again: no pictures")
+    parser.add_argument("--model-path", help="the checkpoint, where it is no longer in its place")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    args = parser.parse_args(argv)
+    try:
+        if args.most < 0:
+            raise ValueError(f"--most must be 0 or more, got {args.most}")
+        results = collect(args.runs, args.data, benchmarks)
+        asked = not args.no_model and args.most
+        ask = Asker(results[0], args.data, args.model_path, args.device) if asked else None
+        content = gather(results, args.data, args.most, title=args.title, ask=ask)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(render(content), encoding="utf-8")
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    told = {
+        "out": str(args.out),
+        "bytes": args.out.stat().st_size,
+        "rows": len(content.table["rows"]),
+        "differences": content.found,
+        "shown": len(content.cards),
+        "answered_as_recorded": sum(
+            card.trace is not None and card.trace.text == card.difference.pruned.text
+            for card in content.cards
+        ),
+    }
+    print(json.dumps(told), flush=True)
+    return 0
+
+
+def _name(result: Result) -> str:
+    run = f"{method_of(result)} {budget_of(result)}".strip()
+    seed = result.pruner.get("seed")
+    return f"{result.benchmark.name}: {run}" + ("" if seed is None else f", seed {seed}")
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    rest = {key: value for key, value in result.settings.items() if key not in _NOT_SHOWN}
+    # The page may go elsewhere: where the checkpoint lay is nobody's business.
+    rest["model_path"] = Path(rest["model_path"]).name
+    for name in ("model_base", "vision_tower"):
+        if rest.get(name):
+            rest[name] = Path(rest[name]).name
+    return {**result.pruner, **rest}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""The report page as HTML text: everything inside one file, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from typing import Any
+
+from PIL import Image
+
+from llava.eval.report import cells, notes
+
+from .chart import chart, line_class
+from .differences import GAINED, LOST, Changes, Difference
+from .traced import TracedAnswer
+from .tradeoff import Series
+
+_QUALITY = 80  # of the JPEG pictures
+_TOWER = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
+_ALONE = "No benchmark has an unpruned run and a pruned one to compare with it."
+_CHANGE = {LOST: "right → wrong", GAINED: "wrong → right", "other": "another answer"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A difference to show, and the answer asked for again with its trace; None without a model."""
+
+    difference: Difference
+    trace: TracedAnswer | None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page shows.
+
+    table:      a comparison (`llava.eval.comparison.compare`)
+    drawn:      its series (`tradeoff.series`); left_out: its rows that are not drawn
+    settings:   by the name of a run, what it ran with
+    """
+
+    title: str
+    table: Mapping[str, Any]
+    drawn: Sequence[Series]
+    left_out: Sequence[str]
+    settings: Mapping[str, Mapping[str, Any]]
+    changes: Sequence[Changes]
+    cards: Sequence[Card]
+    found: int
+
+
+def render(content: Content) -> str:
+    """The page."""
+    files = resources.files(__package__)
+    style = files.joinpath("page.css").read_text(encoding="utf-8")
+    script = files.joinpath("page.js").read_text(encoding="utf-8")
+    pictures, ids = _pictures(content.cards)
+    traces = {f"card-{n}": _trace(c.trace) for n, c in enumerate(content.cards) if c.trace}
+    sections = [
+        ("scores", "Scores and costs", _scores(content)),
+        ("plots", "Accuracy against cost", _plots(content)),
+        ("changes", "What pruning changed", _changes(content.changes)),
+        ("answers", "Answers that differ most", _cards(content, ids)),
+        ("settings", "Settings", _settings(content)),
+    ]
+    links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections)
+    body = "".join(
+        f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>{text}</section>'
+        for key, title, text in sections
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(content.title)}</title><style>{style}</style></head><body>"
+        '<a class="skip" href="#answers">Skip to the answers</a>'
+        f'<header><h1>{escape(content.title)}</h1><nav aria-label="Sections"><ul>{links}</ul></nav>'
+        f"</header><main>{body}</main>{pictures}"
+        f'<script type="application/json" id="traces">{_json(traces)}</script>'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _scores(content: Content) -> str:
+    lines = "".join(f"<li>{escape(line.removeprefix('- '))}</li>" for line in notes(content.table))
+    return f'{_table("Scores and costs", *cells(content.table))}<ul class="notes">{lines}</ul>'
+
+
+def _plots(content: Content) -> str:
+    if not content.drawn:
+        return "<p>No run has every benchmark: nothing to draw.</p>"
+    tower = _TOWER[content.table["vision_apart"]]
+    charts = "".join(
+        chart(content.drawn, name, heading)
+        for name, heading in (
+            ("tokens", "visual tokens entering a layer, mean"),
+            ("flops", "prefill FLOPs, % of the unpruned model"),
+            ("prefill_ms", f"prefill, ms a question{tower}"),
+        )
+    )
+    legend = "".join(
+        f'<li><svg viewBox="0 0 32 10" aria-hidden="true"><path class="{line_class(n, one)}" '
+        f'stroke-width="2" d="M0 5H32"/></svg> {escape(one.label)}</li>'
+        for n, one in enumerate(content.drawn)
+    )
+    note = "".join(
+        f"<li>Left out, for it lacks a benchmark or tokens: {escape(row)}.</li>"
+        for row in content.left_out
+    )
+    return (
+        f'<ul class="legend">{legend}</ul><div class="charts">{charts}</div>'
+        '<ul class="notes"><li>Accuracy: mean of the scores, in percent of the best. Level lines '
+        "are the unpruned model and runs without a picture; dashed are the methods that look at "
+        f"nothing.</li>{note}</ul>"
+    )
+
+
+def _changes(changes: Sequence[Changes]) -> str:
+    if not changes:
+        return f"<p>{_ALONE}</p>"
+    headings = ["method", "budget", "benchmark", "questions", "asked"]
+    headings += ["right → wrong", "wrong → right", "another answer"]
+    rows = [
+        [
+            *(one.method, one.budget, one.benchmark, one.hardness, str(one.asked)),
+            *(str(one.lost), str(one.gained), str(one.other)),
+        ]
+        for one in changes
+    ]
+    return (
+        _table("What pruning changed", headings, rows)
+        + '<ul class="notes"><li>Questions about a picture; simple ones take one step, complex '
+        "ones more. Right is what equals the reference of the benchmark's metadata; where there is "
+        "none, every change is another answer.</li></ul>"
+    )
+
+
+def _cards(content: Content, pictures: Mapping[int, str]) -> str:
+    if not content.changes:
+        return f"<p>{_ALONE}</p>"
+    if not content.cards:
+        return f"<p>{content.found} answers differ from the unpruned model's; none is shown.</p>"
+    shown = [card.difference for card in content.cards]
+    options = {
+        "benchmark": (one.result.benchmark.name for one in shown),
+        "hardness": (one.hardness for one in shown),
+        "method": (one.method for one in shown),
+        "budget": (one.budget for one in shown),
+        "change": (one.change for one in shown),
+    }
+    selects = "".join(_select(name, values) for name, values in options.items())
+    articles = "".join(
+        _card(number, card, pictures.get(number)) for number, card in enumerate(content.cards)
+    )
+    return (
+        f"<p>{len(shown)} of {content.found} answers that differ from the unpruned model's. Move "
+        "a slider to see the patches that enter each layer: dropped ones are dark, a framed one is "
+        "the mean of several, tinted ones are in it, lines mark padding.</p>"
+        f'<form id="filters">{selects}<button type="reset">Show all</button>'
+        f'<output id="shown" aria-live="polite"></output></form>'
+        "<noscript><p>Filters and sliders need JavaScript.</p></noscript>"
+        f'<div class="cards">{articles}</div>'
+    )
+
+
+def _select(name: str, values: Iterable[str]) -> str:
+    options = "".join(
+        f'<option value="{escape(value)}">{escape(_CHANGE.get(value, value))}</option>'
+        for value in dict.fromkeys(values)
+        if value
+    )
+    every = '<option value="">all</option>'
+    return f'<label>{name}<select name="{name}">{every}{options}</select></label>'
+
+
+def _card(number: int, card: Card, picture: str | None) -> str:
+    one, trace = card.difference, card.trace
+    data = {
+        "benchmark": one.result.benchmark.name,
+        "hardness": one.hardness,
+        "method": one.method,
+        "budget": one.budget,
+        "change": one.change,
+    }
+    cost = one.pruned.metadata["cost"]
+    facts = [f"{cost['tokens_entering']:.1f} tokens enter a layer"]
+    facts.append(f"{cost['prefill_flops'] / cost['dense_prefill_flops']:.1%} of the prefill FLOPs")
+    measured = one.pruned.metadata.get("complexity") or {}
+    if "mi" in measured:
+        facts.append(f"MI {measured['mi']:.3f}")
+    asked_again = ""
+    if trace is not None and trace.text != one.pruned.text:
+        asked_again = f"<dt>asked again</dt><dd>{escape(trace.text)}</dd>"
+    reference = ""
+    if one.reference is not None:
+        reference = f"<dt>reference</dt><dd>{escape(one.reference)}</dd>"
+    attributes = " ".join(f'data-{key}="{escape(value)}"' for key, value in data.items())
+    heading = one.method + (f" at {one.budget}" if one.budget else "")
+    return (
+        f'<article id="card-{number}" {attributes}>'
+        f"<h3>{escape(one.result.benchmark.name)}, {escape(one.hardness)}, {escape(heading)}: "
+        f'<span class="{one.change}">{_CHANGE[one.change]}</span></h3>'
+        f"{_seen(number, card, picture)}"
+        f'<p class="question">{escape(one.question.model_text)}</p>'
+        f"<dl>{reference}<dt>unpruned</dt><dd>{escape(one.dense.text)}</dd>"
+        f"<dt>pruned</dt><dd>{escape(one.pruned.text)}</dd>{asked_again}</dl>"
+        f'<p class="small">{", ".join(facts)}</p></article>'
+    )
+
+
+def _seen(number: int, card: Card, picture: str | None) -> str:
+    if card.trace is None or picture is None:
+        return f'<p class="small">Picture: {escape(str(card.difference.question.image))}</p>'
+    grid, layers = card.trace.grid, card.trace.layers
+    paths = "".join(f'<path class="{n}" d=""/>' for n in ("dropped", "tint", "frame", "padding"))
+    return (
+        f'<svg class="seen" viewBox="0 0 {grid} {grid}" role="img" aria-label="The picture, with '
+        f'the patches kept in the layer of the slider"><use href="#{picture}"/>{paths}</svg>'
+        f'<div class="layer"><label for="layer-{number}">layer</label>'
+        f'<input type="range" id="layer-{number}" min="0" max="{layers}" '
+        f'value="{min(layers // 3, layers)}" autocomplete="off"><output for="layer-{number}">'
+        "</output></div>"
+    )
+
+
+def _settings(content: Content) -> str:
+    made = [(name, ", ".join(values)) for name, values in content.table["made_with"].items()]
+    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in made)
+    runs = "".join(
+        f'<details><summary>{escape(name)}</summary><dl class="facts">'
+        + "".join(
+            f"<dt>{escape(key)}</dt><dd>{escape(json.dumps(value))}</dd>"
+            for key, value in settings.items()
+        )
+        + "</dl></details>"
+        for name, settings in content.settings.items()
+    )
+    folded = f"<details><summary>Settings of each run</summary>{runs}</details>"
+    return f'<dl class="facts">{facts}</dl>{folded}'
+
+
+def _table(name: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}, table">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _pictures(cards: Sequence[Card]) -> tuple[str, dict[int, str]]:
+    """The pictures, each once, and by the number of a card the id of its picture."""
+    ids: dict[tuple[str, str | None], str] = {}
+    of_card: dict[int, str] = {}
+    parts = []
+    for number, card in enumerate(cards):
+        if card.trace is None:
+            continue
+        one, grid = card.difference, card.trace.grid
+        key = one.result.benchmark.folder, one.question.image
+        if key not in ids:
+            ids[key] = f"picture-{len(ids)}"
+            parts.append(
+                f'<image id="{ids[key]}" width="{grid}" height="{grid}" '
+                f'preserveAspectRatio="none" href="{_data_uri(card.trace.picture)}"/>'
+            )
+        of_card[number] = ids[key]
+    return f'<svg class="pictures" aria-hidden="true"><defs>{"".join(parts)}</defs></svg>', of_card
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _trace(trace: TracedAnswer) -> dict[str, Any]:
+    """What `page.js` draws: by layer, kept patches as bits, counts, and merged tokens."""
+    patches = trace.grid**2
+    return {
+        "grid": trace.grid,
+        "kept": [_bits(kept, patches) for kept in trace.kept],
+        "counts": [len(kept) for kept in trace.kept],
+        "merged": [
+            [[centre, [m for m in members if m < patches]] for centre, members in groups.items()]
+            for groups in trace.merged
+        ],
+        "padding": _bits(trace.letterbox, patches),
+    }
+
+
+def _bits(ids: Iterable[int], patches: int) -> str:
+    """Patches as hexadecimal digits, four each, the first in the lowest bit of the first."""
+    digits = [0] * -(-patches // 4)
+    for patch in ids:
+        if patch < patches:
+            digits[patch >> 2] |= 1 << (patch & 3)
+    return "".join(f"{digit:x}" for digit in digits)
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the element it stands in."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,0 +1,43 @@
+"""matplotlib, where it is installed: a figure that needs no screen, and how files are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".jpg", ".pdf", ".svg")
+DPI = 100
+_QUALITY = 90  # of jpg
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """An empty figure of that size in inches, laid out by matplotlib's constrained layout.
+
+    Raises:
+        ImportError: matplotlib is not installed; says how to get it.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            f"figures need matplotlib ({error}): pip install -e '.[plot]', or pip install "
+            f"matplotlib"
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained", **options)
+
+
+def save(figure: Figure, path: Path, dpi: float = DPI) -> None:
+    """Write the figure in the format that the ending names, making its folder.
+
+    Raises:
+        ValueError: another ending than `FORMATS`.
+        OSError: it cannot be written.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"--out must end in {', '.join(FORMATS)}, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"pil_kwargs": {"quality": _QUALITY}} if path.suffix.lower() == ".jpg" else {}
+    figure.savefig(path, dpi=dpi, **options)

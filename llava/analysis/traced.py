@@ -1,0 +1,178 @@
+"""One question answered with a record of which patches were kept in each layer, and what it cost.
+
+Everything comes from the trace of the prefill (`llava.pruning.trace`); pictures of it are made
+elsewhere (`overlay`, `keep`).
+
+    answer = traced.run(model, tokenizer, image_processor, image, "What is red?", pruner)
+    overlay.draw(answer.picture, answer.grid, answer.kept[5], merged=answer.merged[5],
+                 letterbox=answer.letterbox)
+
+A method that merges inside or behind the vision tower shows its merged tokens as their centre: the
+trace begins before the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import StoppingCriteriaList
+
+from llava.eval.answering import FirstTokenClock
+from llava.eval.environment import synchronize
+from llava.mm_utils import ask, expand2square, letterbox_mask
+from llava.pruning.base import Pruner
+from llava.pruning.cost import Cost, DecoderShape, measure
+from llava.pruning.trace import PruneTrace, SampleTrace
+
+
+@dataclass(frozen=True)
+class TracedAnswer:
+    """An answer, and per layer what was there. Lists by layer have one entry more than the decoder
+    has layers: what entered each layer, then what is left after the last.
+
+    text, new_tokens: the answer, and how many tokens it took (the end token included)
+    picture:   the square that the model saw, RGB, at the size of the vision tower
+    grid:      patches a side; patch ids count row by row from 0
+    letterbox: ids of patches that show only padding around the picture
+    kept:      by layer, ids of the patches that are there. A merged token has its centre's id, and
+               a CLS token that a method keeps has the id grid * grid
+    merged:    by layer, of these the merged ones: id -> the original patches averaged in it
+    complexity: what the method measured and what followed from it, such as mi, k, x0
+    cost:      tokens, FLOPs and bytes (`llava.pruning.cost`)
+    seconds:   prefill (vision tower included, to the first token) and decode, wall clock
+    sample:    the counts that all of this comes from
+    """
+
+    text: str
+    new_tokens: int
+    picture: Image.Image
+    grid: int
+    letterbox: tuple[int, ...]
+    kept: tuple[tuple[int, ...], ...]
+    merged: tuple[Mapping[int, tuple[int, ...]], ...]
+    complexity: Mapping[str, float]
+    cost: Cost
+    seconds: Mapping[str, float]
+    sample: SampleTrace
+
+    @property
+    def mutual_information(self) -> float | None:
+        """Of text and picture, in the method's own convention; None where it measured none."""
+        return self.complexity.get("mi")
+
+    @property
+    def layers(self) -> int:
+        """Layers of the decoder."""
+        return len(self.kept) - 1
+
+
+def run(
+    model: Any,
+    tokenizer: Any,
+    image_processor: Any,
+    image: Image.Image,
+    question: str,
+    pruner: Pruner | None = None,
+    conv_mode: str = "vicuna_v1",
+    max_new_tokens: int = 128,
+    **generation: Any,
+) -> TracedAnswer:
+    """Answer one question about one picture, greedily unless `generation` says otherwise.
+
+    `generation` goes to `model.generate`: a streamer, a temperature, `visual_token_num`.
+
+    Raises:
+        ValueError: the checkpoint cuts pictures into tiles (see `seen`), no such conversation
+            template, or what the method raises.
+    """
+    picture = seen(image, image_processor, model.config)
+    inputs = ask(question, [image], tokenizer, image_processor, model, conv_mode)
+    clock = FirstTokenClock(model.device)
+    synchronize(model.device)
+    start = perf_counter()
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs,
+            pruner=pruner,
+            max_new_tokens=max_new_tokens,
+            return_dict_in_generate=True,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            **{"do_sample": False, "num_beams": 1, **generation},
+        )
+    synchronize(model.device)
+    end = perf_counter()
+    assert clock.time is not None, "generate makes at least one token"
+    ids = output.sequences[0].tolist()
+    trace: PruneTrace = output.past_key_values.trace
+    sample, kept = trace.samples[0], trace.kept_patches(0)
+    grid = model.get_vision_tower().grid
+    padded = model.config.image_aspect_ratio == "pad"
+    box = letterbox_mask(image.size, grid).nonzero()[:, 0].tolist() if padded else []
+    shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
+    return TracedAnswer(
+        text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        new_tokens=len(ids),
+        picture=picture,
+        grid=grid,
+        letterbox=tuple(box),
+        kept=tuple(map(tuple, kept)),
+        merged=tuple(groups(kept, trace.merged_patches(0))),
+        complexity=sample.complexity,
+        cost=measure(sample, shape, new_tokens=len(ids)),
+        seconds={"prefill": clock.time - start, "decode": end - clock.time},
+        sample=sample,
+    )
+
+
+def groups(
+    kept: Sequence[Sequence[int]], made: Sequence[Mapping[int, Sequence[int]]]
+) -> list[dict[int, tuple[int, ...]]]:
+    """The merged tokens that enter each layer, and that are left after the last.
+
+    Args:
+        kept: by layer and after the last, ids of the tokens that are there.
+        made: by layer, what was merged after it: id of the centre -> ids of the tokens.
+
+    Returns:
+        By layer, id of each merged token -> ascending, all original patches that are averaged in
+        it, also those of merged tokens that were merged again.
+    """
+    found: list[dict[int, tuple[int, ...]]] = [{}]
+    for there, new in zip(kept[1:], made, strict=True):
+        before = found[-1]
+        now = {patch: before[patch] for patch in there if patch in before and patch not in new}
+        for centre, sources in new.items():
+            original = {patch for source in sources for patch in before.get(source, (source,))}
+            now[centre] = tuple(sorted(original))
+        found.append(now)
+    return found
+
+
+def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Image:
+    """The square that the vision tower sees of a picture, RGB, before normalisation.
+
+    Padded or cropped at the centre as `llava.mm_utils.process_images` does.
+
+    Raises:
+        ValueError: the checkpoint cuts pictures into tiles, which are no one square.
+    """
+    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    side = image_processor.crop_size["height"]
+    picture = image.convert("RGB")
+    if aspect_ratio == "pad":
+        picture = expand2square(picture, tuple(int(m * 255) for m in image_processor.image_mean))
+    elif aspect_ratio in (None, "square"):
+        short = min(picture.size)
+        left, top = (picture.width - short) // 2, (picture.height - short) // 2
+        picture = picture.crop((left, top, left + short, top + short))
+    else:
+        raise ValueError(
+            f"image_aspect_ratio {aspect_ratio!r} cuts a picture into tiles; kept patches are "
+            "drawn for checkpoints that see one square (pad or square)"
+        )
+    return picture.resize((side, side), Image.Resampling.BICUBIC)

@@ -1,0 +1,73 @@
+"""Pictures from outside: bytes become an image within limits, or a message says why not."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image
+
+from llava.mm_utils import load_image
+
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 40_000_000
+#: What browsers show. Pillow's other readers are for files of one's own: some start programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+
+def decode_picture(data: bytes, name: str = "the picture") -> Image.Image:
+    """Fully decode a picture of an unknown source, as RGB; of an animation, the first frame.
+
+    The size is read from the header before anything is decompressed.
+
+    Raises:
+        ValueError: too many bytes or pixels, another format, or damaged data; `name` is in it.
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{name} has {size(len(data))}; at most {size(MAX_BYTES)} are taken")
+    try:
+        # Pillow's own limit is of no interest below ours, and an error far above it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(_too_large(name, str(error))) from None
+    except Exception:
+        listed = ", ".join(FORMATS)
+        raise ValueError(f"{name} is no image that can be read here ({listed})") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(_too_large(name, f"{image.width} x {image.height}"))
+    try:
+        with image:
+            return image.convert("RGB")
+    # Pillow's decoders raise SyntaxError, ValueError, EOFError, struct.error... on damaged data.
+    except Exception as error:
+        raise ValueError(f"{name} is damaged: {error}") from None
+
+
+def open_picture(source: str, allow_urls: bool = False) -> Image.Image:
+    """The picture at a path, or at a URL where that is allowed, as RGB.
+
+    Raises:
+        ValueError: a URL that is not allowed, or what `decode_picture` and `download.fetch` refuse.
+        OSError: no such file, or one that cannot be read; the server cannot be reached.
+    """
+    if "://" not in source:
+        return load_image(Path(source))
+    if not allow_urls:
+        raise ValueError(
+            f"{source} is a URL; give --allow-urls to have it downloaded, or a file's path"
+        )
+    from .download import fetch
+
+    return decode_picture(fetch(source, MAX_BYTES), source)
+
+
+def size(count: int) -> str:
+    """A number of bytes to read: `20.0 MiB`."""
+    return f"{count / 2**20:.1f} MiB"
+
+
+def _too_large(name: str, found: str) -> str:
+    return f"{name} is too large ({found}); at most {MAX_PIXELS // 10**6} megapixels are taken"

@@ -1,0 +1,93 @@
+"""What the interactive programs share: which checkpoint to load, how, and with what method."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from llava.eval.arguments import (
+    add_depth_argument,
+    add_hardware_arguments,
+    add_model_arguments,
+)
+from llava.eval.depths import meant_for, scale_depths
+from llava.eval.models import demand_device
+from llava.model.builder import load_pretrained_model
+from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
+from llava.pruning.base import Pruner
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint ready to answer; `context_len` is the most tokens of a conversation."""
+
+    tokenizer: Any
+    model: Any
+    image_processor: Any
+    context_len: int
+
+    @property
+    def layers(self) -> int:
+        """Layers of the decoder."""
+        return self.model.config.num_hidden_layers
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint, the device and the pruning flags of all programs."""
+    add_model_arguments(parser.add_argument_group("checkpoint"))
+    add_hardware_arguments(parser)
+    parser.set_defaults(dtype="auto", attn_implementation="sdpa", processing="llava")
+    add_pruning_arguments(parser)
+    add_depth_argument(parser)
+
+
+def load(args: argparse.Namespace) -> Loaded:
+    """The checkpoint of a parsed command line.
+
+    Raises:
+        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
+    """
+    if args.load_4bit and args.load_8bit:
+        raise ValueError("--load-4bit and --load-8bit exclude each other; give one of them")
+    demand_device(args.device)
+    return Loaded(
+        *load_pretrained_model(
+            args.model_path,
+            args.model_base,
+            vision_tower=args.vision_tower,
+            dtype=args.dtype,
+            device=args.device,
+            attn_implementation=args.attn_implementation,
+            load_8bit=args.load_8bit,
+            load_4bit=args.load_4bit,
+            merge_type=args.merge_type,
+            processing=args.processing,
+        )
+    )
+
+
+def scaled_pruner(args: argparse.Namespace, layers: int) -> Pruner:
+    """The method of a parsed command line, its depths those of a decoder of `layers` layers.
+
+    Without --depth-layers and --x0 they are taken to be the published ones, for 32 layers. Says
+    each depth that changed on stderr.
+
+    Raises:
+        ValueError: settings that do not exist or do not fit; see `pruner_from_args`.
+    """
+    given_for = meant_for(args.depth_layers, args.x0, layers)
+    pruner, said = scale_depths(pruner_from_args(args), given_for, layers)
+    for sentence in said:
+        print(sentence, file=sys.stderr)
+    return pruner
+
+
+def quiet() -> None:
+    """Keep what libraries log out of a dialogue; warnings still come, on stderr."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,61 @@
+"""An answer while it grows: written piece by piece, and ended from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+Write = Callable[[str], None]
+
+
+class Until(StoppingCriteria):
+    """Stops the batch as soon as a function says so."""
+
+    def __init__(self, reached: Callable[[], bool]) -> None:
+        self._reached = reached
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        """(batch,) of what the function says."""
+        done = self._reached()
+        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
+
+
+class Stream(BaseStreamer):
+    """Writes an answer as it grows.
+
+    What may still change is held back: bytes of a character that is not complete, and the start of
+    the string `end`, which is no part of the answer.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], end: str, write: Write) -> None:
+        self._decode, self._end, self._write = decode, end, write
+        self._ids: list[int] = []
+        self._written = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self._ids += value.flatten().tolist()
+        text = visible(self._decode(self._ids), self._end).rstrip("\ufffd")
+        for n in range(len(self._end) - 1, 0, -1):
+            if text.endswith(self._end[:n]):
+                text = text[:-n]
+                break
+        self._more(text)
+
+    def end(self) -> None:
+        self._more(visible(self._decode(self._ids), self._end))
+
+    def _more(self, text: str) -> None:
+        if len(text) > self._written:
+            self._write(text[self._written :])
+            self._written = len(text)
+
+
+def visible(text: str, end: str) -> str:
+    """`text` up to `end`."""
+    return text.partition(end)[0]

@@ -1,0 +1,225 @@
+"""What the viewer's page asks for: one question about one picture, answered and drawn as JSON.
+
+Nothing is kept between two requests: each brings its picture and gets everything that is to be
+shown of it, so users cannot mix. There is one model, and one request at a time has it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from time import perf_counter
+from typing import Any
+
+from PIL import Image
+
+from llava.analysis import overlay, traced
+from llava.eval.depths import meant_for
+from llava.mm_utils import get_model_name_from_path
+from llava.pruning import METHODS, build, find
+from llava.pruning.base import Pruner
+
+from .pictures import MAX_BYTES, MAX_PIXELS, decode_picture
+from .startup import Loaded
+
+MOST_WAITING = 8
+MOST_CHARACTERS = 2000
+
+
+class Busy(RuntimeError):
+    """Too many requests wait for the model."""
+
+
+class Gone(RuntimeError):
+    """Whoever asked is not there any more."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked: a picture, a text, a method and its budget (None: the method's own)."""
+
+    image: Image.Image
+    text: str
+    method: str
+    tokens: float | None = None
+
+    @classmethod
+    def from_json(cls, body: Any) -> Question:
+        """Read {"image": base64, "question": ..., "method": ..., "tokens": number or null}.
+
+        Raises:
+            ValueError: what is missing or wrong, in words for whoever asked.
+        """
+        if not isinstance(body, dict):
+            raise ValueError("expected a JSON object")
+        text, method, tokens = body.get("question"), body.get("method"), body.get("tokens")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("ask something about the picture")
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(f"a question has at most {MOST_CHARACTERS} characters")
+        if not isinstance(method, str):
+            raise ValueError("name a method")
+        number = isinstance(tokens, (int, float)) and not isinstance(tokens, bool)
+        if tokens is not None and not (number and 1 <= tokens <= 10**6):
+            raise ValueError(f"tokens must be a number, 1 or more, got {tokens!r}")
+        find(method)
+        image = body.get("image")
+        if not isinstance(image, str) or not image:
+            raise ValueError("choose a picture first")
+        try:
+            data = base64.b64decode(image, validate=True)
+        except binascii.Error:
+            raise ValueError("image must be base64") from None
+        return cls(decode_picture(data), text.strip(), method, tokens)
+
+
+class Viewer:
+    """Answers the page's requests with one model.
+
+    Args:
+        pruner: the method of the command line; its settings hold for that method.
+        depth_layers: the decoder that other methods' default depths are for, None as published.
+
+    Raises:
+        ValueError: a checkpoint that cuts pictures into tiles.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        pruner: Pruner,
+        *,
+        name: str,
+        conv_mode: str = "vicuna_v1",
+        max_new_tokens: int = 128,
+        depth_layers: int | None = None,
+    ) -> None:
+        self._loaded, self._pruner = loaded, pruner
+        self._name, self._conv_mode = get_model_name_from_path(name), conv_mode
+        self._max_new_tokens = max_new_tokens
+        self._depth_layers = meant_for(depth_layers, None, loaded.layers)
+        self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
+        traced.seen(Image.new("RGB", (8, 8)), loaded.image_processor, loaded.model.config)
+
+    def settings(self) -> dict[str, Any]:
+        """What the page has to know before anything is asked."""
+        patches = self._loaded.model.get_vision_tower().grid ** 2
+        tokens = getattr(self._pruner, "target_token_num", None)
+        return {
+            "model": self._name,
+            "layers": self._loaded.layers,
+            "patches": patches,
+            "methods": [
+                {"name": name, "budget": _takes_budget(cls)}
+                for name, cls in sorted(METHODS.items())
+                if name != "none"
+            ],
+            "method": self._pruner.method if self._pruner.method != "none" else "autoprune",
+            "tokens": tokens or 64,
+            "most_bytes": MAX_BYTES,
+            "most_pixels": MAX_PIXELS,
+            "most_characters": MOST_CHARACTERS,
+        }
+
+    def answer(
+        self, question: Question, gone: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
+        """Answer a question; waits until the model is free, and asks `gone` then.
+
+        Raises:
+            Busy: too many wait. Gone: nobody waits for this answer.
+            ValueError: what the method cannot do, such as a budget below its floor.
+        """
+        pruner = self.pruner(question.method, question.tokens)
+        start = perf_counter()
+        with self._turn():
+            if gone():
+                raise Gone
+            waited = perf_counter() - start
+            loaded = self._loaded
+            answer = traced.run(
+                *(loaded.model, loaded.tokenizer, loaded.image_processor),
+                *(question.image, question.text, pruner, self._conv_mode, self._max_new_tokens),
+            )
+        return {
+            "method": question.method,
+            "tokens": getattr(pruner, "target_token_num", None),
+            "text": answer.text,
+            "new_tokens": answer.new_tokens,
+            "n_visual": answer.sample.n_visual,
+            "n_text": answer.sample.n_text,
+            "entering": answer.sample.entering,
+            "leaving": answer.sample.leaving,
+            "complexity": dict(answer.complexity),
+            "cost": answer.cost.to_dict(),
+            "seconds": {**answer.seconds, "waited": waited},
+            **drawn(answer),
+        }
+
+    def pruner(self, method: str, tokens: float | None) -> Pruner:
+        """The method with that budget, its depths those of this decoder.
+
+        Raises:
+            ValueError: no such method, or a budget that it does not take.
+        """
+        if method == self._pruner.method:
+            chosen = self._pruner
+        else:
+            chosen = build(method).scaled(self._depth_layers, self._loaded.layers)
+        if tokens is None or not _takes_budget(type(chosen)):
+            return chosen
+        # A budget of another kind on the command line gives way to the one that is asked for.
+        other = {"target_flops", "target_kv"} & {field.name for field in fields(chosen)}
+        return replace(chosen, target_token_num=tokens, **dict.fromkeys(other))
+
+    @contextmanager
+    def _turn(self):
+        if not self._places.acquire(blocking=False):
+            raise Busy(f"{MOST_WAITING} questions wait already; try again in a moment")
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._places.release()
+
+
+def drawn(answer: traced.TracedAnswer) -> dict[str, Any]:
+    """The kept patches by layer, and after the last one, as pictures.
+
+    `pictures` are PNG data URLs, each once; `panels` has, a layer, `picture` (which of them),
+    `kept` (patches shown on it) and `merged` (how many of these stand for several).
+    """
+    pictures: list[str] = []
+    places: dict[Any, int] = {}
+    panels = []
+    for kept, merged in zip(answer.kept, answer.merged):
+        key = (kept, tuple(sorted(merged.items())))
+        if key not in places:
+            places[key] = len(pictures)
+            pictures.append(_data_url(_draw(answer, kept, merged)))
+        panels.append({"picture": places[key], "kept": len(kept), "merged": len(merged)})
+    return {"pictures": pictures, "panels": panels}
+
+
+def _draw(
+    answer: traced.TracedAnswer, kept: tuple[int, ...], merged: Mapping[int, tuple[int, ...]]
+) -> Image.Image:
+    return overlay.draw(
+        answer.picture, answer.grid, kept, merged=merged, letterbox=answer.letterbox
+    )
+
+
+def _data_url(picture: Image.Image) -> str:
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _takes_budget(cls: type[Pruner]) -> bool:
+    return "target_token_num" in {field.name for field in fields(cls)}

@@ -1,0 +1,186 @@
+"""The report page: what is on it, by its text, and that it stands alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from llava import pruning
+from llava.analysis import page, traced
+from llava.analysis.page_html import _bits, _json
+from llava.mm_utils import load_image
+
+from ..eval.benchmark_files import BENCHMARKS
+from .conftest import DEMO
+from .page_runs import write
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the texts between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data) -> None:
+        self.texts.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def write_page(folder: Path, *more: str) -> int:
+    command = [str(folder / "out"), "--data", str(folder / "data"), *more]
+    return page.main([*command, "--out", str(folder / "new" / "report.html")], BENCHMARKS)
+
+
+def read_page(folder: Path) -> str:
+    return (folder / "new" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    return write(tmp_path)
+
+
+def test_what_is_on_the_page_without_a_model(runs, capsys, monkeypatch) -> None:
+    def refuse(*_):
+        raise AssertionError("the model must not be loaded")
+
+    monkeypatch.setattr(page, "load_model", refuse)
+    assert write_page(runs, "--no-model") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["differences"], told["shown"], told["answered_as_recorded"]) == (5, 5, 0)
+    text = read_page(runs)
+    assert told["bytes"] == len(text.encode())
+    found = Elements(text)
+    cards = found.all("article")
+    assert [(c["data-method"], c["data-budget"], c["data-change"]) for c in cards] == [
+        ("autoprune x0=5.6", "64", "lost"),
+        ("autoprune x0=5.6", "64", "lost"),
+        ("autoprune x0=5.6", "64", "gained"),
+        ("autoprune x0=5.6", "64", "other"),
+        ("fastv depth=1", "32", "other"),
+    ]
+    assert [c["data-hardness"] for c in cards] == [
+        "simple", "complex", "complex", "simple", "simple",
+    ]  # fmt: skip
+    names = [attributes["name"] for attributes in found.all("select")]
+    assert names == ["benchmark", "hardness", "method", "budget", "change"]
+    for wanted in ("green", "red", "110.0 tokens enter a layer, 25.0% of the prefill FLOPs",
+                   "MI 0.500", "Beta"):  # fmt: skip
+        assert any(wanted in piece for piece in found.texts), wanted
+    # Three panels, each with a line a run; unpruned and no image level, random dashed.
+    charts = [attributes for attributes in found.all("svg") if attributes.get("class") == "chart"]
+    assert len(charts) == 3
+    lines = [attributes["class"] for attributes in found.all("polyline")]
+    assert len(lines) == 3 * 3 and sum("floor" in name for name in lines) == 3
+    assert not found.all("image") and "<b>" not in text.split("<main>")[1].split("</main>")[0]
+    assert any("<b>&\"'</b>" in piece for piece in found.texts)
+
+
+def test_a_page_without_answers_says_why(runs) -> None:
+    assert write_page(runs, "--most", "0") == 0
+    assert "5 answers differ from the unpruned model's; none is shown" in read_page(runs)
+    for ending in (".jsonl", ".run.json"):
+        (runs / "out" / "beta" / f"none{ending}").unlink()
+    assert write_page(runs, "--no-model") == 0
+    alone = "No benchmark has an unpruned run and a pruned one to compare with it."
+    assert read_page(runs).count(alone) == 2 and not Elements(read_page(runs)).all("article")
+
+
+def test_nothing_comes_from_elsewhere_and_no_path_is_told(runs) -> None:
+    assert write_page(runs, "--no-model") == 0
+    text = read_page(runs)
+    found = Elements(text)
+    for tag, attributes in found.tags:
+        for name in ("src", "href", "action", "srcset"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:")), (tag, value)
+    assert not found.all("link") and "@import" not in text and "url(" not in text
+    assert "http" not in re.sub(r"<svg[^>]*>", "", text)
+    assert str(runs) not in text
+
+
+@pytest.fixture
+def with_model(runs, demo, monkeypatch):
+    """The page with the embedded model; its runs say that it was asked."""
+    tokenizer, model, image_processor = demo
+    asked = []
+
+    def load(settings):
+        asked.append(settings)
+        return tokenizer, model, image_processor
+
+    monkeypatch.setattr(page, "load_model", load)
+    assert write_page(runs, "--most", "3", "--model-path", str(DEMO)) == 0
+    assert [one.model_path for one in asked] == [str(DEMO)]
+    return runs
+
+
+def test_the_patches_on_the_page_are_those_of_the_trace(with_model, demo) -> None:
+    tokenizer, model, image_processor = demo
+    found = Elements(read_page(with_model))
+    text = read_page(with_model)
+    traces = json.loads(re.search(r'id="traces">(.*?)</script>', text, re.DOTALL)[1])
+    assert list(traces) == ["card-0", "card-1", "card-2"]
+    pruner = pruning.build("autoprune", target_token_num=64, x0=5.6)
+    for card, index in (("card-0", 0), ("card-1", 5)):
+        image = load_image(with_model / "data" / "beta" / "images" / f"{index // 2}.png")
+        question = f"What is {'it ' * index}?"
+        answer = traced.run(
+            model, tokenizer, image_processor, image, question, pruner, max_new_tokens=4
+        )
+        data = traces[card]
+        assert data["grid"] == 24 and data["counts"] == [len(kept) for kept in answer.kept]
+        for kept, shown in zip(answer.kept, data["kept"], strict=True):
+            bits = "".join(f"{int(digit, 16):04b}"[::-1] for digit in shown)
+            assert [i for i, bit in enumerate(bits) if bit == "1"] == sorted(kept)
+        merged = [{centre: tuple(members) for centre, members in m} for m in data["merged"]]
+        assert merged == [dict(groups) for groups in answer.merged]
+        assert any(merged)
+    # Two cards about two pictures and one about another: each picture once.
+    assert len(found.all("image")) == 3
+    assert all(a["href"].startswith("data:image/jpeg;base64,") for a in found.all("image"))
+    uses = [attributes["href"] for attributes in found.all("use")]
+    assert uses == ["#picture-0", "#picture-1", "#picture-2"]
+    sliders = [a for a in found.all("input") if a["type"] == "range"]
+    assert [(a["min"], a["max"]) for a in sliders] == [("0", "12")] * 3
+
+
+def test_bits_by_hand() -> None:
+    assert _bits([0, 5, 6, 9], 10) == "162"  # 1 + 0, 2 + 4, 2
+    assert _bits([10], 10) == "000"  # a CLS token
+    assert "</script>" not in _json({"a": "</script>"})
+
+
+def test_bad_inputs_get_their_message(runs, capsys, monkeypatch) -> None:
+    def fails(message: str, *more: str) -> None:
+        assert write_page(runs, *more) == 2
+        assert message in capsys.readouterr().err
+
+    fails("--most must be 0 or more", "--most", "-1")
+    fails("gone", "--model-path", str(runs / "gone"))
+    monkeypatch.setattr(page, "load_model", lambda settings: (None, None, None))
+    file = runs / "out" / "beta" / "auto-64.run.json"
+    record = json.loads(file.read_text())
+    settings = record["settings"]
+    newer = settings | {"pruner": settings["pruner"] | {"shape_of_old": 3}}
+    file.write_text(json.dumps(record | {"settings": newer}))
+    fails("settings are not those of this version (unknown setting of method autoprune")
+    file.write_text(json.dumps({k: v for k, v in record.items() if k != "kv_bytes"}))
+    fails("is not that of a run", "--no-model")
+    file.write_text(json.dumps(record))
+    (runs / "data" / "beta" / "images" / "0.png").write_text("no picture")
+    fails("cannot read image")
+    (runs / "data" / "beta" / "images" / "0.png").unlink()
+    fails("no image file at")

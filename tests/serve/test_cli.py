@@ -1,0 +1,134 @@
+"""The chat's command line: the dialogue, what is said about it, and wrong input."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+
+import pytest
+
+from llava import pruning
+from llava.serve import cli
+
+from .paths import DEMO, PICTURE
+
+FLAGS = ["--model-path", str(DEMO), "--image-file", str(PICTURE), "--temperature", "0"]
+
+
+@pytest.fixture
+def talk(demo, monkeypatch, capsys):
+    """Run the program on lines of stdin; its status, stdout and stderr."""
+
+    def run(lines: str, *flags: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(cli, "load", lambda args: demo)
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        code = cli.main([*FLAGS, *flags])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def test_a_dialogue(talk) -> None:
+    code, out, err = talk(
+        "What word is on the blue sign?\nWhat color is the sign?\n/reset\n"
+        "What word is on the blue sign?\n\n",
+        *("--target-token-num", "64", "--max-new-tokens", "16"),
+    )
+    assert code == 0
+    # The prompts, which no line break follows on a pipe, and the answers.
+    first, second, third, end = out.split("\n")
+    assert first.startswith("USER: ASSISTANT: ") and len(first) > len("USER: ASSISTANT: ")
+    assert second.startswith("USER: ASSISTANT: ")
+    assert third == "USER: " + first and end == "USER: "
+    assert err.count("[pruned] of 576 visual tokens") == 2
+    assert "stays dropped in the turns to come; /reset looks at the picture again" in err
+    assert "x0 14.9 is for 32 layers; this decoder has 12: 5.5875" in err
+    assert "[time]" not in err
+
+
+def test_debug_gives_tokens_and_times(talk) -> None:
+    question = "What word is on the blue sign?"
+    code, _, err = talk(
+        f"{question}\nIs it red?\n",
+        "--method",
+        "uniform-grid",
+        "--target-token-num",
+        "64",
+        "--debug",
+    )
+    assert code == 0
+    lines = [line for line in err.splitlines() if line.startswith("[")]
+    kinds = [line.split("]")[0][1:] for line in lines]
+    assert kinds == [
+        "pruned",
+        *("tokens", "layers", "cache", "flops", "time"),
+        *("tokens", "cache", "flops", "time"),
+    ]
+    assert "[layers] visual tokens entering: " + " ".join(["64"] * 12) in err
+    assert "no picture encoded again, nothing pruned" in lines[6]
+    # Between 64 / 576 of the tokens and all of them, as text is there as well.
+    share = float(lines[4].split("put in, ")[1].split("%")[0])
+    assert 11 < share < 30
+    assert "first token" in lines[5] and "tokens in all" in lines[5]
+
+
+def test_nothing_is_said_of_pruning_where_there_is_none(talk) -> None:
+    code, _, err = talk("Is it red?\n", "--method", "none", "--max-new-tokens", "1")
+    assert code == 0 and "[pruned]" not in err
+    assert "[cut] the answer reached --max-new-tokens." in err
+
+
+def test_a_budget_out_of_reach_ends_it(talk) -> None:
+    code, _, err = talk("Is it red?\n", "--target-token-num", "1", "--budget-mode", "strict")
+    assert code == 2 and "error: " in err and "below the floor" in err
+
+
+def test_ctrl_c_cuts_an_answer_and_not_the_chat(demo, monkeypatch, capsys) -> None:
+    written, before = [], signal.getsignal(signal.SIGINT)
+
+    def interrupt(piece: str) -> None:
+        written.append(piece)
+        if len(written) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(cli, "load", lambda args: demo)
+    monkeypatch.setattr(cli, "_write", interrupt)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What word is on the blue sign?\nIs it red?\n"))
+    assert cli.main([*FLAGS, "--target-token-num", "64"]) == 0
+    assert capsys.readouterr().err.count("[cut] stopped.") == 1
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image-file", "nowhere.png"], "no image file at nowhere.png"),
+        (["--image-file", "https://example.org/a.png"], "give --allow-urls"),
+        (["--load-4bit", "--load-8bit"], "exclude each other"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+        (["--set", "no_such=1"], "unknown setting of method autoprune 'no_such'"),
+        (["--depth-layers", "0"], "--depth-layers must be at least 1"),
+        (["--temperature", "-1"], "temperature must not be negative"),
+        (["--model-path", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_named(flags, message, demo, monkeypatch, capsys) -> None:
+    if not {"--load-4bit", "--device", "--model-path"} & set(flags):
+        monkeypatch.setattr(cli, "load", lambda args: demo)
+    assert cli.main([*FLAGS, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ") and message in error
+
+
+def test_pruning_flags_arrive(monkeypatch) -> None:
+    args = cli.build_parser().parse_args(
+        [*FLAGS, "--method", "fastv", "--target-token-num", "64", "--set", "depth=8"]
+    )
+    # Depths are for 32 layers unless the user says otherwise: 8 * 12 / 32 = 3.
+    assert cli.scaled_pruner(args, 12) == pruning.build("fastv", target_token_num=64.0, depth=3)
+    args = cli.build_parser().parse_args([*FLAGS, "--x0", "5.6"])
+    assert cli.scaled_pruner(args, 12).x0 == 5.6
+    args = cli.build_parser().parse_args(FLAGS)
+    assert cli.scaled_pruner(args, 40).x0 == pruning.build("autoprune").x0
