@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from llava.conversation import conv_templates
-from llava.eval.arguments import add_depth_argument
+from llava.eval.arguments import add_depth_argument, setting_defaults
 from llava.eval.depths import scale_depths
 from llava.eval.models import load_model
 from llava.eval.plan import PlannedRun, parse_runs
@@ -103,7 +104,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     Raises:
         ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
     """
-    return load_model(args)
+    return load_model(SimpleNamespace(**setting_defaults() | vars(args)))
 
 
 def demand_ending(path: Path, endings: Sequence[str]) -> None:

@@ -181,7 +181,7 @@ def figure(panels: Sequence[Panel]) -> Figure:
         )
         axes.add_collection(lines)
         mean = panel.mean
-        axes.plot(range(len(mean)), mean, color="black", linewidth=2, label="mean")
+        axes.plot(range(len(mean)), mean, color="black", linewidth=1.5, label="mean")
         if panel.budget is not None:
             label = f"budget {panel.budget:g}"
             axes.axhline(panel.budget, color="red", linestyle="--", linewidth=1, label=label)
@@ -192,7 +192,7 @@ def figure(panels: Sequence[Panel]) -> Figure:
         axes.set_ylim(0, _top(panel))
         if above := [(i, count) for i, count in enumerate(mean) if count > axes.get_ylim()[1]]:
             told = "\n".join(f"layer {layer}: {count:.0f}" for layer, count in above)
-            axes.annotate(told, (0.02, 0.98), xycoords="axes fraction", va="top", fontsize="small")
+            axes.annotate(told, (0.22, 0.97), xycoords="axes fraction", va="top", fontsize="small")
         axes.legend(loc="upper right")
         result.colorbar(lines, ax=axes, label="mutual information")
     return result

@@ -31,7 +31,8 @@ _LEVELS = ("none", "no-image")  # nothing was chosen there
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run said: its text, whether that is right (None: not known), and the metadata."""
+    """What a run said: its text, whether that is right (None: not known), and, of a pruned run,
+    the metadata."""
 
     text: str
     right: bool | None
@@ -118,7 +119,8 @@ def find(results: Sequence[Result], data: Path) -> tuple[list[Difference], list[
         for result in own:
             if result.pruner["method"] not in _LEVELS:
                 first.setdefault((method_of(result), budget_of(result)), result)
-        before = dict(known.answers(dense))
+        # Without the metadata: all answers of a benchmark are held at once.
+        before = {i: Answer(one.text, one.right, {}) for i, one in known.answers(dense)}
         for result in first.values():
             counts: Counter[tuple[str, str]] = Counter()
             for index, pruned in known.answers(result):

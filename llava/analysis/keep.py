@@ -28,7 +28,7 @@ from .overlay import draw, stack, strip
 from .traced import TracedAnswer
 
 STILL, MOVING = (".png", ".jpg", ".pdf"), (".gif", ".webp")
-_QUALITY = 88  # of jpg and pdf
+_QUALITY = 80  # of jpg and pdf
 _CELL = 8  # pixels of a patch
 _FRAME_MS = 700
 _PANELS = 8

@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llava import pruning
+from llava.eval.arguments import setting_defaults
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.comparison import compare
@@ -50,9 +51,7 @@ class Asker:
     """
 
     def __init__(self, result: Result, data: Path, model_path: str | None, device: str | None):
-        settings = {"attn_implementation": "sdpa", "load_8bit": False, "load_4bit": False}
-        settings |= {"model_base": None, "vision_tower": None, "dtype": "auto"}
-        settings |= result.settings | {"device": device}
+        settings = setting_defaults() | result.settings | {"device": device}
         if model_path is not None:
             settings["model_path"] = model_path
         self._tokenizer, self._model, self._processor = load_model(SimpleNamespace(**settings))

@@ -22,6 +22,7 @@ from .tradeoff import Series
 
 _QUALITY = 80  # of the JPEG pictures
 _TOWER = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
+_ALONE = "No benchmark has an unpruned run and a pruned one to compare with it."
 _CHANGE = {LOST: "right → wrong", GAINED: "wrong → right", "other": "another answer"}
 
 
@@ -119,7 +120,7 @@ def _plots(content: Content) -> str:
 
 def _changes(changes: Sequence[Changes]) -> str:
     if not changes:
-        return "<p>There is no unpruned run to compare with.</p>"
+        return f"<p>{_ALONE}</p>"
     headings = ["method", "budget", "benchmark", "questions", "asked"]
     headings += ["right → wrong", "wrong → right", "another answer"]
     rows = [
@@ -138,8 +139,10 @@ def _changes(changes: Sequence[Changes]) -> str:
 
 
 def _cards(content: Content, pictures: Mapping[int, str]) -> str:
+    if not content.changes:
+        return f"<p>{_ALONE}</p>"
     if not content.cards:
-        return "<p>No answer differs from the unpruned model's.</p>"
+        return f"<p>{content.found} answers differ from the unpruned model's; none is shown.</p>"
     shown = [card.difference for card in content.cards]
     options = {
         "benchmark": (one.result.benchmark.name for one in shown),

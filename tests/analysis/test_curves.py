@@ -126,6 +126,17 @@ def test_the_command_draws_presets_side_by_side(ask, tmp_path, capsys) -> None:
     assert sum(told[0]["mean"]) / 12 == pytest.approx(64, abs=1.5)
 
 
+def test_without_matplotlib_the_message_says_so(ask, tmp_path, capsys, monkeypatch) -> None:
+    def without(*size, **options):
+        raise ImportError("figures need matplotlib")
+
+    monkeypatch.setattr("llava.analysis.plotting.new_figure", without)
+    pruner = pruning.build("autoprune", target_token_num=64, x0=5.6)
+    out = tmp_path / "curves.png"
+    assert main([str(record(tmp_path, pruner, ask(pruner))), "--out", str(out)]) == 2
+    assert "figures need matplotlib" in capsys.readouterr().err and not out.exists()
+
+
 def test_bad_records_get_their_message(ask, tmp_path, capsys) -> None:
     pruner = pruning.build("autoprune", target_token_num=64, x0=5.6)
     answers = ask(pruner)

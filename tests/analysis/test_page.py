@@ -88,6 +88,16 @@ def test_what_is_on_the_page_without_a_model(runs, capsys, monkeypatch) -> None:
     assert any("<b>&\"'</b>" in piece for piece in found.texts)
 
 
+def test_a_page_without_answers_says_why(runs) -> None:
+    assert write_page(runs, "--most", "0") == 0
+    assert "5 answers differ from the unpruned model's; none is shown" in read_page(runs)
+    for ending in (".jsonl", ".run.json"):
+        (runs / "out" / "beta" / f"none{ending}").unlink()
+    assert write_page(runs, "--no-model") == 0
+    alone = "No benchmark has an unpruned run and a pruned one to compare with it."
+    assert read_page(runs).count(alone) == 2 and not Elements(read_page(runs)).all("article")
+
+
 def test_nothing_comes_from_elsewhere_and_no_path_is_told(runs) -> None:
     assert write_page(runs, "--no-model") == 0
     text = read_page(runs)

@@ -9,7 +9,9 @@ import pytest
 
 from llava import pruning
 from llava.eval.depths import scale_depths
+from llava.eval.models import decoder_layers, decoder_shape
 from llava.pruning.base import PrunerRun
+from tests.checkpoints import write_hf, write_original
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +52,12 @@ def test_nothing_is_said_where_nothing_changes() -> None:
 def test_no_layers_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match="--depth-layers must be at least 1, got 0"):
         scale_depths(Staged(), 0, 12)
+
+
+@pytest.mark.parametrize("written", [write_original, write_hf], ids=["original", "llava-hf"])
+def test_a_checkpoint_tells_its_layers_and_sizes(tmp_path, written) -> None:
+    folder = written(tmp_path / "checkpoint")
+    assert decoder_layers(str(folder)) == 3
+    shape = decoder_shape(str(folder))
+    sizes = shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.intermediate
+    assert sizes == (3, 64, 4, 4, 96)
