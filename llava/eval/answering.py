@@ -70,10 +70,10 @@ class Answerer:
         """
         begin = perf_counter()
         encoded = self._encode([item.question for item in batch])
-        with_image = [item for item in batch if item.pixels is not None]
+        pixels = [view for item in batch for view in item.pixels]
+        sizes = [size for item in batch for size in item.sizes]
         images = [
-            torch.from_numpy(item.pixels).to(self._model.device, self._model.dtype)
-            for item in with_image
+            torch.from_numpy(view).to(self._model.device, self._model.dtype) for view in pixels
         ]
         if self._settings.sampling:
             # Each question has its own random numbers, wherever the run was interrupted.
@@ -82,7 +82,7 @@ class Answerer:
         synchronize(self._model.device)
         tower = perf_counter()
         if self._features is not None:
-            keys = [pixel_key(item.pixels) for item in with_image]
+            keys = [pixel_key(view) for view in pixels]
             probe = self._settings.pruner.tower_layers(self._features.run_layers)
             self._features.prepare(images, keys, probe)
             synchronize(self._model.device)
@@ -91,7 +91,7 @@ class Answerer:
             output = self._model.generate(
                 encoded.input_ids.to(self._model.device),
                 images=images or None,
-                image_sizes=[item.size for item in with_image] or None,
+                image_sizes=sizes or None,
                 attention_mask=encoded.attention_mask.to(self._model.device),
                 pruner=self._settings.pruner,
                 return_dict_in_generate=True,
@@ -122,7 +122,7 @@ class Answerer:
         for question in questions:
             prompt = image_prompt(
                 question.model_text,
-                int(question.image is not None),
+                question.in_front,
                 self._settings.conv_mode,
                 self._model.config,
             )

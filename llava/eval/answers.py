@@ -41,10 +41,14 @@ class QuestionSource(Protocol):
     def position(self, index: int) -> int | None: ...
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
-        """The decoded RGB image of a question that has one; `folder` is --image-folder.
+        """The decoded RGB image `question.image`; `folder` is --image-folder.
 
         Raises OSError, naming the image, if there is none or it cannot be read.
         """
+        ...
+
+    def check_model(self, model: Any) -> None:
+        """Raise ValueError if the model is not one that can be asked these questions."""
         ...
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ from .questions import Question
 class LoadedQuestion:
     """A question ready for the model.
 
-    `pixels` is (3, height, width), None for text-only questions; `size` the original (width,
-    height). `error` says why there are no pixels although there should be.
+    `pixels` are (3, height, width), one for each of its images; `sizes` the original (width,
+    height) of each. `error` says why there are no pixels although there should be.
     """
 
     position: int
     question: Question
-    pixels: np.ndarray | None = None
-    size: tuple[int, int] | None = None
+    pixels: tuple[np.ndarray, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
     error: str | None = None
 
 
@@ -69,14 +69,16 @@ class QuestionImages(Dataset[LoadedQuestion]):
     def __getitem__(self, i: int) -> LoadedQuestion:
         position = self._positions[i]
         question = self._questions[position]
-        if question.image is None:
-            return LoadedQuestion(position, question)
+        pixels: list[np.ndarray] = []
+        sizes: list[tuple[int, int]] = []
         try:
-            image = self._questions.open_image(question, self._folder)
-            pixels = self._prepare(image)
+            for name in question.images:
+                image = self._questions.open_image(replace(question, image=name), self._folder)
+                pixels.append(self._prepare(image))
+                sizes.append(image.size)
         except Exception as error:
             return LoadedQuestion(position, question, error=f"{type(error).__name__}: {error}")
-        return LoadedQuestion(position, question, pixels, image.size)
+        return LoadedQuestion(position, question, tuple(pixels), tuple(sizes))
 
     def _prepare(self, image: Image.Image) -> np.ndarray:
         # Arrays travel through the workers' pipe. Tensors would go through shared memory, of

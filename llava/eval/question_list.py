@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .questions import Question, chunk_bounds, open_in_folder
 
@@ -69,6 +69,9 @@ class QuestionList:
     def open_image(self, question: Question, folder: Path) -> Image.Image:
         """The RGB image at `folder` / question.image; raises what `load_image` raises."""
         return open_in_folder(question, folder)
+
+    def check_model(self, model: Any) -> None:
+        """Every LLaVA model can be asked."""
 
 
 class Table:

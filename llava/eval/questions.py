@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +35,9 @@ _NAMED = 5  # how many lines or questions a warning names before it only counts
 class Question:
     """One line. `index` counts the file's lines from 0; `image` is None for text-only questions.
 
-    `logged` is what the answers file has as `prompt`, None for the text.
+    `logged` is what the answers file has as `prompt`, None for the text. `views` are several images
+    whose places the text marks with <image>, `image` being the first; empty for an image that goes
+    in front of the text.
     """
 
     index: int
@@ -43,6 +45,19 @@ class Question:
     text: str
     image: str | None = None
     logged: str | None = None
+    views: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """All images, in order."""
+        if self.views or self.image is None:
+            return self.views
+        return (self.image,)
+
+    @property
+    def in_front(self) -> int:
+        """How many images go in front of the text."""
+        return 0 if self.views else len(self.images)
 
     @property
     def prompt(self) -> str:
@@ -51,8 +66,8 @@ class Question:
 
     @property
     def model_text(self) -> str:
-        """The text as the model gets it: without literal image tokens."""
-        return without_image_tokens(self.text)
+        """The text as the model gets it: without literal image tokens, unless these are `views`."""
+        return self.text if self.views else without_image_tokens(self.text)
 
     def __str__(self) -> str:
         return f"question {self.question_id!r} (line {self.index + 1})"
@@ -132,6 +147,9 @@ class QuestionFile:
     def open_image(self, question: Question, folder: Path) -> Image.Image:
         """The RGB image at `folder` / question.image; raises what `load_image` raises."""
         return open_in_folder(question, folder)
+
+    def check_model(self, model: Any) -> None:
+        """Every LLaVA model can be asked."""
 
     def _scan(self) -> None:
         """Check every line, and note where each question starts."""

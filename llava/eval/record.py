@@ -22,6 +22,7 @@ RECORD = ".run.json"  # in place of the answers' .jsonl
 
 RUNNING, COMPLETE = "running", "complete"
 INCOMPLETE, INTERRUPTED = "incomplete", "interrupted"
+REFUSED = "refused"  # the method cannot do what is asked; `refusal` says why
 
 # A change of these between two sessions of one run may change an answer's last bit.
 _NOTEWORTHY = ("torch", "transformers", "llava", "git_commit", "git_dirty", "device_name")

@@ -203,10 +203,12 @@ def _complete(path: Path) -> Iterator[Path]:
         yield path
         return
     for file in find_runs(path):
-        if (status := read_record(file).get("status")) == COMPLETE:
+        record = read_record(file)
+        if (status := record.get("status")) == COMPLETE:
             yield file
         else:
-            print(f"Left out: {file} is {status!r}.", file=sys.stderr)
+            reason = f": {record['refusal']}" if record.get("refusal") else ""
+            print(f"Left out: {file} is {status!r}{reason}.", file=sys.stderr)
 
 
 def natural_order(row: Mapping[str, Any]) -> tuple[Any, ...]:

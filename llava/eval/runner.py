@@ -21,7 +21,7 @@ from .environment import environment, peak_memory_bytes
 from .interruption import Interruption
 from .linefile import WriteError
 from .models import LoadModel, load_model
-from .record import COMPLETE, INCOMPLETE, INTERRUPTED, RUNNING, RunRecord, sibling
+from .record import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, RUNNING, RunRecord, sibling
 from .settings import RunSettings
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Session:
         self._failures: FailureFile | None = None
         self._model: tuple[Any, Any] | None = None
         self._dataset: QuestionImages | None = None
+        self._refusal: str | None = None
 
     def prepare(self) -> None:
         """Load the model, unless every question has its answer.
@@ -115,6 +116,7 @@ class Session:
                     "run gives others; --batch-size 1 avoids that."
                 )
             tokenizer, model, image_processor = self._load(self._settings)
+            self._questions.check_model(model)
             self._model = tokenizer, model
             self._dataset = QuestionImages(
                 *(self._questions, self._pending, self._settings.image_folder),
@@ -143,11 +145,12 @@ class Session:
             message = f"error: {shortage}. {_RUN_SMALLER}"
         except ValueError as error:
             # A budget that this model or this prompt cannot meet is found out at the first prefill.
-            message = f"error: {error}."
+            self._refusal = str(error)
+            status, message = REFUSED, f"error: {error}."
         finally:
             stop.ignore()
             self._answers.close()
-            if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
+            if code in (EXIT_STOPPED, EXIT_INTERRUPTED) and status != REFUSED:
                 message += (
                     f" {self._answers.answered} of {len(self._questions)} answers are safe in "
                     f"{self._answers.path}; the same command continues from there."
@@ -225,6 +228,7 @@ class Session:
             },
             **self._answers.totals.to_dict(),
             peak_memory_bytes=peak or None,
+            refusal=self._refusal,
         )
 
     def _save_finally(self, status: str) -> bool:

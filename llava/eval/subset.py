@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .answers import QuestionSource
 from .questions import Question
@@ -81,6 +81,10 @@ class Subset:
     def open_image(self, question: Question, folder: Path) -> Image.Image:
         """The question's RGB image; raises what the whole list raises."""
         return self._questions.open_image(question, folder)
+
+    def check_model(self, model: Any) -> None:
+        """Raises what the whole list raises."""
+        self._questions.check_model(model)
 
 
 def spread(count: int, total: int) -> list[int]:

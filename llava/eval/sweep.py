@@ -8,8 +8,9 @@ A run is METHOD[:BUDGET[,BUDGET...]][@FIELD=VALUE,...]. Each is an ordinary run 
 same command again continues, and leaves alone what is complete. The model is loaded once, and each
 image goes through the vision tower once, and once more for a method that looks inside (see
 --no-feature-cache), so prefill times are without it.
-The last line of stdout is the table as JSON; it has what is complete. Exit status: that of
-model_vqa_loader of the first run that was not.
+The last line of stdout is the table as JSON; it has what is complete. A run that its method
+refuses, for a budget below its floor, is named on stderr with the reason. Exit status: that of
+model_vqa_loader of the first run that was not completed.
 """
 
 from __future__ import annotations
@@ -100,8 +101,8 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
     cache.add_argument(
         "--feature-cache-gb", type=float, default=2.0, metavar="GB", help="memory for them"
     )
-    # Benchmarks differ in how long an answer may be; a flag overrules them.
-    parser.set_defaults(**setting_defaults() | {"max_new_tokens": None})
+    # Benchmarks differ in how long an answer may be and in the prompt; a flag overrules them.
+    parser.set_defaults(**setting_defaults() | {"max_new_tokens": None, "conv_mode": None})
     return parser
 
 
@@ -157,6 +158,7 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
                 **settings_given(args)
                 | {
                     "max_new_tokens": args.max_new_tokens or benchmark.max_new_tokens,
+                    "conv_mode": args.conv_mode or benchmark.conv_mode,
                     "question_file": whole.path,
                     "image_folder": folder / benchmark.images,
                     "answers_file": args.out / benchmark.name / f"{planned.name}.jsonl",
@@ -201,7 +203,7 @@ def _answer(tasks: Sequence[Task]) -> int:
     One that fails does not keep the others from being done, unless the model cannot be loaded.
     """
     model, progress = ModelOnce(), _Progress(tasks)
-    first_failure = EXIT_COMPLETE
+    first_failure, refused = EXIT_COMPLETE, []
     for task in tasks:
         progress.begin(task)
         summaries: list[dict[str, Any]] = []
@@ -213,6 +215,9 @@ def _answer(tasks: Sequence[Task]) -> int:
         )
         progress.end(summaries)
         first_failure = first_failure or code
+        for summary in summaries:
+            if summary.get("refusal"):
+                refused.append(f"{task.benchmark.name}, {task.run.name}: {summary['refusal']}.")
         if code in (EXIT_USAGE, EXIT_INTERRUPTED):
             break
     if model.features_dropped:
@@ -220,6 +225,8 @@ def _answer(tasks: Sequence[Task]) -> int:
             f"The feature cache was full and dropped {model.features_dropped} images, which later "
             f"runs encoded again: a larger --feature-cache-gb saves that."
         )
+    for reason in refused:
+        _say(f"Refused: {reason}")
     return first_failure
 
 

@@ -4,12 +4,12 @@
         --data playground/data/eval --out RUNS
     python -m llava.eval.tables --table 1 --data playground/data/eval --out RUNS --render-only
 
-Tables: 1 (LLaVA-1.5-7B), 2 (LLaVA-NeXT-7B), 4a and 4b (indicators, curves), extended and 13b (of
-the official page); `llava.eval.published` has their numbers. Runs are those of `llava.eval.sweep`,
-in RUNS/<benchmark>/<run>.jsonl: what is complete is left alone, what was cut off continues, and
-tables share runs. Beside the table's methods the floor is run: no image, random tokens (three
-seeds) and a uniform grid; `--methods` names others, of the table or not. Every other flag is one of
-the sweep.
+Tables: 1 (LLaVA-1.5-7B), 2 (LLaVA-NeXT-7B), 3 (Senna), 4a and 4b (indicators, curves), extended and
+13b (of the official page); `llava.eval.published` has their numbers. Runs are those of
+`llava.eval.sweep`, in RUNS/<benchmark>/<run>.jsonl: what is complete is left alone, what was cut
+off continues, and tables share runs. Beside the table's methods the floor is run: no image, random
+tokens (three seeds) and a uniform grid; `--methods` names others, of the table or not. Every other
+flag is one of the sweep.
 
 A benchmark whose folder is not in --data, and a row that cannot be run, is named on stderr and its
 cells stay empty. Everything that RUNS has of the table's benchmarks stands in the table, also runs

@@ -1,4 +1,4 @@
-"""Load a LLaVA-1.5 checkpoint of either format, checking every tensor."""
+"""Load a LLaVA-1.5 checkpoint of either format, or Senna's, checking every tensor."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def _dtype(
 
 
 def _quantisation(four_bit: bool, dtype: torch.dtype) -> BitsAndBytesConfig:
-    # The vision tower and the projector stay as they are, as in LLaVA.
-    skip = ["vision_tower", "mm_projector", "lm_head"]
+    # The vision tower, the projector and Senna's adapter stay as they are, as in LLaVA.
+    skip = ["vision_tower", "mm_projector", "img_adapter", "lm_head"]
     if four_bit:
         return BitsAndBytesConfig(
             load_in_4bit=True,

@@ -95,6 +95,8 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
     projector = config.get("mm_projector_type", LlavaConfig.mm_projector_type)
     if projector != "mlp2x_gelu":
         raise ValueError(f"llava-hf's projector is mlp2x_gelu, this checkpoint has {projector!r}")
+    if config.get("mm_token_adapter") is not None:
+        raise ValueError("llava-hf's format has no place for Senna's token adapter")
     image_token = config.get("image_token_index")
     if image_token is None:
         image_token = len(state["model.embed_tokens.weight"])

@@ -18,6 +18,7 @@ from ..pruning.layout import Segment, TokenLayout
 from ..pruning.vision import Reduced, TowerRun
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .multimodal_projector.builder import build_vision_projector
+from .senna import TokenAdapter, demand_mixed_tokens
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,28 @@ class ImageTokens:
     cls: Tensor | None
     letterbox: Tensor | None
     whole: int
+    mixed: bool = False
 
     def segment(self, image: int) -> Segment:
         length = len(self.embeds)
-        return Segment(length, image, self.patch, self.cls, self.letterbox, self.whole)
+        known = (self.patch, self.cls, self.letterbox, self.whole, self.mixed)
+        return Segment(length, image, *known)
 
 
 class LlavaMetaModel:
-    """Vision tower and projector beside a language model."""
+    """Vision tower, projector and, in Senna, token adapter beside a language model."""
 
     config: Any
     vision_tower: CLIPVisionTower | None
     mm_projector: nn.Module | None
+    img_adapter: TokenAdapter | None
 
     def build_vision(self, config: Any) -> None:
-        """Make the modules that the config describes; a config without a tower stays text-only."""
+        """Make the modules that the config describes; a config without a tower stays text-only.
+
+        Raises ValueError when the token adapter is for another number of patches.
+        """
+        self.img_adapter = None
         if config.mm_vision_config is None:
             self.vision_tower = self.mm_projector = None
             return
@@ -64,6 +72,15 @@ class LlavaMetaModel:
         self.mm_projector = build_vision_projector(
             config.mm_projector_type, vision.hidden_size, config.hidden_size
         )
+        if config.mm_token_adapter is not None:
+            self.img_adapter = TokenAdapter(*config.mm_token_adapter)
+            patches = self.vision_tower.grid**2
+            if self.img_adapter.before != patches:
+                raise ValueError(
+                    f"the token adapter takes {self.img_adapter.before} tokens a view, but the "
+                    f"vision tower gives {patches}: name the tower that the checkpoint was trained "
+                    "with (--vision-tower; Senna: openai/clip-vit-large-patch14-336)"
+                )
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
         return self.vision_tower
@@ -106,8 +123,8 @@ class LlavaMetaForCausalLM:
         visual_token_num: keep only that many patches per image, those with the highest CLS
             attention, in order (an upper bound: more than there are changes nothing).
 
-        Raises ValueError when the model has no vision tower, the counts disagree, or a bound meets
-        a method that works on all patches.
+        Raises ValueError when the model has no vision tower, the counts disagree, a bound meets
+        a method that works on all patches, or either of these a model whose adapter mixes patches.
         """
         tower = self.get_vision_tower()
         if tower is None:
@@ -120,9 +137,11 @@ class LlavaMetaForCausalLM:
         whole = tower.grid**2
         bound = whole if visual_token_num is None else min(visual_token_num, whole)
         groups = [1] * len(pixels) if groups is None else groups
+        model = self.get_model()
+        if model.img_adapter is not None:
+            return self._adapted(pixels, pruner, bound)
         reduced, cls = self._reduce(pixels, pruner, groups, bound)
 
-        model = self.get_model()
         weight = model.embed_tokens.weight
         padded = self.config.image_aspect_ratio == "pad" and image_sizes is not None
         projected = _project_together(model.mm_projector, [r.features for r in reduced], weight)
@@ -136,6 +155,25 @@ class LlavaMetaForCausalLM:
             scores = cls[i][patch] if cls is not None else image.scores
             result.append(ImageTokens(embeds, patch, scores, box, bound))
         return result
+
+    def _adapted(self, pixels: Tensor, pruner: Pruner | None, bound: int) -> list[ImageTokens]:
+        """The tokens that a token adapter makes of each image; see `senna`."""
+        model, tower = self.get_model(), self.get_vision_tower()
+        adapter = model.img_adapter
+        if pruner is not None:
+            demand_mixed_tokens(pruner, adapter)
+        if bound < tower.grid**2:
+            raise ValueError(
+                f"visual_token_num {bound} drops patches, but the token adapter takes all "
+                f"{adapter.before} of a view: leave it out, or give {adapter.before}"
+            )
+        features = tower(pixels.to(_device(tower.inner.embeddings.patch_embedding))).patches
+        weight = model.embed_tokens.weight
+        made = adapter(model.mm_projector(features.to(weight.dtype)))
+        number = torch.arange(adapter.after, device=made.device)
+        return [
+            ImageTokens(embeds, number, None, None, adapter.after, mixed=True) for embeds in made
+        ]
 
     def _reduce(
         self, pixels: Tensor, pruner: Pruner | None, groups: Sequence[int], bound: int

@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from .senna import adapter_sizes
 from .weights import (
     VISION,
     read_json,
@@ -119,6 +120,8 @@ def read_checkpoint(
             raise ValueError(f"{folder} is complete (llava-hf's format): leave out the model base")
         config = from_hf(config, folder)
     state, where, base = _read_language_model(folder, kind, model_base)
+    if sizes := adapter_sizes(state):
+        config["mm_token_adapter"] = list(sizes)
 
     inside = any(name.startswith(VISION) for name in state)
     tower_at, tower_names, processor = folder, kind, folder
@@ -170,7 +173,8 @@ def _find_tower(given: str | Path | None, named: str | None, folder: Path) -> Pa
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the vision tower cannot be found: {error}. The checkpoint names {named!r}; give the "
-            "folder of that CLIP checkpoint with --vision-tower DIR"
+            "folder of that CLIP checkpoint (of LLaVA-1.5 and Senna, whose config may name a path "
+            "of another machine: openai/clip-vit-large-patch14-336) with --vision-tower DIR"
         ) from None
 
 

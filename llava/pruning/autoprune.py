@@ -42,11 +42,16 @@ the mutual information (preselect_text = 0 leaves the term out).
 
 "Text rows" are the tokens after the sample's last image: a token before it cannot see it.
 
+Where visual tokens mix all patches of their image (`TokenLayout.mixed`: Senna), there is no CLS
+attention and no letterbox: the pre-selection then ranks them by the mean text attention alone, of
+which the weight preselect_text changes nothing.
+
 Deviations from the released code, none of which changes a recorded number: ties are broken by
 index where it adds random noise; the schedule's early return for a curve that already fits is not
 there; the count is rounded in double precision where it multiplies in single precision; the scale
 may exceed 20, where it stops and misses the budget of a curve with an early inflection; the cap of
-2.5 x target is meant there but disabled by the caller, so the default is no cap.
+2.5 x target is meant there but disabled by the caller, so the default is no cap; a budget below
+the cost of one token a layer is an error, where it spends more than the budget without a word.
 The paper's equation 8 moves the inflection by +beta MI while the sentence after it says that high
 MI moves it earlier: a negative `beta` gives the sentence. Its constants are not printed; the
 `paper` preset takes the released ones and beta = gamma.
@@ -190,7 +195,7 @@ class AutoPruneRun(PrunerRun):
         self.active = [
             b is not None and b.tokens < v for b, v in zip(self.budgets, layout.n_visual)
         ]
-        if any(self.active) and config.needs_cls and layout.cls is None:
+        if any(self.active) and config.needs_cls and layout.cls is None and not layout.mixed:
             raise ValueError(
                 "the pre-selection ranks patches by the vision tower's CLS attention, which this "
                 "model does not give; set preselect_ratio to none (--set preselect_ratio=none)"
@@ -240,8 +245,13 @@ class AutoPruneRun(PrunerRun):
         )
 
     def _first_scores(self, observation: Observation) -> Tensor:
-        """CLS attention + 0.3 M0 x text attention, M0 = MI of layer 0 over heads / N_t."""
+        """CLS attention + 0.3 M0 x text attention, M0 = MI of layer 0 over heads / N_t.
+
+        Text attention alone where the tokens have no CLS attention.
+        """
         layout, config = observation.layout, self.config
+        if layout.mixed:
+            return text_relevance(observation.rows, observation.row_mask)
         scores = layout.cls
         if config.letterbox_mask and layout.letterbox is not None:
             scores = scores.masked_fill(layout.letterbox, 0.0)

@@ -110,12 +110,24 @@ class PrunerRun:
 class Pruner(abc.ABC):
     """Settings of a method. `needs_cls` puts the attention of the tower's CLS row, as the last
     layer that ran has it, into the layout. `merges_in_tower` says that `tower_runs` gives runs.
-    `depths` names the fields that are depths in layers of the decoder: numbers or tuples."""
+    `needs_grid` says that it looks at where on the picture a token is. `depths` names the fields
+    that are depths in layers of the decoder: numbers or tuples."""
 
     method: ClassVar[str] = ""
     depths: ClassVar[tuple[str, ...]] = ()
     needs_cls: ClassVar[bool] = False
     merges_in_tower: ClassVar[bool] = False
+    needs_grid: ClassVar[bool] = False
+
+    @property
+    def needs_patches(self) -> bool:
+        """Whether its tokens must be patches: it has to see the vision tower, or their places.
+
+        Such a method cannot run where the tokens mix patches, see `TokenLayout.mixed`.
+        """
+        cls = type(self)
+        sees_tower = cls.reduce is not Pruner.reduce or cls.tower_runs is not Pruner.tower_runs
+        return cls.needs_grid or sees_tower
 
     def scaled(self, given_for: int, layers: int) -> Pruner:
         """The same with each depth, given for a decoder of `given_for` layers, in one of `layers`.

@@ -7,7 +7,7 @@ FLOPs, or of its KV bytes; all of them become a target and a cost for `schedules
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
     `tokens` is the constant count after layer 0 that costs as much, found by bisection; it only
     sizes the pre-selection, the schedule itself is solved in FLOPs.
 
-    Raises ValueError when an exact budget is below what one token a layer costs.
+    Raises ValueError when the budget is below what one token a layer costs.
     """
     tokens = float(config.target_token_num)
     if config.target_kv is not None:
@@ -47,7 +47,7 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
         tokens = _flops_tokens(config.target_flops, shape, n_visual, n_text)
     start = n_visual
     if config.preselect_ratio is not None:
-        start = max(1, min(int(config.preselect_ratio * tokens), n_visual))
+        start = _preselected(config, tokens, n_visual)
         if _exact(config):
             # Layer 0 runs all tokens and layer 1 the pre-selected ones: a pre-selection that alone
             # would overspend gives way until one token a layer is affordable again.
@@ -60,8 +60,29 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
             start = low
     made = Budget(n_visual, n_text, tokens, start)
     if tokens < n_visual:
-        schedules.demand_reachable(_problem(config, shape, made, 0.0, 0.0))
+        problem = _problem(config, shape, made, 0.0, 0.0)
+        schedules.demand_reachable(problem, _least(config, shape, made))
     return made
+
+
+def _preselected(config: AutoPrune, tokens: float, n_visual: int) -> int:
+    return max(1, min(int(config.preselect_ratio * tokens), n_visual))
+
+
+def _least(config: AutoPrune, shape: DecoderShape, made: Budget) -> float:
+    """The lowest cost that can be asked for, `made` being the budget of less or as much.
+
+    An exact budget's pre-selection has given way already. That of a published one is a multiple of
+    the budget: if the floor as a budget lets more tokens through, it is not yet the floor.
+    """
+    while True:
+        least = schedules.floor(_problem(config, shape, made, 0.0, 0.0))
+        if config.preselect_ratio is None or _exact(config):
+            return least
+        start = _preselected(config, least / shape.layers, made.n_visual)
+        if start <= made.start:
+            return least
+        made = replace(made, start=start)
 
 
 def _flops_tokens(fraction: float, shape: DecoderShape, n_visual: int, n_text: int) -> float:

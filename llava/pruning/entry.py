@@ -130,12 +130,12 @@ def divide(total: int, sizes: Sequence[int]) -> list[int]:
 def find_images(layout: TokenLayout) -> list[list[ImageTokens]]:
     """The images of each sample, in order."""
     return [
-        _images_of(image, patch)
+        _images_of(image, patch, layout.mixed)
         for image, patch in zip(layout.image.tolist(), layout.patch.tolist())
     ]
 
 
-def _images_of(image: Sequence[int], patch: Sequence[int]) -> list[ImageTokens]:
+def _images_of(image: Sequence[int], patch: Sequence[int], mixed: bool) -> list[ImageTokens]:
     columns: dict[int, list[int]] = {}
     for column, owner in enumerate(image):
         if owner != TEXT:
@@ -145,7 +145,7 @@ def _images_of(image: Sequence[int], patch: Sequence[int]) -> list[ImageTokens]:
     for own in columns.values():
         ids, side = [patch[column] for column in own], isqrt(len(own))
         # Where the vision tower handed over only some patches, their ids have gaps.
-        whole = ids == list(range(next_patch, next_patch + len(own)))
+        whole = ids == list(range(next_patch, next_patch + len(own))) and not mixed
         found.append(ImageTokens(own, side if whole and side * side == len(own) else None))
         next_patch = ids[-1] + 1
     return found

@@ -27,7 +27,9 @@ class Segment:
     `image` is TEXT or the index of the image in its sample. For an image, `patch` (n,) holds the
     patch each token shows, `cls` (n,) the attention of the vision tower's CLS token to it (None
     when the tower was not asked) and `letterbox` (n,) is True on padding around the picture.
-    `whole` is how many tokens the unpruned model would have here, None for `length`.
+    `whole` is how many tokens the unpruned model would have here, None for `length`. `mixed` says
+    that each token mixes all patches of its image (Senna's adapter makes such): they form no grid,
+    and `patch` only numbers them.
     """
 
     length: int
@@ -36,6 +38,7 @@ class Segment:
     cls: Tensor | None = None
     letterbox: Tensor | None = None
     whole: int | None = None
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class TokenLayout:
     lengths, n_visual, tail: per sample on the host: tokens, visual tokens, and text tokens after
                the last visual one (0 for a sample without visual tokens)
     whole:     per sample on the host: visual tokens that the unpruned model would have
+    mixed:     whether visual tokens mix all patches of their image: no grid, no CLS attention
     """
 
     image: Tensor
@@ -66,6 +70,7 @@ class TokenLayout:
     whole: tuple[int, ...]
     cls: Tensor | None = None
     letterbox: Tensor | None = None
+    mixed: bool = False
 
     @classmethod
     def from_segments(
@@ -119,6 +124,7 @@ class TokenLayout:
             whole=tuple(whole),
             cls=scores,
             letterbox=box,
+            mixed=any(run.mixed for run in runs_of_images),
         )
 
     @classmethod

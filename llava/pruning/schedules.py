@@ -195,9 +195,9 @@ def solve(problem: Problem) -> Plan:
     token more in one layer can mean one more in all later ones (one dropped and merged is one
     again); a curve that rises then misses the target by up to a token a layer.
 
-    Raises ValueError when even one token a layer costs more than an exact target.
+    Raises ValueError when even one token a layer costs more than the target.
     """
-    demand_reachable(problem)
+    demand_reachable(problem, floor(problem))
     if problem.first > problem.last:
         return _finish(problem, [], 0.0)
 
@@ -233,13 +233,18 @@ def floor(problem: Problem) -> float:
     return _cost(problem, [1] * (problem.last - problem.first + 1))
 
 
-def demand_reachable(problem: Problem) -> None:
-    """Raise ValueError when the floor is above an exact target."""
-    if problem.exact and floor(problem) > problem.target * (1 + 1e-9):
+def reachable(cost: float, target: float) -> bool:
+    """Whether a cost is within a target, to the digits that a message has of it."""
+    return cost <= target * (1 + 1e-5)
+
+
+def demand_reachable(problem: Problem, least: float) -> None:
+    """Raise ValueError when `least`, the lowest cost there is, is above the target."""
+    if not reachable(least, problem.target):
         raise ValueError(
             f"{problem.setting} {problem.target / problem.per:.6g} is below the floor of "
-            f"{floor(problem) / problem.per:.6g}: that much cost {problem.n_visual} visual tokens "
-            "with a single one left after every layer that may drop"
+            f"{least / problem.per:.6g}: that much cost {problem.n_visual} visual tokens with a "
+            "single one kept in every layer of the schedule"
         )
 
 

@@ -66,6 +66,7 @@ class TopV(Pruner):
     """
 
     method: ClassVar[str] = "topv"
+    needs_grid: ClassVar[bool] = True
     depths: ClassVar[tuple[str, ...]] = ("layer",)
 
     target_token_num: float = 64

@@ -35,6 +35,7 @@ class UniformGrid(EntryPruner):
     """Settings of `EntryPruner`."""
 
     method: ClassVar[str] = "uniform-grid"
+    needs_grid: ClassVar[bool] = True
 
     def choose(self, image: ImageTokens, count: int, embeds: Tensor) -> list[int]:
         if image.side is None:

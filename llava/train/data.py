@@ -6,7 +6,7 @@ an uninterrupted one would have seen, and rendering can happen in other processe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,6 +22,7 @@ from llava.model.tokenizer import LlavaTokenizer
 from llava.train.drawing import render
 from llava.train.items import GRID, PATCH_SIZE
 from llava.train.labels import PatchLabels, caption, label_patches
+from llava.train.pointing import CHOOSES, FOCUS, MENTION, RIGHT, right_option
 from llava.train.scenes import Scene
 from llava.train.turns import Turn, View
 
@@ -30,6 +31,7 @@ EOS = 2
 # owners of a place in the packed sequence, beside the turns 0, 1, ...
 _PADDING = -1
 _SHARED = -2
+_ITEMS = 16  # more than any scene has
 
 
 @dataclass
@@ -42,7 +44,9 @@ class Turns:
 
     `prefix` (p,) is the text before the picture, with BOS. The others are (batch, n) long: `ids`;
     `turn`, the number of the turn, -1 on padding; `view`; `offset`, the position after what the
-    turn sees; `labels`, the answers and `</s>` at their own places, IGNORE_INDEX elsewhere.
+    turn sees; `labels`, the answers and `</s>` at their own places, IGNORE_INDEX elsewhere;
+    `pointing`, the kind of pointing token, and `items` (batch, n, m) bool, the items that it points
+    to; `options`, the tokens of right options and those that choose (`llava.train.pointing`).
     """
 
     prefix: torch.Tensor
@@ -51,6 +55,9 @@ class Turns:
     view: torch.Tensor
     offset: torch.Tensor
     labels: torch.Tensor
+    pointing: torch.Tensor
+    items: torch.Tensor
+    options: torch.Tensor
 
     def layout(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Lay out the whole sequence: prefix, visual tokens, turns.
@@ -157,25 +164,34 @@ class TurnEncoder:
         `length` is the most tokens that a row may have, None for any number.
         """
         rows = [
-            _within([(turn.view, *self._encode(turn)) for turn in turns], length)
+            _within([(turn, *self._encode(turn)) for turn in turns], length)
             for turns in conversations
         ]
         n = max(sum(len(ids) for _, ids, _ in row) for row in rows)
         shape = (len(rows), n)
         ids, view, offset = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
         turn = torch.full(shape, _PADDING)
+        pointing, options = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+        items = torch.zeros(*shape, _ITEMS).bool()
         labels = torch.full(shape, IGNORE_INDEX)
         for index, row in enumerate(rows):
             at = 0
-            for number, (seen, turn_ids, n_prompt) in enumerate(row):
+            for number, (one, turn_ids, n_prompt) in enumerate(row):
                 end = at + len(turn_ids)
                 ids[index, at:end] = torch.tensor(turn_ids)
                 turn[index, at:end] = number
-                view[index, at:end] = int(seen)
+                view[index, at:end] = int(one.view)
                 offset[index, at:end] = torch.arange(len(turn_ids))
                 labels[index, at + n_prompt : end] = torch.tensor(turn_ids[n_prompt:])
+                for place, kind, named in self._points(one, turn_ids, n_prompt):
+                    pointing[index, at + place] = kind
+                    items[index, at + place, list(named)] = True
+                if (line := self._option(one, turn_ids)) is not None:
+                    options[index, at + line[0] : at + line[1]] = RIGHT
+                    options[index, at + n_prompt - 1] = CHOOSES
                 at = end
-        return Turns(torch.tensor(self.prefix), ids, turn, view, offset, labels)
+        prefix = torch.tensor(self.prefix)
+        return Turns(prefix, ids, turn, view, offset, labels, pointing, items, options)
 
     def _encode(self, turn: Turn) -> tuple[list[int], int]:
         """Ids of a turn after what it sees, with `</s>`, and how many of them are the prompt."""
@@ -187,6 +203,28 @@ class TurnEncoder:
             prompt, whole = self._split(prompt)[1], self._split(whole)[1]
         assert whole[: len(prompt)] == prompt, f"{turn.answer!r} changes the tokens of its prompt"
         return [*whole, EOS], len(prompt)
+
+    def _points(
+        self, turn: Turn, ids: list[int], n_prompt: int
+    ) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """(place among the turn's tokens, kind, items) of the tokens that point."""
+        for end, named in turn.mentions:
+            yield self._tokens(turn, end, ids) - 1, MENTION, named
+        if turn.focus is not None:
+            yield n_prompt - 1, FOCUS, turn.focus
+
+    def _option(self, turn: Turn, ids: list[int]) -> tuple[int, int] | None:
+        """Where among the turn's tokens the line of its right option is, if it can be known."""
+        line = right_option(turn.text, turn.answer) if turn.view != View.HIDDEN else None
+        return line and tuple(self._tokens(turn, place, ids) for place in line)
+
+    def _tokens(self, turn: Turn, place: int, ids: list[int]) -> int:
+        """How many of the turn's tokens come before a place in its text."""
+        image = turn.view != View.NOTHING
+        part = self._prompt(turn.text[:place], None, image=image)
+        part = self._split(part)[1] if image else part
+        differ = (one != other for one, other in zip(part, ids, strict=False))
+        return next((n for n, different in enumerate(differ) if different), len(part))
 
     def _prompt(self, text: str, answer: str | None, *, image: bool) -> list[int]:
         """Ids of the whole conversation without the closing `</s>`."""
@@ -205,8 +243,8 @@ class TurnEncoder:
 
 
 def _within(
-    turns: list[tuple[View, list[int], int]], length: int | None
-) -> list[tuple[View, list[int], int]]:
+    turns: list[tuple[Turn, list[int], int]], length: int | None
+) -> list[tuple[Turn, list[int], int]]:
     if length is None:
         return turns
     kept, total = [], 0

@@ -34,13 +34,14 @@ _CHARACTER = {character: index for index, character in enumerate(CHARACTERS, sta
 class PatchLabels:
     """Labels of the n patches of a window in row order.
 
-    Long: `colour`, `kind` (sign or shape), `look` (pattern and size of a thing), `letter` (the
-    letter at the patch), each (..., n), and `text` (..., n, SLOTS), the sign's text letter by
-    letter. Float: `centre` (..., n, 2), x and y of the item's centre from 0 to 1 over the full
-    picture, and `weight` (..., n), which gives every item the same total weight 1, whatever its
-    size, and is 0 off the items.
+    Long: `item` (its index in `Scene.items`, -1 for none), `colour`, `kind` (sign or shape), `look`
+    (pattern and size of a thing), `letter` (the letter at the patch), each (..., n), and `text`
+    (..., n, SLOTS), the sign's text letter by letter. Float: `centre` (..., n, 2), x and y of the
+    item's centre from 0 to 1 over the full picture, and `weight` (..., n), which gives every item
+    the same total weight 1, whatever its size, and is 0 off the items.
     """
 
+    item: torch.Tensor
     colour: torch.Tensor
     kind: torch.Tensor
     look: torch.Tensor
@@ -75,10 +76,12 @@ def label_patches(scene: Scene) -> PatchLabels:
     x, y = x + scene.left, y + scene.top
     colour, kind, look, letter = (torch.zeros(side * side, dtype=torch.long) for _ in range(4))
     text = torch.zeros(side * side, SLOTS, dtype=torch.long)
+    index = torch.full((side * side,), -1)
     centre, weight = torch.zeros(side * side, 2), torch.zeros(side * side)
-    for item in scene.items:
+    for number, item in enumerate(scene.items):
         across, down = item.to_plate(x, y)
         on_plate = (across.abs() < item.width / 2) & (down.abs() < item.height / 2)
+        index[on_plate] = number
         classes = caption(item)
         colour[on_plate], kind[on_plate], look[on_plate] = classes[:3]
         text[on_plate] = torch.tensor(classes[3:])
@@ -90,4 +93,4 @@ def label_patches(scene: Scene) -> PatchLabels:
             position = torch.searchsorted(torch.tensor(item.letter_edges()), across) - 1
             inside = on_line & (position >= 0) & (position < len(item.text))
             letter[inside] = torch.tensor(spell(item.text))[position[inside]]
-    return PatchLabels(colour, kind, look, letter, text, centre, weight)
+    return PatchLabels(index, colour, kind, look, letter, text, centre, weight)

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava.constants import IGNORE_INDEX
-from llava.train.data import Turns
+from llava.train import packed_attention
+from llava.train.data import Batch
 from llava.train.items import GRID, IMAGE_SIZE, PATCH_SIZE
 from llava.train.labels import CHARACTERS, COLOUR, KIND, LOOK, SLOTS, PatchLabels
+from llava.train.pointing import AttentionGuide
 
 SELECT_LAYER = -2  # as in LLaVA-1.5: the tower's last layer does not reach the language model
 
@@ -69,21 +71,20 @@ class Shape:
 class DemoModel(nn.Module):
     """Tower, projector and decoder, with the heads of the auxiliary objectives."""
 
-    def __init__(self, shape: Shape = Shape(), attn_implementation: str = "sdpa") -> None:
+    def __init__(self, shape: Shape = Shape()) -> None:
         super().__init__()
         self.shape = shape
         width = shape.vision_hidden_size
-        self.tower = CLIPVisionModel._from_config(
-            shape.vision_config(), attn_implementation=attn_implementation
-        )
+        self.tower = CLIPVisionModel._from_config(shape.vision_config(), attn_implementation="sdpa")
         self.projector = nn.Sequential(
             nn.Linear(width, shape.hidden_size),
             nn.GELU(),
             nn.Linear(shape.hidden_size, shape.hidden_size),
         )
         self.decoder = LlamaForCausalLM._from_config(
-            shape.decoder_config(), attn_implementation=attn_implementation
+            shape.decoder_config(), attn_implementation=packed_attention.NAME
         )
+        self.guide = AttentionGuide(self.decoder)
         self.patch_heads = PatchHeads(width)
         self.caption = CaptionEncoder(width)
         # stock positions start 25 times fainter than patches, but reading needs to find neighbours
@@ -133,36 +134,41 @@ class DemoModel(nn.Module):
         return loss / 4
 
     def answer(
-        self, selected: torch.Tensor, corners: torch.Tensor, kept: torch.Tensor, turns: Turns
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, selected: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Teacher-forced answers to packed turns.
 
         Args:
             selected: (batch, 1 + patches, width), the tower's selected layer.
-            corners: (batch, 2) long, as for `see`.
-            kept: (batch, n) long, the window's patches that become visual tokens.
-            turns: the turns of each picture of the batch.
+            batch: what the tower has seen, with turns.
 
         Returns:
             Logits (tokens, vocabulary) for the tokens of all answers, `</s>` included, in the order
-            of the batch, and the tokens themselves (tokens,).
+            of the batch, the tokens themselves (tokens,), and what `AttentionGuide.loss` gives.
         """
+        turns, kept = batch.turns, batch.kept
         side = math.isqrt(selected.shape[1] - 1)
         chosen = kept[:, :, None].expand(-1, -1, selected.shape[2])
         visual = self.projector(selected[:, 1:].gather(1, chosen))
         embed = self.decoder.model.embed_tokens
         prefix = embed(turns.prefix).expand(len(visual), -1, -1)
         inputs = torch.cat([prefix, visual, embed(turns.ids)], dim=1)
-        patches = window_patches(corners, side).gather(1, kept)
+        patches = window_patches(batch.corners, side).gather(1, kept)
         mask, positions, labels = turns.layout(patches)
-        # additive, because eager attention would add a boolean mask as 0 and 1
-        bias = torch.zeros_like(mask, dtype=visual.dtype)
-        bias = bias.masked_fill(~mask, torch.finfo(visual.dtype).min)
-        states = self.decoder.model(
-            inputs_embeds=inputs, attention_mask=bias, position_ids=positions, use_cache=False
-        ).last_hidden_state
+        with self.guide.watching():
+            states = self.decoder.model(
+                inputs_embeds=inputs,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=False,
+                shared=inputs.shape[1] - turns.ids.shape[1],
+            ).last_hidden_state
+            owner = batch.labels.item.gather(1, kept)
+            guided = self.guide.loss(
+                turns.pointing, turns.items, turns.options, owner, mask, positions
+            )
         asked = labels != IGNORE_INDEX
-        return self.decoder.lm_head(states[asked]).float(), labels[asked]
+        return self.decoder.lm_head(states[asked]).float(), labels[asked], guided
 
 
 class PatchHeads(nn.Module):

@@ -24,7 +24,8 @@ class Stage:
     `visual` is how many patches of a picture the decoder gets, None for all. Scenes go from style
     `start` to style `end` over the share `ramp` of the steps. `rate` is the peak learning rate: a
     short linear warm-up, then a cosine to a twentieth. The tower's rate is `tower` times as high;
-    with 0 the tower is held still, which saves its backward pass.
+    with 0 the tower is held still, which saves its backward pass. `pointing` is the weight of the
+    losses of `llava.train.pointing`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Stage:
     lists: float = 1.0
     length: int | None = None
     visual: int | None = None
+    pointing: float = 0.0
     tower: float = 1.0
     ramp: float = 0.6
     warmup: int = 50
@@ -87,5 +89,9 @@ DEMO = (
     Stage(
         *("answer more from all patches", 420, 8, _FEW, _PICTURE, 1.5e-3),
         **{"turns": 14, "lists": 0.0, "length": 300, "tower": 0, "ramp": 0.7},
+    ),
+    Stage(
+        *("learn where to look", 1500, 8, _FEW, _PICTURE, 1.5e-3),
+        **{"turns": 22, "lists": 0.0, "length": 420, "pointing": 0.2, "tower": 0, "ramp": 0.3},
     ),
 )

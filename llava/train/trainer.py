@@ -22,6 +22,7 @@ from llava.model.tokenizer import LlavaTokenizer
 from llava.train.data import EOS, Batch, TurnEncoder, make_batch, to_device
 from llava.train.model import DemoModel
 from llava.train.muon import Muon
+from llava.train.pointing import DEPTH
 from llava.train.recipe import Stage
 from llava.train.scenes import TRAINING_SEEDS, VALIDATION_SEEDS, Style, make_scene
 from llava.train.turns import training_turns, validation_turns
@@ -177,7 +178,7 @@ class Trainer:
             data = to_device(make_batch(chosen, turns), self.device)
             with self._autocast():
                 selected, _ = self.model.see(data.normalised(), data.corners)
-                logits, targets = self.model.answer(selected, data.corners, data.kept, data.turns)
+                logits, targets, _ = self.model.answer(selected, data)
             wrong = (logits.argmax(-1) != targets).long().cpu()
             ends = (targets == EOS).nonzero().flatten().tolist()
             mistakes = [0, *wrong.cumsum(0)[ends].tolist()]
@@ -252,12 +253,13 @@ class Trainer:
                 losses["contrast"] = self.model.contrastive_loss(selected, last, batch.captions)
                 loss = sum(weight * losses[name] for name, weight in _SEEING.items())
             if batch.turns is not None:
-                logits, targets = self.model.answer(
-                    selected, batch.corners, batch.kept, batch.turns
-                )
+                logits, targets, guided = self.model.answer(selected, batch)
                 losses["answer"] = F.cross_entropy(logits, targets)
                 losses["token_right"] = (logits.argmax(-1) == targets).float().mean()
+                losses.update(guided)
                 loss = loss + losses["answer"]
+                if stage.pointing:
+                    loss = loss + stage.pointing * sum(guided[n] for n in DEPTH if n in guided)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:

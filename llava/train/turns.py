@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from llava.train.lessons import lesson
+from llava.train.pointing import focus, mentions
 from llava.train.question import Question
 from llava.train.questions import KINDS, ask, describe, presence
 from llava.train.scenes import Scene
@@ -30,7 +31,7 @@ _WEIGHTS = {
     **{"same color": 1, "twin shape": 2, "twin pattern": 1.5, "twin side": 1.5},
     **{"read": 4, "read place": 2, "sign color": 1.5, "says": 1, "number": 0.7},
 }
-_CHOICE_SHARE = 0.18  # of the questions with options, asked as multiple choice
+_CHOICE_SHARE = 0.25  # of the questions with options, asked as multiple choice
 _SHORT_SHARE = 0.3  # of the others, with LLaVA's second line; bare questions are shorter to learn
 _HINT_SHARE = 0.25  # of the questions about texts, with OCR tokens
 _HIDDEN_SHARE = 0.06
@@ -47,11 +48,18 @@ class View(IntEnum):
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt's text, its answer and what it sees."""
+    """A prompt's text, its answer and what it sees.
+
+    `mentions` are places in the text after which something has been named, with the indices of the
+    items that it names, and `focus` those that the answer is read from (`llava.train.pointing`);
+    None where nothing is to be found.
+    """
 
     text: str
     answer: str
     view: View = View.PICTURE
+    mentions: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    focus: tuple[int, ...] | None = None
 
 
 def choices(question: Question, count: int, rng: random.Random) -> list[str]:
@@ -126,8 +134,13 @@ def training_turns(scene: Scene, count: int, lists: float = 1.0) -> list[Turn]:
         if question is None or question.text in asked:
             continue
         asked.add(question.text)
-        view = View.HIDDEN if rng.random() < _HIDDEN_SHARE else View.PICTURE
-        turns.append(Turn(*_phrase(question, scene, rng), view))
+        hidden = rng.random() < _HIDDEN_SHARE
+        text, answer = _phrase(question, scene, rng)
+        if hidden:
+            turns.append(Turn(text, answer, View.HIDDEN))
+        else:
+            named = tuple(mentions(question.text, scene))
+            turns.append(Turn(text, answer, View.PICTURE, named, focus(question, scene)))
     return turns
 
 

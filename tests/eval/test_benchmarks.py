@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_names_in_the_order_of_the_paper() -> None:
     assert list(BENCHMARKS) == [
         *("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "textvqa-noocr"),
-        *("pope", "mme", "mmbench", "mmbench_cn", "mmvet"),
+        *("pope", "mme", "mmbench", "mmbench_cn", "mmvet", "senna"),
     ]
     assert all(name == benchmark.name for name, benchmark in BENCHMARKS.items())
 
@@ -35,6 +35,7 @@ def test_folders_and_images_are_those_of_the_official_scripts() -> None:
         "mmbench": ("mmbench", "."),
         "mmbench_cn": ("mmbench_cn", "."),
         "mmvet": ("mm-vet", "images"),
+        "senna": ("senna", "."),
     }
     assert len({benchmark.title for benchmark in BENCHMARKS.values()}) == len(BENCHMARKS)
 
@@ -51,6 +52,7 @@ SOURCES = {  # of the questions, of the true answers
     "mmbench": ("open-compass/MMBench", "open-compass/MMBench"),
     "mmbench_cn": ("open-compass/MMBench", "open-compass/MMBench"),
     "mmvet": ("LLaVA's eval.zip", "yuweihao/MM-Vet"),
+    "senna": ("llava.eval.senna.build", "llava.eval.senna.build"),
 }
 
 

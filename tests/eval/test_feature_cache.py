@@ -90,7 +90,8 @@ def test_no_room_at_all_still_gives_features(model):
 def test_the_model_answers_the_same_with_it(model):
     images, sizes = tiny.pixels(0, 2), [(56, 40), (30, 56)]
     ids, mask = tiny.batch([tiny.prompt(0), tiny.prompt(1, after=9)])
-    pruners = (pruning.build("none"), pruning.build("autoprune", target_token_num=6, x0=1))
+    autoprune = pruning.build("autoprune", target_token_num=9, preselect_ratio=1.5, x0=1)
+    pruners = (pruning.build("none"), autoprune)
 
     def answers() -> list[torch.Tensor]:
         return [

@@ -108,7 +108,8 @@ def spell(ids: list[int]) -> str:
 
 
 def test_every_benchmark_has_its_prompts():
-    assert SAMPLES.keys() == BENCHMARKS.keys()
+    # Senna's, with six images between the text, has its own test.
+    assert SAMPLES.keys() == BENCHMARKS.keys() - {"senna"}
 
 
 @pytest.mark.parametrize("name", SAMPLES)

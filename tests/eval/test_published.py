@@ -8,6 +8,7 @@ import pytest
 
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.published import TABLES, Column, Row, Table
+from llava.eval.tables import planned
 
 # Printed ratios are of unrounded scores and rounded themselves.
 _ROUNDING = 0.16
@@ -73,7 +74,23 @@ def test_scores_without_a_source_are_not_there() -> None:
 @pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 def test_columns_are_of_benchmarks_that_are_scored_here(table) -> None:
     assert all(BENCHMARKS[name].scored_here for name in table.benchmarks)
-    assert table.source and table.model.startswith("llava-v1.")
+    assert table.source and table.model.startswith(("llava-v1.", "Senna"))
+
+
+def test_table_3_is_of_six_views() -> None:
+    """26, 32, 38, 45 and 51 tokens a view are 156, 192, 228, 270 and 306 of 768."""
+    table = TABLES["3"]
+    rows = {(row.label, row.tokens): row.values for row in table.rows}
+    assert table.budgets == [156, 192, 228, 270, 306] and len(rows) == 1 + 4 * 5
+    assert rows["AutoPrune", 192] == {"ratio": 111.23}
+    assert rows["FasterVLM", 156] == {"ratio": 55.05}
+    assert rows["PyramidDrop", 306] == {"ratio": 100.55}
+    assert rows["SparseVLM", 270] == {"ratio": 97.76}
+    assert rows["Senna", 768] == {"ratio": 100.0}
+    assert planned(table, ["pdrop", "autoprune"]) == [
+        "none",
+        *(f"{method}:{tokens}" for tokens in table.budgets for method in ("pdrop", "autoprune")),
+    ]
 
 
 def test_runs_are_written_as_a_sweep_takes_them() -> None:

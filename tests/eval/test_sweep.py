@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llava.eval.report import main as report_main
 from llava.eval.sweep import main
 from llava.mm_utils import load_image_processor
 
@@ -184,10 +185,34 @@ def test_a_run_that_fails_does_not_stop_the_others(data, use, capsys):
 
     use(StubModel(fail))
     assert sweep(data, "--runs", "none", "autoprune:8", "--benchmarks", "alpha") == 1
-    assert record(data, "alpha/none")["status"] == "incomplete"
-    assert [row["method"] for row in table(capsys)["rows"]] == ["autoprune"]
+    assert record(data, "alpha/none")["status"] == "refused"
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out.splitlines()[-1])["rows"]
+    assert [row["method"] for row in rows] == ["autoprune"]
+    assert captured.err.endswith("Refused: alpha, none: a budget that cannot be met.\n")
     assert sweep(data, "--runs", "none", "autoprune:8", "--benchmarks", "alpha") == 0
-    assert [row["method"] for row in table(capsys)["rows"]] == ["none", "autoprune"]
+    assert record(data, "alpha/none")["refusal"] is None
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out.splitlines()[-1])["rows"]
+    assert [row["method"] for row in rows] == ["none", "autoprune"]
+    assert "Refused" not in captured.err
+
+
+def test_a_budget_below_the_floor_is_refused_and_the_rest_goes_on(data, tiny_model, capsys):
+    """16 of 4 layers' tokens leave layer 0, 2 any other: (16 + 3 x 2) / 4."""
+    runs = ("autoprune:5,8@preselect_ratio=none", "no-image")
+    flags = ("--benchmarks", "alpha", "--limit", "1", "--max_new_tokens", "1")
+    assert sweep(data, "--runs", *runs, *flags) == 1
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out.splitlines()[-1])["rows"]
+    assert [(row["method"], row["budget"]) for row in rows] == [
+        ("autoprune", 8),
+        ("no-image", None),
+    ]
+    assert captured.err.count("Refused: ") == 1
+    assert "target_token_num 5 is below the floor of 5.5: " in captured.err.splitlines()[-1]
+    assert report_main([str(data / "out"), "--data", str(data / "data")], BENCHMARKS) == 0
+    assert "is 'refused': target_token_num 5 is below the floor of 5.5" in capsys.readouterr().err
 
 
 def test_an_unreadable_image_leaves_its_run_out_of_the_table(data, use, capsys):

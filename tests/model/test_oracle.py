@@ -31,21 +31,23 @@ def model():
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("preselect", [2.5, 1.5, None])
+@pytest.mark.parametrize(("preselect", "target"), [(2.5, 6), (1.5, 6), (None, 10)])
 @pytest.mark.parametrize("images", [1, 3])
-def test_prefill_and_decode_equal_the_oracle(model, positions, preselect, images) -> None:
-    chosen = pruner(positions, preselect_ratio=preselect)
+def test_prefill_and_decode_equal_the_oracle(model, positions, preselect, target, images) -> None:
+    chosen = pruner(positions, preselect_ratio=preselect, target_token_num=target)
     counts = check_against_the_oracle(model, chosen, images).entering
     assert counts[0] == 16 * images and counts[-1] < counts[1] <= counts[0]
 
 
+# 32 tokens leave layer 0: a budget of 6 for 6 layers would be out of reach.
+NO_PRESELECTION = {"preselect_ratio": None, "target_token_num": 8}
 ABLATIONS = [
     *({"indicator": name} for name in ("mean_attention", "cosine_similarity", "static")),
     *({"curve": name} for name in ("linear", "tanh", "exponential")),
-    {"indicator": "cosine_similarity", "curve": "exponential", "preselect_ratio": None},
-    {"preset": "paper", "indicator": "static", "curve": "linear"},
-    {"mi_layer": 3},
-    {"normalise_rows": True, "preselect_ratio": None},
+    {"indicator": "cosine_similarity", "curve": "exponential", **NO_PRESELECTION},
+    {"preset": "paper", "indicator": "static", "curve": "linear", "target_token_num": 8},
+    {"mi_layer": 3, "preselect_ratio": 1.5},
+    {"normalise_rows": True, **NO_PRESELECTION},
 ]
 
 

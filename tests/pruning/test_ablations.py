@@ -132,7 +132,7 @@ def test_a_negative_slope_of_a_static_run_is_clamped_like_any_other(clamp_slope:
 @pytest.mark.parametrize("preset", ["released", "paper"])
 @pytest.mark.parametrize("curve", CURVES)
 def test_every_layer_follows_the_plan_of_its_curve(preset: str, curve: str) -> None:
-    config = pruning.build("autoprune", preset=preset, target_token_num=10, x0=3.0, curve=curve)
+    config = pruning.build("autoprune", preset=preset, target_token_num=12, x0=3.0, curve=curve)
     tokens = layout(60, 0, 9, 45)
     run = config.start(tokens, vicuna(6))
     seen = walk(run, tokens, 6)

@@ -37,16 +37,17 @@ def test_one_layer() -> None:
     with pytest.raises(ValueError, match="mi_layer 1 of a decoder of 1 layer"):
         AutoPrune().start(layout(8), vicuna(1))
     shape = vicuna(1)
-    config = AutoPrune(mi_layer=0, target_token_num=4)
-    assert solve_plan(config, shape, budget(config, shape, 16, 4), 0.2, 5.0).leaving == (10,)
     bare = AutoPrune(mi_layer=0, target_token_num=4, preselect_ratio=None, recycle_ratio=0)
     assert solve_plan(bare, shape, budget(bare, shape, 16, 4), 0.2, 5.0).leaving == (4,)
-    with pytest.raises(ValueError, match="below the floor of 16"):
-        AutoPrune(mi_layer=0, target_token_num=4, budget_mode="strict").start(layout(16), shape)
+    # What leaves the only layer is 2.5 budgets, whatever the budget; what enters it is everything.
+    for mode in ("published", "strict"):
+        with pytest.raises(ValueError, match="below the floor of 16"):
+            AutoPrune(mi_layer=0, target_token_num=4, budget_mode=mode).start(layout(16), shape)
 
 
-def test_a_decoder_too_shallow_to_drop_anything_refuses_an_exact_budget() -> None:
-    config = pruning.build("autoprune", preset="paper", target_token_num=4, budget_mode="strict")
+@pytest.mark.parametrize("mode", ["published", "strict"])
+def test_a_decoder_too_shallow_to_drop_anything_refuses_a_budget(mode: str) -> None:
+    config = pruning.build("autoprune", preset="paper", target_token_num=4, budget_mode=mode)
     with pytest.raises(ValueError, match="below the floor of 16"):
         config.start(layout(16), vicuna(2))
 
@@ -56,8 +57,8 @@ def test_text_after_the_image_and_cls_scores_are_required() -> None:
         AutoPrune(target_token_num=2).start(layout(8, text=0), vicuna(4))
     bare = TokenLayout.from_segments([[Segment(8, 0, torch.arange(8)), Segment(2)]])
     with pytest.raises(ValueError, match="preselect_ratio"):
-        AutoPrune(target_token_num=2).start(bare, vicuna(4))
-    assert AutoPrune(target_token_num=2, preselect_ratio=None).start(bare, vicuna(4)).active[0]
+        AutoPrune(target_token_num=4).start(bare, vicuna(4))
+    assert AutoPrune(target_token_num=4, preselect_ratio=None).start(bare, vicuna(4)).active[0]
 
 
 def ragged() -> TokenLayout:
@@ -77,7 +78,7 @@ def ragged() -> TokenLayout:
 
 @pytest.mark.parametrize("preset", ["released", "paper"])
 def test_every_layer_follows_the_plan_of_each_sample(preset: str) -> None:
-    config = pruning.build("autoprune", preset=preset, target_token_num=10, x0=3.0)
+    config = pruning.build("autoprune", preset=preset, target_token_num=12, x0=3.0)
     tokens = ragged()
     run = config.start(tokens, vicuna(6))
     seen = walk(run, tokens, 6)
@@ -141,7 +142,8 @@ def first_cut(cls: torch.Tensor, letterbox: torch.Tensor | None = None, **chosen
     """Patches that the pre-selection keeps of 12 (5 unless told), 4 tokens of text behind them."""
     image = Segment(12, 0, torch.arange(12), cls, letterbox)
     tokens = TokenLayout.from_segments([[image, Segment(4)]])
-    run = AutoPrune(**{"target_token_num": 2, **chosen}).start(tokens, vicuna(6))
+    settings = {"target_token_num": 2, "recycle_ratio": 0.0, **chosen}
+    run = AutoPrune(**settings).start(tokens, vicuna(6))
     after = tokens.select(run.after_layer(observe(run, tokens, 0)))
     return [patch for patch in after.patch[0].tolist() if patch != TEXT]
 
@@ -163,7 +165,7 @@ def test_text_weighs_in_with_the_information_of_layer_0() -> None:
     tokens = TokenLayout.from_segments(
         [[Segment(12, 0, torch.arange(12), torch.zeros(12)), Segment(4)]]
     )
-    at = observe(AutoPrune(target_token_num=2).start(tokens, vicuna(6)), tokens, 0)
+    at = observe(AutoPrune(target_token_num=3).start(tokens, vicuna(6)), tokens, 0)
     relevance = text_relevance(at.rows, at.row_mask)[0, :12]
     assert first_cut(torch.zeros(12)) == sorted(relevance.topk(5).indices.tolist())
     assert first_cut(torch.zeros(12), preselect_text=0.0) == [0, 1, 2, 3, 4]

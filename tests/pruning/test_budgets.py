@@ -243,6 +243,54 @@ def test_unreachable_budget_names_the_least_that_is_reachable(kind: str, data) -
 
 
 @pytest.mark.parametrize(
+    ("layers", "tokens", "chosen", "floor"),
+    [
+        # 576 leave layer 0. Of 575 dropped after layer 1, 173 are merged into 18; 1 + 18 stay, and
+        # of these 1 + 1, as in all later layers: (576 + 19 + 10 x 2) / 12.
+        (12, 32, {"preselect_ratio": None}, 51.25),
+        # (576 + 30 + 576) / 32: nothing is dropped after the last layer, which 1 enters.
+        (32, 16, {"preset": "paper"}, 607 / 32),
+        # 5 of 2 x 2.5 leave layer 0, 1 + 1 any other. Of one token's budget 2 leave layer 0, but a
+        # budget of the 2 that then are the least lets 5 through.
+        (32, 2, {}, 67 / 32),
+        (32, 1, {}, 67 / 32),
+        # 2.5 budgets leave layer 0 of two: no budget but that of all tokens is enough.
+        (2, 100, {"recycle_ratio": 0.0}, 577 / 2),
+    ],
+)
+def test_floor_of_a_published_budget(layers: int, tokens: int, chosen: dict, floor: float) -> None:
+    shape = vicuna(layers)
+    config = pruning.build("autoprune", target_token_num=tokens, **chosen)
+    with pytest.raises(ValueError, match=rf"^target_token_num {tokens} is below the floor of") as e:
+        budget(config, shape, 576, 70)
+    said = float(re.search(r"floor of ([\d.]+):", str(e.value))[1])
+    assert said == pytest.approx(floor, rel=1e-5)
+    enough = replace(config, target_token_num=said)
+    plan = solve_plan(enough, shape, budget(enough, shape, 576, 70), 0.2, 15.1)
+    assert sum(plan.leaving) == pytest.approx(layers * floor)
+
+
+@given(cases("published"), st.floats(0, 1))
+@settings(max_examples=80, deadline=None)
+def test_floor_of_a_published_budget_is_the_least(case: Case, share: float) -> None:
+    config, shape, n = replace(case.config, target_token_num=1.0), case.shape, case.n
+    try:
+        budget(config, shape, n, case.text)
+    except ValueError as error:
+        floor = float(re.search(r"floor of ([\d.e+-]+):", str(error))[1])
+    else:
+        assume(False)
+    between = replace(config, target_token_num=1 + share * (0.999 * floor - 1))
+    with pytest.raises(ValueError, match=f"is below the floor of {floor:.6g}:"):
+        budget(between, shape, n, case.text)
+    enough = replace(config, target_token_num=floor)
+    made = budget(enough, shape, n, case.text)
+    if floor < n:
+        plan = solve_plan(enough, shape, made, case.k, case.x0)
+        assert sum(plan.leaving) == pytest.approx(shape.layers * floor, rel=1e-5)
+
+
+@pytest.mark.parametrize(
     ("layers", "chosen"),
     [
         (32, {"target_token_num": 20, "budget_mode": "strict"}),

@@ -194,6 +194,14 @@ def test_the_grid_of_a_later_image_is_seen() -> None:
     assert patches == [3, *(4 + p for p in lattice(4, 4))]
 
 
+def test_mixed_tokens_are_no_grid() -> None:
+    """Sixteen tokens that mix all patches of their view are no 4 x 4, whatever their number."""
+    view = Segment(16, 0, torch.arange(16), mixed=True)
+    layout = TokenLayout.from_segments([[Segment(1), view, Segment(1)]])
+    assert layout.mixed and [image.side for image in find_images(layout)[0]] == [None]
+    assert layout.repeat(2).mixed and layout.to(torch.device("cpu")).mixed
+
+
 @pytest.mark.parametrize("method", BUDGETED)
 def test_both_budget_modes_keep_the_same(method) -> None:
     published, strict = (

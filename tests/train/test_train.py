@@ -131,7 +131,7 @@ def _logits(
 ) -> torch.Tensor:
     batch = make_batch([scene], encoder.pack([turns]), visual)
     selected, _ = model.see(batch.normalised(), batch.corners)
-    return model.answer(selected, batch.corners, batch.kept, batch.turns)[0]
+    return model.answer(selected, batch)[0]
 
 
 def test_a_packed_turn_is_answered_as_if_alone(tokenizer: LlavaTokenizer) -> None:
@@ -422,7 +422,7 @@ def test_the_loaded_checkpoint_answers_like_the_trained_model(
     pixels = process_images([render(scene)], processor, config)
     with torch.no_grad():
         selected, _ = trained.see(batch.normalised(), batch.corners)
-        logits, _ = trained.answer(selected, batch.corners, batch.kept, turns)
+        logits = trained.answer(selected, batch)[0]
         expected = []
         for number in range(int(turns.turn.max()) + 1):
             ids = turns.ids[0, turns.turn[0] == number]

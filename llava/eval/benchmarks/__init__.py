@@ -1,11 +1,12 @@
 """One file a benchmark: how its questions are recovered, joined with annotations and scored.
 
-`BENCHMARKS` has them by name, in the order of AutoPrune's tables. Importing it needs no torch.
+`BENCHMARKS` has them by name, in the order of AutoPrune's tables, then Senna's plans. Importing it
+needs no torch.
 """
 
 from __future__ import annotations
 
-from . import gqa, mme, mmvet, pope, scienceqa, textvqa, vizwiz, vqav2
+from . import gqa, mme, mmvet, pope, scienceqa, senna, textvqa, vizwiz, vqav2
 from .base import Benchmark
 from .mmbench import MMBENCH, MMBENCH_CN
 
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         MMBENCH,
         MMBENCH_CN,
         mmvet.BENCHMARK,
+        senna.BENCHMARK,
     )
 }
 

@@ -40,7 +40,8 @@ class Benchmark:
 
     `folder` is its name under playground/data/eval, `images` the image folder inside it. `metric`
     is the key of the headline number in a score, and `best` the number a perfect model gets, unless
-    the score has a `best` of its own. Questions of the same `group` are scored together.
+    the score has a `best` of its own. `conv_mode` is the conversation that published scores are
+    made with. Questions of the same `group` are scored together.
     Where `scored_here` is False, `score` raises a ValueError that says who scores the answers.
     """
 
@@ -53,6 +54,7 @@ class Benchmark:
     score: Score
     best: float = 100.0
     max_new_tokens: int = 128
+    conv_mode: str = "vicuna_v1"
     group: Callable[[Question], object] | None = None
     scored_here: bool = True
 

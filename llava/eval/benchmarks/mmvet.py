@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from ..questions import QuestionFile
 from ..scoring import percentages_by_group, texts_by_id
-from .base import Benchmark, require_complete
+from .base import Benchmark, existing, require_complete
 
 NAME = "mmvet"
 QUESTIONS = "llava-mm-vet.jsonl"
@@ -40,7 +40,7 @@ def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> Que
         FileNotFoundError: no question file; says where it comes from.
         ValueError: a malformed file, a wrong chunk.
     """
-    return QuestionFile(_existing(folder / QUESTIONS), num_chunks, chunk_idx)
+    return QuestionFile(_questions(folder / QUESTIONS), num_chunks, chunk_idx)
 
 
 def write_submission(
@@ -55,7 +55,7 @@ def write_submission(
     """
     asked: list[str] | None = None
     if question_file is not None:
-        file = QuestionFile(_existing(question_file))
+        file = QuestionFile(_questions(question_file))
         asked = [str(file[position].question_id) for position in range(len(file))]
     texts = texts_by_id(answers, asked)
     if not texts:
@@ -76,8 +76,7 @@ def load_capabilities(path: Path) -> dict[str, tuple[str, ...]]:
         FileNotFoundError: no such file; says where it comes from.
         ValueError: not MM-Vet's file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: mm-vet.json is in mm-vet.zip of MM-Vet.")
+    existing(path, "mm-vet.json is in mm-vet.zip of MM-Vet.")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         result = {key: tuple(sorted(set(e["capability"]))) for key, e in entries.items()}
@@ -99,8 +98,7 @@ def load_grades(path: Path) -> dict[str, list[float]]:
         ValueError: not a grade file, a grade outside 0 to 1, or answers graded more often than
             others.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"Grade file {path} not found. {GRADING}")
+    existing(path, GRADING, "Grade file ")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         grades = {key: [float(grade) for grade in e["score"]] for key, e in entries.items()}
@@ -164,12 +162,8 @@ def score(
     raise ValueError(GRADING)
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Question file {path} not found: llava-mm-vet.jsonl is in mm-vet/ of LLaVA's eval.zip."
-        )
-    return path
+def _questions(path: Path) -> Path:
+    return existing(path, "llava-mm-vet.jsonl is in mm-vet/ of LLaVA's eval.zip.", "Question file ")
 
 
 BENCHMARK = Benchmark(

@@ -72,10 +72,9 @@ def load_labels(path: Path) -> dict[Key, bool]:
         FileNotFoundError: no such file; says where it comes from.
         ValueError: a malformed line, a label that is neither yes nor no, two labels to a question.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"Label file {path} not found. {_SOURCE}.")
     labels: dict[Key, bool] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    file = existing(path, f"{_SOURCE}.", "Label file ")
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:

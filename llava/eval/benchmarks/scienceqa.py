@@ -28,7 +28,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from ..question_list import QuestionList, file_digest
 from ..questions import Question
 from ..scoring import percentage, percentages_by_group, texts_by_id
-from .base import Benchmark, require_complete, require_fields
+from .base import Benchmark, existing, require_complete, require_fields
 
 NAME = "scienceqa"
 QUESTION_FILE = "llava_test_CQM-A.json"
@@ -220,9 +220,8 @@ BENCHMARK = Benchmark(
 
 
 def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        source = "LLaVA's eval.zip" if path.name == QUESTION_FILE else "lupantech/ScienceQA"
-        raise FileNotFoundError(f"{path} not found: {path.name} comes from {source}.")
+    source = "LLaVA's eval.zip" if path.name == QUESTION_FILE else "lupantech/ScienceQA"
+    existing(path, f"it comes from {source}.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -22,7 +22,7 @@ from typing import Any
 from ..answer_normaliser import REFERENCES, normalise, soft_accuracies
 from ..questions import Question, QuestionFile
 from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
-from .base import Benchmark, existing_annotations, require_complete, require_fields
+from .base import Benchmark, existing, existing_annotations, require_complete, require_fields
 
 NAME = "vizwiz"
 QUESTIONS = "llava_val.jsonl"
@@ -181,14 +181,12 @@ def _read(entry: dict[str, Any]) -> Annotation:
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
-        made = (
-            "scripts/write_val_questions.py --benchmark vizwiz makes it from val.json"
-            if path.name == QUESTIONS
-            else "llava_test.jsonl is in vizwiz/ of LLaVA's eval.zip"
-        )
-        raise FileNotFoundError(f"Question file {path} not found: {made}. {_SERVER}")
-    return path
+    made = (
+        "scripts/write_val_questions.py --benchmark vizwiz makes it from val.json"
+        if path.name == QUESTIONS
+        else "llava_test.jsonl is in vizwiz/ of LLaVA's eval.zip"
+    )
+    return existing(path, f"{made}. {_SERVER}", "Question file ")
 
 
 def _questions(path: Path) -> Sequence[Question]:

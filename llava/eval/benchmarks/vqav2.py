@@ -28,7 +28,7 @@ from typing import Any
 from ..answer_normaliser import REFERENCES, normalise, normalise_official
 from ..questions import QuestionFile, parse_question
 from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
-from .base import Benchmark, existing_annotations, require_complete
+from .base import Benchmark, existing, existing_annotations, require_complete
 
 QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
@@ -50,12 +50,11 @@ def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> Que
         FileNotFoundError: no question file; says what goes into it.
         ValueError: a malformed file, a wrong chunk.
     """
-    path = folder / QUESTIONS
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} not found. LLaVA does not have it; scripts/write_val_questions.py makes it of "
-            f"v2_OpenEnded_mscoco_val2014_questions.json (visualqa.org)."
-        )
+    path = existing(
+        folder / QUESTIONS,
+        "LLaVA does not have it; scripts/write_val_questions.py makes it of "
+        "v2_OpenEnded_mscoco_val2014_questions.json (visualqa.org).",
+    )
     return QuestionFile(path, num_chunks, chunk_idx)
 
 
@@ -185,10 +184,7 @@ def _read(entry: dict[str, Any]) -> Annotation:
 
 def _question_ids(path: Path) -> list[str | int]:
     """The ids in a question file, in its order."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Question file {path} not found: it is in vqav2/ of LLaVA's eval.zip."
-        )
+    existing(path, "it is in vqav2/ of LLaVA's eval.zip.", "Question file ")
     with path.open("rb") as file:
         lines = ((index, line) for index, line in enumerate(file) if line.strip())
         ids = [parse_question(line, index, path).question_id for index, line in lines]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import official_page, table1, table2, table4
+from . import official_page, table1, table2, table3, table4
 from .base import DERIVED, ROW, Column, Row, Table
 
 TABLES: dict[str, Table] = {
@@ -10,6 +10,7 @@ TABLES: dict[str, Table] = {
     for table in (
         table1.TABLE,
         table2.TABLE,
+        table3.TABLE,
         table4.TABLE_A,
         table4.TABLE_B,
         official_page.EXTENDED,

@@ -12,4 +12,11 @@ SQA = Column("sqa", "SQA", "scienceqa", "test, accuracy on the questions with an
 GQA = Column("gqa", "GQA", "gqa", "testdev balanced, exact answers")
 TEXTVQA = Column("textvqa", "TextVQA", "textvqa", "validation, with OCR tokens in the prompt")
 POPE = Column("pope", "POPE", "pope", "mean F1 of random, popular and adversarial")
+SENNA = Column(
+    "senna",
+    "planning accuracy",
+    "senna",
+    "not printed; both words of the plan occur in the answer",
+    "planning_accuracy",
+)
 VQAV2 = Column("vqav2", "VQAv2", "vqav2", "published: test-dev, by its server; measured: val2014")

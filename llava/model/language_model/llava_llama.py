@@ -36,6 +36,7 @@ class LlavaConfig(LlamaConfig):
     """A Llama config with LLaVA's `mm_*` keys, and the vision tower's config as `mm_vision_config`.
 
     The class attributes are the values of keys that LLaVA-1.5's config.json leaves out.
+    `mm_token_adapter`: tokens of a view before and after Senna's adapter, None without one.
     """
 
     model_type = "llava_llama"
@@ -44,6 +45,7 @@ class LlavaConfig(LlamaConfig):
     mm_vision_select_feature = "patch"
     mm_projector_type = "linear"
     mm_patch_merge_type = "flat"
+    mm_token_adapter = None
     mm_use_im_start_end = False
     mm_use_im_patch_token = False
     image_aspect_ratio = "square"

@@ -1,0 +1,39 @@
+"""Answers Senna's plan questions: `python -m llava.eval.model_vqa_senna --model-path ... --help`.
+
+The flags of `llava.eval.model_vqa_loader`, whose exit status it shares, with the defaults of
+Senna's own evaluation: conversation `llava_v1` and up to 512 new tokens. --question-file is a JSON
+list in Senna's format. The views stay in the list's order, though the labels in the text have
+another one: so Senna was trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .benchmarks import senna
+from .model_vqa_loader import answer, build_parser
+from .senna.questions import SennaQuestions
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = build_parser("llava.eval.model_vqa_senna", "Senna's questions about driving plans")
+    result.set_defaults(
+        max_new_tokens=senna.BENCHMARK.max_new_tokens, conv_mode=senna.BENCHMARK.conv_mode
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return answer(
+        parser(),
+        argv,
+        lambda args: SennaQuestions(args.question_file, args.num_chunks, args.chunk_idx),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""A tiny Senna, as it is trained: the model of `llava.model` itself, and heads for its first stage.
+
+576 patches and 128 tokens a view are Senna's; the widths are small. All parts are those that a
+checkpoint is loaded into, so what is trained is what is evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig
+
+from llava.constants import IGNORE_INDEX
+from llava.eval.senna.plan import CAMERAS
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.weights import VISION, rename, write_json, write_tensors, write_vision_tower
+from llava.pruning.layout import TEXT, TokenLayout, take
+from llava.train.drive.frames import Frame
+from llava.train.tokenizer import write_tokenizer
+
+PATCHES, TOKENS = 576, 128
+_IMAGE_SIZE, _PATCH_SIZE = 336, 14
+_MAX_LENGTH = 2048
+_TOWER = "vision_tower"  # the folder of the tower in an exported checkpoint
+
+_LIGHTS = (None, "red", "green")
+_LEADS = (None, "rolling", "braking")
+_ARROWS = (None, "left", "right")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the model."""
+
+    vocab_size: int
+    hidden_size: int = 64
+    intermediate_size: int = 160
+    layers: int = 6
+    heads: int = 4
+    vision_hidden_size: int = 48
+    vision_intermediate_size: int = 96
+    vision_layers: int = 2
+    vision_heads: int = 3
+
+    def config(self) -> LlavaConfig:
+        """The config of the model, with Senna's adapter."""
+        vision = CLIPVisionConfig(
+            hidden_size=self.vision_hidden_size,
+            intermediate_size=self.vision_intermediate_size,
+            num_hidden_layers=self.vision_layers,
+            num_attention_heads=self.vision_heads,
+            image_size=_IMAGE_SIZE,
+            patch_size=_PATCH_SIZE,
+            projection_dim=self.vision_hidden_size,
+            hidden_act="quick_gelu",
+        )
+        return LlavaConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=_MAX_LENGTH,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            mm_vision_config=vision.to_dict(),
+            mm_hidden_size=self.vision_hidden_size,
+            mm_projector_type="mlp2x_gelu",
+            mm_vision_select_layer=-2,
+            mm_vision_select_feature="patch",
+            mm_token_adapter=[PATCHES, TOKENS],
+            image_aspect_ratio="pad",
+        )
+
+
+class DriveModel(nn.Module):
+    """The model, and linear heads that name what a view shows from the mean of its tokens."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.senna = LlavaLlamaForCausalLM(shape.config())
+        _initialise(self.senna)
+        sizes = {
+            "camera": len(CAMERAS),
+            "light": len(_LIGHTS),
+            "lead": len(_LEADS),
+            "arrow": len(_ARROWS),
+            "cones": 2,
+            "vehicle": 2,
+        }
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(shape.hidden_size, size) for name, size in sizes.items()}
+        )
+
+    def see(self, pixels: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of naming what views show, by name, and `..._right`, the shares named rightly.
+
+        pixels: (views, 3, 336, 336), normalised. labels: (views,) long each, as `view_labels`, of
+        at least one view that the head is asked about.
+        """
+        seen = torch.stack([image.embeds for image in self.senna.encode_images(pixels)]).mean(1)
+        losses = {}
+        for name, head in self.heads.items():
+            logits = head(F.layer_norm(seen, seen.shape[-1:]))
+            losses[name] = F.cross_entropy(logits, labels[name])
+            asked = labels[name] != IGNORE_INDEX
+            right = (logits.argmax(-1) == labels[name])[asked].float().mean()
+            losses[f"{name}_right"] = right.detach()
+        return losses
+
+    def answer(
+        self,
+        pixels: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        visual: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of the answers, and `exact`, the share of frames answered without a mistake.
+
+        pixels: (6 x batch, 3, 336, 336); ids, mask, labels: (batch, n), left-padded. An answer
+        counts if each of its tokens is the model's first choice after those before it. `visual`:
+        the decoder gets so many tokens of each view, drawn by `generator`, with positions that
+        close the gaps; None for all.
+        """
+        model = self.senna
+        prompt = model.embed_prompt(ids, mask, pixels, labels=labels)
+        embeds, valid, targets = prompt.embeds, prompt.layout.valid, prompt.labels
+        if visual is not None:
+            columns = some_columns(prompt.layout, visual, generator)
+            embeds = take(embeds, columns)
+            valid, targets = valid.gather(1, columns), targets.gather(1, columns)
+        hidden = model.model(
+            inputs_embeds=embeds, attention_mask=valid, use_cache=False
+        ).last_hidden_state[:, :-1]
+        asked = (targets := targets[:, 1:]) != IGNORE_INDEX
+        logits = model.lm_head(hidden[asked])
+        wrong = (logits.argmax(-1) != targets[asked]).float()
+        mistakes = torch.zeros_like(targets, dtype=torch.float)
+        mistakes[asked] = wrong
+        exact = (mistakes.sum(1) == 0).float().mean()
+        return {"answer": F.cross_entropy(logits, targets[asked]), "exact": exact.detach()}
+
+
+def some_columns(layout: TokenLayout, count: int, generator: torch.Generator | None) -> Tensor:
+    """Columns (batch, m), ascending: all text and padding, and `count` tokens of each view, drawn
+    at random. Samples must have the same number of views."""
+    chance = torch.rand(layout.image.shape, generator=generator).to(layout.image.device)
+    kept = layout.image == TEXT
+    for view in range(int(layout.image.max()) + 1):
+        own = layout.image == view
+        rank = chance.masked_fill(~own, 2.0).argsort(1).argsort(1)
+        kept |= own & (rank < count)
+    return kept.nonzero()[:, 1].view(layout.batch, -1)
+
+
+def view_labels(frame: Frame) -> dict[str, list[int]]:
+    """What each view of a frame shows, in the order of CAMERAS, by the name of its head.
+
+    IGNORE_INDEX where a head is not asked: what only the front view can show, of the others.
+    """
+    front = {
+        "light": _LIGHTS.index(frame.light),
+        "lead": _LEADS.index(frame.lead),
+        "arrow": _ARROWS.index(frame.arrow),
+        "cones": int(frame.cones),
+    }
+    others = [IGNORE_INDEX] * (len(CAMERAS) - 1)
+    return {
+        "camera": list(range(len(CAMERAS))),
+        **{name: [label, *others] for name, label in front.items()},
+        "vehicle": [IGNORE_INDEX, *(int(camera in frame.vehicles) for camera in CAMERAS[1:])],
+    }
+
+
+def export(model: DriveModel, tokenizer_model: bytes, folder: Path) -> None:
+    """Write the checkpoint in Senna's format: original LLaVA names and the adapter, float16.
+
+    Other than the published one, it brings its vision tower along, in the folder that its config
+    names. The heads are left out.
+    """
+    config = model.senna.config
+    state = {
+        rename(name, "module", "original"): tensor.detach().to("cpu", torch.float16)
+        for name, tensor in model.senna.state_dict().items()
+    }
+    write_tokenizer(folder, tokenizer_model, _MAX_LENGTH)
+    write_vision_tower(folder / _TOWER, config.mm_vision_config, state)
+    write_tensors(folder, {k: v for k, v in state.items() if not k.startswith(VISION)})
+    write_json(folder / "config.json", config_values(model.shape))
+
+
+def config_values(shape: Shape) -> dict[str, object]:
+    """config.json: the keys that Senna's has, and the vision tower beside it."""
+    config = shape.config()
+    names = (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+        *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps"),
+        *("hidden_act", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
+        *("mm_hidden_size", "mm_projector_type", "mm_vision_select_layer"),
+        *("mm_vision_select_feature", "image_aspect_ratio"),
+    )
+    return {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        **{name: getattr(config, name) for name in names},
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_tower": _TOWER,
+        "tokenizer_model_max_length": _MAX_LENGTH,
+        "torch_dtype": "float16",
+        "use_cache": True,
+        "use_mm_proj": True,
+    }
+
+
+@torch.no_grad()
+def _initialise(model: LlavaLlamaForCausalLM) -> None:
+    """Matrices keep the size of what goes through them; patches know their places from the start.
+
+    Stock initial weights are meant for widths of thousands, and leave small models with almost
+    nothing behind a few layers.
+    """
+    last = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")
+    depth = (2 * model.config.num_hidden_layers) ** -0.5
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            scale = 1.0 if "embed" in name else parameter[0].numel() ** -0.5
+            parameter.normal_(0, scale * (depth if name.endswith(last) else 1.0))
+        elif name.endswith("bias"):
+            parameter.zero_()
+    embeddings = model.get_vision_tower().inner.embeddings
+    embeddings.patch_embedding.weight.normal_(0, (3 * _PATCH_SIZE**2) ** -0.5)
+    embeddings.class_embedding.normal_()
+    embeddings.position_embedding.weight.copy_(
+        _places(embeddings.position_embedding.weight.shape[1])
+    )
+
+
+def _places(width: int) -> Tensor:
+    """Sines of row and column, (1 + patches, width), the CLS token's zero."""
+    grid = _IMAGE_SIZE // _PATCH_SIZE
+    frequencies = torch.exp(torch.linspace(0, -3, width // 4))
+    angles = torch.arange(grid)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], 1)
+    rows = axis[:, None].expand(grid, grid, -1)
+    columns = axis[None].expand(grid, grid, -1)
+    table = torch.zeros(1 + grid**2, width)
+    table[1:, : 4 * (width // 4)] = torch.cat([rows, columns], -1).flatten(0, 1)
+    return table * math.sqrt(0.5)

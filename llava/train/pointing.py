@@ -1,0 +1,187 @@
+"""Where a question's words should look: a loss on the attention of three decoder layers.
+
+The answer to a yes/no question is one bit, from which the decoder learns only slowly to find what
+is asked about. The scene graph knows where that is. So while training, the last token of each
+mention ("the red circle") is asked to attend to the patches of what it names, in an early layer,
+the token that begins the answer to the patches of what the answer depends on, in a middle layer,
+and to the line of the right option, if there are options, in a late one; half of the heads of each,
+on the attention that the layer computes anyway. What names nothing in the picture attends to BOS.
+Nothing is added to the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from llava.train.items import Item, Sign, Thing
+from llava.train.question import Question
+from llava.train.scenes import Scene
+from llava.train.vocabulary import COLOURS, PLACES, SHAPES
+
+#: Kinds of tokens that point to items; 0 is none.
+MENTION, FOCUS = 1, 2
+#: What a token has to do with the options of its question: part of the right one, or choosing.
+RIGHT, CHOOSES = 1, 2
+#: The decoder layer, as a share of its depth, whose attention is guided.
+DEPTH = {"mention": 1 / 6, "focus": 5 / 12, "option": 3 / 4}
+
+_PLURALS = {shape + ("es" if shape == "cross" else "s"): shape for shape in SHAPES}
+_PLACE = "|".join(sorted((p for row in PLACES for p in row), key=len, reverse=True))
+_MENTION = re.compile(
+    rf"\b(?:(?P<colour>{'|'.join(COLOURS)}) )?"
+    rf"(?P<noun>{'|'.join((*_PLURALS, *SHAPES))}|object|sign)\b"
+    rf"(?: at the (?P<place>{_PLACE})\b)?(?: that says (?P<text>\w+))?"
+)
+
+
+def mentions(text: str, scene: Scene) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """What the question's own words name: (place in the text after the mention, items).
+
+    Items are indices into `scene.items`; none means that the picture has no such thing. "Object"
+    alone, whose meaning the rest of the question gives, is no mention.
+    """
+    for found in _MENTION.finditer(text.split("\n")[0]):
+        if found["noun"] == "object" and not found["colour"]:
+            continue
+        yield found.end(), _indices(scene, (i for i in scene.items if _is_named(i, found)))
+
+
+def _is_named(item: Item, found: re.Match[str]) -> bool:
+    noun = found["noun"]
+    if found["colour"] and item.colour != found["colour"]:
+        return False
+    if isinstance(item, Thing):
+        return noun == "object" or item.shape == _PLURALS.get(noun, noun)
+    return (
+        isinstance(item, Sign)
+        and noun == "sign"
+        and (not found["place"] or item.place == found["place"])
+        and (not found["text"] or item.text == found["text"].lower())
+    )
+
+
+def focus(question: Question, scene: Scene) -> tuple[int, ...]:
+    """Indices of the items that the answer is read from, once those on the way are found."""
+    if question.kind in ("exists", "exists colored"):  # any of several that fit
+        return next(mentions(question.text, scene))[1]
+    skipped = 1 if question.kind in ("beside", "twin shape", "twin pattern", "twin side") else 0
+    return _indices(scene, question.targets[skipped:])
+
+
+def right_option(text: str, answer: str) -> tuple[int, int] | None:
+    """Start and end in the text of the line of the option that a letter chooses, if it is one."""
+    found = re.search(rf"\n{answer}\. [^\n]*", text) if len(answer) == 1 else None
+    return found.span() if found else None
+
+
+def _indices(scene: Scene, items: Iterable[Item]) -> tuple[int, ...]:
+    wanted = tuple(items)
+    return tuple(index for index, item in enumerate(scene.items) if item in wanted)
+
+
+class AttentionGuide:
+    """Keeps queries and keys of the guided layers during a forward of the decoder."""
+
+    def __init__(self, decoder: LlamaForCausalLM) -> None:
+        self.rotary = decoder.model.rotary_emb
+        layers = decoder.model.layers
+        self.modules = {
+            name: layers[int(depth * len(layers))].self_attn for name, depth in DEPTH.items()
+        }
+        self.heads = decoder.config.num_attention_heads // 2
+        self.kept: dict[tuple[str, str], torch.Tensor] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[AttentionGuide]:
+        """Keep what the layers project inside this context."""
+        handles = []
+        for name, module in self.modules.items():
+            for projection in ("q_proj", "k_proj"):
+
+                def keep(_module, _inputs, output, key=(name, projection)) -> None:
+                    self.kept[key] = output
+
+                handles.append(getattr(module, projection).register_forward_hook(keep))
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.kept = {}
+
+    def loss(
+        self,
+        pointing: torch.Tensor,
+        items: torch.Tensor,
+        options: torch.Tensor,
+        owner: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Cost and success of each kind of pointing.
+
+        The cost of a token is -log(attention on what it should look at), the mean over its items if
+        there are several.
+
+        Args:
+            pointing: (batch, n) long, kind of pointing of the last n tokens of the sequence.
+            items: (batch, n, m) bool, which items each of them points to.
+            options: (batch, n) long, RIGHT or CHOOSES or 0.
+            owner: (batch, visual) long, the item that each visual token shows, -1 for none.
+            mask: (batch, 1, length, length) bool, as the decoder gets it.
+            positions: (batch, length), as the decoder gets them.
+
+        Returns:
+            Costs by the names of `DEPTH`, and `..._share`, how much of the attention lies where it
+            should; without those that no token asks for.
+        """
+        text = pointing.shape[1]
+        length = mask.shape[-1]
+        before = length - text - owner.shape[1]
+        # patches of each item, and BOS for what points nowhere, which is the last "item"
+        patches = owner[:, None] == torch.arange(items.shape[2], device=owner.device)[:, None]
+        places = torch.zeros(len(owner), items.shape[2] + 1, length, device=owner.device)
+        places[:, :-1, before : length - text] = patches.float()
+        places[:, -1, 0] = 1
+        items = torch.cat([items, ~items.any(-1, keepdim=True)], dim=-1)
+        # an item too small to be any patch's own cannot be pointed to
+        items = items & places.any(-1)[:, None]
+        right = torch.zeros(len(owner), 1, length, device=owner.device)
+        right[:, 0, length - text :] = (options == RIGHT).float()
+        chooses = (options == CHOOSES)[:, :, None]
+        targets = {
+            "mention": (places, items & (pointing == MENTION)[:, :, None]),
+            "focus": (places, items & (pointing == FOCUS)[:, :, None]),
+            "option": (right, chooses),
+        }
+        found = {}
+        for name, (places, wanted) in targets.items():
+            rows = wanted.any(-1)
+            if not rows.any():
+                continue
+            share = self._attention(name, mask[:, :, -text:], positions) @ places.mT[:, None]
+            share = share.transpose(1, 2)[rows]  # rows, heads, items
+            weight = wanted[rows].float()[:, None]
+            cost = -(share.clamp(min=1e-6).log() * weight).sum(-1) / weight.sum(-1)
+            found[name] = cost.mean()
+            found[f"{name}_share"] = (share * weight).sum(-1).mean().detach()
+        return found
+
+    def _attention(self, name: str, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Attention (batch, heads, n, length) of the guided heads from the last n tokens."""
+        module = self.modules[name]
+        query, key = (
+            self.kept[name, projection].float().unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
+            for projection in ("q_proj", "k_proj")
+        )
+        cos, sin = self.rotary(query, positions)
+        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        scores = query[:, : self.heads, -mask.shape[2] :] @ key[:, : self.heads].mT
+        lowest = torch.finfo(scores.dtype).min
+        return (scores * module.scaling).masked_fill(~mask, lowest).softmax(-1)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Senna's planning accuracy: answers, then scores.
+#   bash scripts/senna/eval.sh TOKENS [flags of llava.eval.model_vqa_senna]
+# TOKENS are those of a camera view, of 128, as the paper's Table 3 counts: 26, 32, 38, 45, 51. The
+# six views of a question share six times as many.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../eval_common.sh"
+
+VIEWS=6
+
+setup senna rb93dett/Senna "$@"
+need_model "checkpoint rb93dett/Senna on the Hugging Face hub"
+QUESTIONS=${QUESTIONS:-$DATA/eval_plan_qa.json}
+need "$QUESTIONS" "questions: not published; python -m llava.eval.senna.build makes them of nuScenes' val frames"
+IMAGES=${IMAGES:-$DATA}
+need "$IMAGES" "images: nuScenes from nuscenes.org, where the questions' paths lead"
+stop_if_missing
+scale_depths
+
+SUBFOLDER=$CKPT/$METHOD/n_$TOKENS
+if [[ $CHUNKS != 1 ]]; then
+    SUBFOLDER+=/${CHUNKS}_$CHUNK
+fi
+ANSWERS=${ANSWERS:-$DATA/answers/$SUBFOLDER.jsonl}
+answer model_vqa_senna \
+    --model-path "$MODEL_PATH" \
+    --question-file "$QUESTIONS" \
+    --image-folder "$IMAGES" \
+    --answers-file "$ANSWERS" \
+    --temperature 0 \
+    --target-token-num $((VIEWS * TOKENS)) \
+    --x0 14.9 --k0 0.4 --gamma 0.2 ${DEPTHS[@]+"${DEPTHS[@]}"} \
+    ${FLAGS[@]+"${FLAGS[@]}"}
+
+if [[ $CHUNKS != 1 ]]; then
+    echo "Part $CHUNK of $CHUNKS is in $ANSWERS. A part is not scored; when all are there," \
+        "--merge-chunks $CHUNKS in place of the two flags merges and scores them." >&2
+else
+    "$PYTHON" -m llava.eval.eval_senna --annotation-file "$QUESTIONS" --result-file "$ANSWERS"
+fi
