@@ -12,16 +12,13 @@ from typing import Any
 
 from llava.conversation import conv_templates
 from llava.eval.arguments import add_depth_argument, setting_defaults
-from llava.eval.depths import scale_depths
+from llava.eval.depths import meant_for, scale_depths
 from llava.eval.models import load_model
 from llava.eval.plan import PlannedRun, parse_runs
 from llava.pruning import find
 
 DEMO = "playground/demo/llava-demo"
 
-#: Depths are published for 32 layers, and the paper took the same numbers for 40.
-PUBLISHED_LAYERS = 32
-_TAKEN_AS_THEY_ARE = (32, 40)
 _CURVE = ("x0", "k0", "gamma", "beta", "budget_mode")
 
 
@@ -85,10 +82,7 @@ def scaled(runs: Sequence[PlannedRun], args: argparse.Namespace, layers: int) ->
 
     Without --depth-layers and --x0, depths are taken to be meant for 32 layers, as the scripts do.
     """
-    given_for = args.depth_layers
-    if given_for is None:
-        as_they_are = layers in _TAKEN_AS_THEY_ARE or args.x0 is not None
-        given_for = layers if as_they_are else PUBLISHED_LAYERS
+    given_for = meant_for(args.depth_layers, args.x0, layers)
     result = []
     for run in runs:
         pruner, said = scale_depths(run.pruner, given_for, layers)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 
 from llava import pruning
+from llava.eval.depths import PUBLISHED_LAYERS
 from llava.mm_utils import load_image
 from llava.pruning.autoprune import PRESETS, AutoPrune
 from llava.pruning.base import Observation, Pruner, PrunerRun
@@ -125,7 +126,7 @@ class Row:
 
 def paper_layers(layers: int) -> tuple[int, ...]:
     """The paper's layers at the same relative depth of a decoder of `layers`, ascending."""
-    moved = (round(layer * layers / asking.PUBLISHED_LAYERS) for layer in PAPER_LAYERS)
+    moved = (round(layer * layers / PUBLISHED_LAYERS) for layer in PAPER_LAYERS)
     return tuple(sorted({min(max(layer, 1), layers - 1) for layer in moved}))
 
 

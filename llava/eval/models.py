@@ -18,15 +18,26 @@ LoadModel = Callable[[RunSettings], tuple[Any, Any, Any]]
 
 
 def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
-    """Tokenizer, model and image processor of these settings.
+    """What `load_checkpoint` gives, without the context length."""
+    return load_checkpoint(settings)[:3]
+
+
+def load_checkpoint(settings: RunSettings) -> tuple[Any, Any, Any, int]:
+    """Tokenizer, model, image processor and context length of these settings, or of a parsed
+    command line with the same names.
 
     Raises:
         ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
     """
     from llava.model.builder import load_pretrained_model
 
-    demand_device(settings.device)
-    tokenizer, model, image_processor, _ = load_pretrained_model(
+    if settings.device is not None:
+        try:
+            torch.empty(0, device=settings.device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--device {settings.device} cannot be used here: {reason}") from None
+    return load_pretrained_model(
         settings.model_path,
         settings.model_base,
         vision_tower=settings.vision_tower,
@@ -38,18 +49,6 @@ def load_model(settings: RunSettings) -> tuple[Any, Any, Any]:
         merge_type=settings.merge_type,
         processing=settings.processing,
     )
-    return tokenizer, model, image_processor
-
-
-def demand_device(name: str | None) -> None:
-    """Raise ValueError for a device that this machine does not have; None is always there."""
-    if name is None:
-        return
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here: {reason}") from None
 
 
 class ModelOnce:

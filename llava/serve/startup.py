@@ -14,10 +14,10 @@ from llava.eval.arguments import (
     add_depth_argument,
     add_hardware_arguments,
     add_model_arguments,
+    setting_defaults,
 )
 from llava.eval.depths import meant_for, scale_depths
-from llava.eval.models import demand_device
-from llava.model.builder import load_pretrained_model
+from llava.eval.models import load_checkpoint
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
 from llava.pruning.base import Pruner
 
@@ -41,7 +41,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint, the device and the pruning flags of all programs."""
     add_model_arguments(parser.add_argument_group("checkpoint"))
     add_hardware_arguments(parser)
-    parser.set_defaults(dtype="auto", attn_implementation="sdpa", processing="llava")
+    # As in the answering programs, but for what the program has set itself.
+    unset = {k: v for k, v in setting_defaults().items() if parser.get_default(k) is None}
+    parser.set_defaults(**unset)
     add_pruning_arguments(parser)
     add_depth_argument(parser)
 
@@ -54,21 +56,7 @@ def load(args: argparse.Namespace) -> Loaded:
     """
     if args.load_4bit and args.load_8bit:
         raise ValueError("--load-4bit and --load-8bit exclude each other; give one of them")
-    demand_device(args.device)
-    return Loaded(
-        *load_pretrained_model(
-            args.model_path,
-            args.model_base,
-            vision_tower=args.vision_tower,
-            dtype=args.dtype,
-            device=args.device,
-            attn_implementation=args.attn_implementation,
-            load_8bit=args.load_8bit,
-            load_4bit=args.load_4bit,
-            merge_type=args.merge_type,
-            processing=args.processing,
-        )
-    )
+    return Loaded(*load_checkpoint(args))
 
 
 def scaled_pruner(args: argparse.Namespace, layers: int) -> Pruner:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from llava import pruning
-from llava.eval.depths import scale_depths
+from llava.eval.depths import meant_for, scale_depths
 from llava.eval.models import decoder_layers, decoder_shape
 from llava.pruning.base import PrunerRun
 from tests.checkpoints import write_hf, write_original
@@ -61,3 +61,17 @@ def test_a_checkpoint_tells_its_layers_and_sizes(tmp_path, written) -> None:
     shape = decoder_shape(str(folder))
     sizes = shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.intermediate
     assert sizes == (3, 64, 4, 4, 96)
+
+
+@pytest.mark.parametrize(
+    ("depth_layers", "x0", "layers", "expected"),
+    [
+        (None, None, 12, 32),
+        (None, None, 32, 32),
+        (None, None, 40, 40),  # the paper took the same numbers for 40 layers
+        (None, 5.6, 12, 12),  # a depth of the user's own is meant for this decoder
+        (24, 5.6, 12, 24),
+    ],
+)
+def test_for_which_decoder_depths_are_meant(depth_layers, x0, layers, expected) -> None:
+    assert meant_for(depth_layers, x0, layers) == expected

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from llava import pruning
-from llava.serve import cli
+from llava.serve import cli, startup
 
 from .paths import DEMO, PICTURE
 
@@ -132,3 +132,15 @@ def test_pruning_flags_arrive(monkeypatch) -> None:
     assert cli.scaled_pruner(args, 12).x0 == 5.6
     args = cli.build_parser().parse_args(FLAGS)
     assert cli.scaled_pruner(args, 40).x0 == pruning.build("autoprune").x0
+
+
+def test_defaults_of_the_checkpoint_are_those_of_all_programs_and_the_rest_are_llavas() -> None:
+    args = cli.build_parser().parse_args(FLAGS[:4])
+    assert (args.dtype, args.attn_implementation, args.device) == ("auto", "sdpa", None)
+    assert (args.temperature, args.max_new_tokens, args.conv_mode) == (0.2, 512, "vicuna_v1")
+
+
+def test_a_checkpoint_is_loaded_with_its_context() -> None:
+    loaded = startup.load(cli.build_parser().parse_args([*FLAGS, "--device", "cpu"]))
+    # config.json names no max_sequence_length, for which LLaVA takes 2048.
+    assert loaded.context_len == 2048 and loaded.layers == 12
