@@ -11,7 +11,7 @@ import io
 import json
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -22,6 +22,7 @@ from llava.train.scenes import TRAINING_SEEDS, make_scene
 from llava.train.turns import training_turns
 
 VOCAB_SIZE = 720
+_FILE = "tokenizer.model"
 _CAPITALS = re.compile(r"\b[A-Z]{2,}\b(?<!USER)(?<!ASSISTANT)(?<!OCR)")
 
 
@@ -68,10 +69,23 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int = VOCAB_SIZE) -> bytes
     return model.getvalue()
 
 
+def kept_tokenizer(
+    folder: Path, lines: Callable[[], Iterable[str]], vocab_size: int = VOCAB_SIZE
+) -> bytes:
+    """The model file of a work folder, learned from `lines()` when there is none yet.
+
+    A run that goes on needs the ids it began with, whatever the questions are by then.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        write_tokenizer(folder, train_tokenizer(lines(), vocab_size))
+    return path.read_bytes()
+
+
 def write_tokenizer(folder: Path, model: bytes, max_length: int = 2048) -> None:
     """Write `tokenizer.model`, `tokenizer_config.json` and `special_tokens_map.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model)
+    (folder / _FILE).write_bytes(model)
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     config = {
         "tokenizer_class": "LlamaTokenizer",

@@ -17,7 +17,7 @@ from llava.model.tokenizer import load_tokenizer
 from llava.train.export import export
 from llava.train.model import DemoModel, Shape
 from llava.train.recipe import DEMO
-from llava.train.tokenizer import corpus, train_tokenizer, write_tokenizer
+from llava.train.tokenizer import corpus, kept_tokenizer
 from llava.train.trainer import Trainer
 from llava.train.warm_start import start_from
 
@@ -53,8 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    tokenizer_model = train_tokenizer(corpus())
-    write_tokenizer(args.work / "tokenizer", tokenizer_model)
+    tokenizer_model = kept_tokenizer(args.work / "tokenizer", corpus)
     tokenizer = load_tokenizer(args.work / "tokenizer")
     shape = Shape(vocab_size=len(tokenizer))
     torch.manual_seed(args.seed)

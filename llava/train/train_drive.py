@@ -19,7 +19,7 @@ from llava.model.tokenizer import load_tokenizer
 from llava.train.drive.data import VOCAB_SIZE, corpus
 from llava.train.drive.model import DriveModel, Shape, export
 from llava.train.drive.trainer import Trainer
-from llava.train.tokenizer import train_tokenizer, write_tokenizer
+from llava.train.tokenizer import kept_tokenizer
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    tokenizer_model = train_tokenizer(corpus(), VOCAB_SIZE)
-    write_tokenizer(args.work / "tokenizer", tokenizer_model)
+    tokenizer_model = kept_tokenizer(args.work / "tokenizer", corpus, VOCAB_SIZE)
     tokenizer = load_tokenizer(args.work / "tokenizer")
     torch.manual_seed(args.seed)
     trainer = Trainer(

@@ -17,14 +17,14 @@ from llava.conversation import conv_templates
 from llava.mm_utils import load_image_processor, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.tokenizer import LlavaTokenizer, load_tokenizer
-from llava.train.data import EOS, TurnEncoder, choose_patches, make_batch
+from llava.train.data import EOS, Batch, TurnEncoder, choose_patches, make_batch
 from llava.train.drawing import render
 from llava.train.export import export, llava_config
 from llava.train.model import DemoModel, Shape
 from llava.train.muon import Muon, orthogonal
 from llava.train.recipe import DEMO, Stage
 from llava.train.scenes import TRAINING_SEEDS, Scene, Style, make_scene
-from llava.train.tokenizer import corpus, train_tokenizer, write_tokenizer
+from llava.train.tokenizer import corpus, kept_tokenizer, train_tokenizer, write_tokenizer
 from llava.train.trainer import StageData, Trainer
 from llava.train.turns import Turn, View, validation_turns
 from llava.train.vocabulary import UNSEEN_WORDS, WORDS
@@ -89,6 +89,12 @@ def test_tokenizer_is_deterministic_and_shaped_like_llamas(
     # signs are spelt, so that a word that training never shows can be read
     for word in (*WORDS, *UNSEEN_WORDS):
         assert len(tokenizer(word.upper(), add_special_tokens=False).input_ids) >= len(word) - 1
+
+
+def test_a_run_that_goes_on_keeps_the_ids_it_began_with(tmp_path: Path) -> None:
+    first = kept_tokenizer(tmp_path, lambda: ["one line", "another line"], vocab_size=300)
+    assert first == train_tokenizer(["one line", "another line"], 300)
+    assert kept_tokenizer(tmp_path, lambda: ["questions changed"], vocab_size=300) == first
 
 
 def test_each_packed_turn_is_the_evaluation_prompt(tokenizer: LlavaTokenizer) -> None:
@@ -276,12 +282,12 @@ def test_validation_is_greedy_decoding(tmp_path: Path, tokenizer: LlavaTokenizer
     asked = [(kind, turn.answer) for scene in scenes for kind, turn in validation_turns(scene)]
     (word,) = tokenizer("yes", add_special_tokens=False).input_ids
 
-    def answer(selected, corners, kept, turns) -> tuple[torch.Tensor, torch.Tensor]:
-        targets = turns.labels[turns.labels != IGNORE_INDEX]
+    def answer(selected: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict]:
+        targets = batch.turns.labels[batch.turns.labels != IGNORE_INDEX]
         logits = torch.zeros(len(targets), TINY.vocab_size)
         logits[:, word] = 1.0
         logits[(targets == EOS).nonzero().flatten(), EOS] = 2.0
-        return logits, targets
+        return logits, targets, {}
 
     trainer.model.answer = answer
     found = trainer.validate(WINDOW, scenes=8, batch=4)
