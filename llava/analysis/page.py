@@ -120,7 +120,8 @@ def gather(
     found, changes = find(results, data)
     chosen = most_different(found, most)
     shown = chosen if ask is None else tqdm(chosen, unit="question", desc="asked again")
-    cards = [Card(one, None if ask is None else ask(one)) for one in shown]
+    # Patches of several pictures would need as many squares: such questions are shown as text.
+    cards = [Card(one, None if ask is None or one.question.views else ask(one)) for one in shown]
     names = [entry["title"].partition(" (")[0] for entry in table["benchmarks"].values()]
     return Content(
         title=title or f"{', '.join(table['made_with']['model'])}: {', '.join(names)}",

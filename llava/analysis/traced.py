@@ -179,12 +179,12 @@ def demand_square(model_cfg: Any) -> None:
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if aspect_ratio not in (None, "square", "pad"):
         raise ValueError(
-            f"image_aspect_ratio {aspect_ratio!r} cuts a picture into tiles; kept patches are "
-            "drawn for checkpoints that see one square (pad or square)"
+            f"image_aspect_ratio {aspect_ratio!r} cuts a picture into tiles; patches are drawn "
+            "for checkpoints that see one square (pad or square)"
         )
     if (adapter := getattr(model_cfg, "mm_token_adapter", None)) is not None:
         raise ValueError(
             f"this checkpoint's adapter mixes the {adapter[0]} patches of a picture into "
             f"{adapter[1]} tokens (as Senna's does); none of them has a place on the picture, so "
-            "there are no kept patches to draw"
+            "nothing can be drawn over it"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,9 @@ import pytest
 
 from llava import pruning
 from llava.analysis import page, traced
+from llava.analysis.differences import find
 from llava.analysis.page_html import _bits, _json
+from llava.eval.report import collect
 from llava.mm_utils import load_image
 
 from ..eval.benchmark_files import BENCHMARKS
@@ -97,6 +100,22 @@ def test_a_page_without_answers_says_why(runs) -> None:
     assert write_page(runs, "--no-model") == 0
     alone = "No benchmark has an unpruned run and a pruned one to compare with it."
     assert read_page(runs).count(alone) == 2 and not Elements(read_page(runs)).all("article")
+
+
+def test_a_question_about_several_pictures_is_shown_as_text(runs) -> None:
+    results = collect([runs / "out"], runs / "data", BENCHMARKS)
+    differences, _ = find(results, runs / "data")
+    views = replace(differences[0].question, views=("0.png", "<1>.png"))
+    several = replace(differences[0], question=views)
+
+    def refuse(one):
+        raise AssertionError("it is not asked again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "most_different", lambda found, most: [several])
+        content = page.gather(results, runs / "data", 1, ask=refuse)
+    assert [card.trace for card in content.cards] == [None]
+    assert "Picture: 0.png, <1>.png" in Elements(page.render(content)).texts
 
 
 def test_nothing_comes_from_elsewhere_and_no_path_is_told(runs) -> None:
