@@ -26,9 +26,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from llava import pruning
+from llava.eval.comparison import budget as recorded_budget
 from llava.eval.linefile import read_lines
 from llava.eval.models import decoder_shape
 from llava.eval.record import read_record
+from llava.eval.report import budget_text
 from llava.pruning.autoprune import PRESETS, AutoPrune
 from llava.pruning.budgets import budget, solve_plan
 from llava.pruning.cost import DecoderShape
@@ -51,7 +53,8 @@ class Curve:
 class Panel:
     """The curves of a run.
 
-    counted: "leaving" or "entering" a layer; budget: tokens a layer, None where it is a fraction
+    counted: "leaving" or "entering" a layer
+    budget:  tokens a layer; None for a fraction of FLOPs or KV bytes, or where samples differ in it
     whole:   samples within the budget, which are not pruned and have no curve
     """
 
@@ -80,11 +83,12 @@ def read(answers_file: Path, model_path: str | None = None) -> Panel:
     config = _config(answers_file, settings)
     shape = decoder_shape(settings["model_path"] if model_path is None else model_path)
     strict = config.budget_mode == "strict"
-    curves, whole = [], 0
+    curves, budgets, whole = [], set(), 0
     for number, _, answer in read_lines(answers_file):
         where = f"{answers_file}, line {number}"
         try:
-            found = _curve(config, shape, answer["metadata"], strict)
+            own = config.resolved((answer["metadata"]["n_visual"],))
+            found = _curve(own, shape, answer["metadata"], strict)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{where}: no recorded curve ({error!r}). These answers were written by an older "
@@ -96,16 +100,17 @@ def read(answers_file: Path, model_path: str | None = None) -> Panel:
             whole += 1
         else:
             curves.append(found)
+            budgets.add(own.target_token_num)
     if not curves:
         raise ValueError(
             f"{answers_file}: no sample was pruned, so there is no curve. Give a run of a smaller "
             "budget on questions with pictures."
         )
-    fraction = config.target_flops is not None or config.target_kv is not None
+    tokens = config.target_flops is None and config.target_kv is None and len(budgets) == 1
     return Panel(
         title=_title(answers_file, config),
         counted="entering" if strict else "leaving",
-        budget=None if fraction else config.target_token_num,
+        budget=budgets.pop() if tokens else None,
         curves=curves,
         whole=whole,
     )
@@ -135,6 +140,7 @@ def _config(answers_file: Path, settings: Mapping[str, Any]) -> AutoPrune:
 def _curve(
     config: AutoPrune, shape: DecoderShape, metadata: Mapping[str, Any], strict: bool
 ) -> Curve | None:
+    """The curve of a sample from its answer's metadata; `config` has its budget as a number."""
     measured = metadata["complexity"]
     if not measured:
         return None
@@ -146,8 +152,9 @@ def _curve(
         if abs(now - then) > 1e-6:
             raise ValueError(
                 f"its settings give {now:.4f} tokens {name} a layer, recorded were {then:.4f}. "
-                "Another version or another checkpoint made it: run it again, into another file, "
-                "or name the checkpoint with --model-path."
+                "Another version or another checkpoint made it (run it again, into another file, "
+                "or name the checkpoint with --model-path), or each of several pictures had a "
+                "budget of its own, which is not recorded."
             )
     return Curve(measured["mi"], plan.entering if strict else plan.leaving)
 
@@ -157,7 +164,7 @@ def _title(answers_file: Path, config: AutoPrune) -> str:
     named = [n for n, own in PRESETS.items() if own and own.items() <= values.items()]
     preset = named[0] if named else "released"
     mode = " strict" if config.budget_mode == "strict" else ""
-    return f"{answers_file.parent.name}: {preset}, {config.target_token_num:g}{mode}"
+    return f"{answers_file.parent.name}: {preset}, {budget_text(recorded_budget(values))}{mode}"
 
 
 def figure(panels: Sequence[Panel]) -> Figure:

@@ -27,6 +27,7 @@ from llava.eval.results import Result
 LOST, GAINED, OTHER = "lost", "gained", "other"
 UNKNOWN = "unknown"
 _LEVELS = ("none", "no-image")  # nothing was chosen there
+_COSTS = {"tokens_entering", "prefill_flops", "dense_prefill_flops"}
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class _Known:
         """The answers to questions about pictures, by the index of the question."""
         for number, _, line in read_lines(result.answers_file):
             metadata = line.get("metadata")
-            if not isinstance(metadata, dict) or not {"index", "cost"} <= metadata.keys():
+            if not isinstance(metadata, dict) or not _is_known(metadata):
                 raise ValueError(
                     f"{result.answers_file}, line {number}: no index or cost in its metadata. An "
                     "older version wrote these answers: run them again, into another file."
@@ -201,6 +202,12 @@ class _Known:
             reference = self.reference(index)
             right = None if reference is None else is_right(text, reference)
             yield index, Answer(text, right, metadata)
+
+
+def _is_known(metadata: Mapping[str, Any]) -> bool:
+    """Whether it says which question it is about and has the costs that a report shows."""
+    cost = metadata.get("cost")
+    return "index" in metadata and isinstance(cost, dict) and cost.keys() >= _COSTS
 
 
 def _plain(text: str) -> str:

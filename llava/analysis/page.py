@@ -47,7 +47,8 @@ class Asker:
     `model_path` and `device` replace the record's.
 
     Raises:
-        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
+        ValueError, OSError, ImportError: no such checkpoint, device or kernel, or one whose tokens
+            are no patches of one square; says which.
     """
 
     def __init__(self, result: Result, data: Path, model_path: str | None, device: str | None):
@@ -55,6 +56,10 @@ class Asker:
         if model_path is not None:
             settings["model_path"] = model_path
         self._tokenizer, self._model, self._processor = load_model(SimpleNamespace(**settings))
+        try:
+            traced.demand_square(self._model.config)
+        except ValueError as error:
+            raise ValueError(f"{error}. Give --no-model for a report without pictures.") from None
         self._data = data
         self._questions: dict[str, Any] = {}
 
@@ -115,7 +120,8 @@ def gather(
     found, changes = find(results, data)
     chosen = most_different(found, most)
     shown = chosen if ask is None else tqdm(chosen, unit="question", desc="asked again")
-    cards = [Card(one, None if ask is None else ask(one)) for one in shown]
+    # Patches of several pictures would need as many squares: such questions are shown as text.
+    cards = [Card(one, None if ask is None or one.question.views else ask(one)) for one in shown]
     names = [entry["title"].partition(" (")[0] for entry in table["benchmarks"].values()]
     return Content(
         title=title or f"{', '.join(table['made_with']['model'])}: {', '.join(names)}",

@@ -213,7 +213,8 @@ def _card(number: int, card: Card, picture: str | None) -> str:
 
 def _seen(number: int, card: Card, picture: str | None) -> str:
     if card.trace is None or picture is None:
-        return f'<p class="small">Picture: {escape(str(card.difference.question.image))}</p>'
+        names = ", ".join(card.difference.question.images)
+        return f'<p class="small">Picture: {escape(names)}</p>'
     grid, layers = card.trace.grid, card.trace.layers
     paths = "".join(f'<path class="{n}" d=""/>' for n in ("dropped", "tint", "frame", "padding"))
     return (

@@ -87,8 +87,8 @@ def run(
     `generation` goes to `model.generate`: a streamer, a temperature, `visual_token_num`.
 
     Raises:
-        ValueError: the checkpoint cuts pictures into tiles (see `seen`), no such conversation
-            template, or what the method raises.
+        ValueError: the checkpoint's tokens are no patches of one square (see `demand_square`), no
+            such conversation template, or what the method raises.
     """
     picture = seen(image, image_processor, model.config)
     inputs = ask(question, [image], tokenizer, image_processor, model, conv_mode)
@@ -159,20 +159,32 @@ def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Imag
     Padded or cropped at the centre as `llava.mm_utils.process_images` does.
 
     Raises:
-        ValueError: the checkpoint cuts pictures into tiles, which are no one square.
+        ValueError: what `demand_square` raises.
     """
+    demand_square(model_cfg)
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     side = image_processor.crop_size["height"]
     picture = image.convert("RGB")
     if aspect_ratio == "pad":
         picture = expand2square(picture, tuple(int(m * 255) for m in image_processor.image_mean))
-    elif aspect_ratio in (None, "square"):
+    else:
         short = min(picture.size)
         left, top = (picture.width - short) // 2, (picture.height - short) // 2
         picture = picture.crop((left, top, left + short, top + short))
-    else:
-        raise ValueError(
-            f"image_aspect_ratio {aspect_ratio!r} cuts a picture into tiles; kept patches are "
-            "drawn for checkpoints that see one square (pad or square)"
-        )
     return picture.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def demand_square(model_cfg: Any) -> None:
+    """Raise ValueError for a checkpoint whose visual tokens are not the patches of one square."""
+    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    if aspect_ratio not in (None, "square", "pad"):
+        raise ValueError(
+            f"image_aspect_ratio {aspect_ratio!r} cuts a picture into tiles; patches are drawn "
+            "for checkpoints that see one square (pad or square)"
+        )
+    if (adapter := getattr(model_cfg, "mm_token_adapter", None)) is not None:
+        raise ValueError(
+            f"this checkpoint's adapter mixes the {adapter[0]} patches of a picture into "
+            f"{adapter[1]} tokens (as Senna's does); none of them has a place on the picture, so "
+            "nothing can be drawn over it"
+        )

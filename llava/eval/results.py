@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,16 @@ from .settings import OLDER
 
 # How many answers or questions a metric is a mean of, where it is not every answer.
 _COUNTED_BY = {"img_accuracy": "img_samples", "circular": "questions"}
+
+_NEEDED = {
+    "settings": ("model_path", "question_file"),
+    "pruner": ("method",),
+    "counts": ("answered",),
+    "tokens": ("entering", "leaving"),
+    "flops": ("prefill", "scoring", "merging", "dense_prefill"),
+    "kv_bytes": ("total", "dense"),
+    "seconds": ("prefill",),
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +74,15 @@ def read_result(answers_file: Path, data: Path, benchmarks: Mapping[str, Benchma
     """Score a finished run against the benchmarks' folders in `data`.
 
     Raises:
-        FileNotFoundError, ValueError: the run has no record or is not complete, its benchmark
-            cannot be told, and what the scorer raises.
+        FileNotFoundError, ValueError: the run has no record, that of an older version or is not
+            complete, its benchmark cannot be told, and what the scorer raises.
     """
     record = read_record(answers_file)
-    if absent := {"counts", "tokens", "flops", "kv_bytes", "seconds"} - record.keys():
-        raise ValueError(f"the record of {answers_file} is not that of a run: no {sorted(absent)}")
+    if absent := list(_absent(record)):
+        raise ValueError(
+            f"the record of {answers_file} lacks {', '.join(absent)}: it is not that of a run, or "
+            "an older version wrote it; run it again, into another file"
+        )
     if record.get("status") != COMPLETE:
         raise ValueError(
             f"{answers_file} is {record.get('status')!r}: run the command that made it again, "
@@ -83,6 +96,17 @@ def read_result(answers_file: Path, data: Path, benchmarks: Mapping[str, Benchma
     except ValueError as error:
         raise in_file(answers_file, error) from None
     return Result(answers_file, benchmark, record, score)
+
+
+def _absent(record: Mapping[str, Any]) -> Iterator[str]:
+    """What a comparison looks at and the record does not have, with dotted names."""
+    found = {**record, "pruner": record["settings"].get("pruner")}
+    for group, names in _NEEDED.items():
+        there = found.get(group)
+        if not isinstance(there, Mapping):
+            yield group
+            continue
+        yield from (f"{group}.{name}" for name in names if name not in there)
 
 
 def find_runs(folder: Path) -> list[Path]:

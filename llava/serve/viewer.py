@@ -52,9 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= args.port <= 65535:
             raise ValueError(f"--port must be 0 to 65535, got {args.port}")
         loaded = load(args)
+        pruner = scaled_pruner(args, loaded.layers)
+        if any(getattr(pruner, name, None) is not None for name in ("target_flops", "target_kv")):
+            raise ValueError(
+                "the page's budget is a number of tokens: give --target-token-num or "
+                "--target-fraction, and see there what FLOPs and cache it takes"
+            )
         viewer = Viewer(
             loaded,
-            scaled_pruner(args, loaded.layers),
+            pruner,
             name=args.model_path,
             conv_mode=args.conv_mode,
             max_new_tokens=args.max_new_tokens,

@@ -23,6 +23,7 @@ from llava.eval.depths import meant_for
 from llava.mm_utils import get_model_name_from_path
 from llava.pruning import METHODS, build, find
 from llava.pruning.base import Pruner
+from llava.pruning.target import Budgeted
 
 from .pictures import MAX_BYTES, MAX_PIXELS, decode_picture
 from .startup import Loaded
@@ -86,7 +87,7 @@ class Viewer:
         depth_layers: the decoder that other methods' default depths are for, None as published.
 
     Raises:
-        ValueError: a checkpoint that cuts pictures into tiles.
+        ValueError: a checkpoint whose tokens are no patches of one square.
     """
 
     def __init__(
@@ -105,12 +106,14 @@ class Viewer:
         self._depth_layers = meant_for(depth_layers, None, loaded.layers)
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
-        traced.seen(Image.new("RGB", (8, 8)), loaded.image_processor, loaded.model.config)
+        traced.demand_square(loaded.model.config)
 
     def settings(self) -> dict[str, Any]:
         """What the page has to know before anything is asked."""
         patches = self._loaded.model.get_vision_tower().grid ** 2
-        tokens = getattr(self._pruner, "target_token_num", None)
+        chosen = self._pruner
+        if isinstance(chosen, Budgeted):
+            chosen = chosen.resolved((patches,))
         return {
             "model": self._name,
             "layers": self._loaded.layers,
@@ -121,7 +124,7 @@ class Viewer:
                 if name != "none"
             ],
             "method": self._pruner.method if self._pruner.method != "none" else "autoprune",
-            "tokens": tokens or 64,
+            "tokens": getattr(chosen, "target_token_num", 64),
             "most_bytes": MAX_BYTES,
             "most_pixels": MAX_PIXELS,
             "most_characters": MOST_CHARACTERS,
@@ -175,7 +178,9 @@ class Viewer:
         if tokens is None or not _takes_budget(type(chosen)):
             return chosen
         # A budget of another kind on the command line gives way to the one that is asked for.
-        other = {"target_flops", "target_kv"} & {field.name for field in fields(chosen)}
+        other = {"target_flops", "target_kv", "target_fraction"} & {
+            field.name for field in fields(chosen)
+        }
         return replace(chosen, target_token_num=tokens, **dict.fromkeys(other))
 
     @contextmanager

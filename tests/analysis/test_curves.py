@@ -53,16 +53,22 @@ def ask(demo, wide):
 
 
 @pytest.mark.parametrize(
-    ("settings", "counted", "budget"),
+    ("settings", "counted", "budget", "title"),
     [
-        ({"target_token_num": 64}, "leaving", 64),
-        ({"target_token_num": 64, "preset": "paper"}, "leaving", 64),
-        ({"target_token_num": 100, "budget_mode": "strict"}, "entering", 100),
-        ({"target_kv": 0.5}, "leaving", None),
+        ({"target_token_num": 64}, "leaving", 64, "released, 64"),
+        ({"target_token_num": 64, "preset": "paper"}, "leaving", 64, "paper, 64"),
+        (
+            {"target_token_num": 100, "budget_mode": "strict"},
+            *("entering", 100, "released, 100 strict"),
+        ),
+        # An eighth of 576 patches.
+        ({"target_fraction": 0.125}, "leaving", 72, "released, target_fraction 0.125"),
+        ({"target_token_num": 64, "budget_per": "image"}, "leaving", 64, "released, 64"),
+        ({"target_kv": 0.5}, "leaving", None, "released, target_kv 0.5"),
     ],
-    ids=["released", "paper", "strict", "a fraction"],
+    ids=["released", "paper", "strict", "a share of tokens", "an image", "a share of KV bytes"],
 )
-def test_curves_are_those_of_the_trace(ask, tmp_path, settings, counted, budget) -> None:
+def test_curves_are_those_of_the_trace(ask, tmp_path, settings, counted, budget, title) -> None:
     pruner = pruning.build("autoprune", x0=5.6, **settings)
     answers = ask(pruner)
     panel = read(record(tmp_path, pruner, answers))
@@ -70,8 +76,20 @@ def test_curves_are_those_of_the_trace(ask, tmp_path, settings, counted, budget)
     for curve, answer in zip(panel.curves, answers, strict=True):
         assert list(curve.tokens) == getattr(answer.sample, counted)
         assert curve.mutual_information == answer.mutual_information
-    named = "paper" if "preset" in settings else "released"
-    assert panel.title.startswith(f"textvqa: {named}, ")
+    assert panel.title == f"textvqa: {title}"
+
+
+def test_samples_that_differ_in_their_budget_have_no_common_line(
+    ask, tmp_path, monkeypatch
+) -> None:
+    pruner = pruning.build("autoprune", target_fraction=0.125, x0=5.6)
+    file = record(tmp_path, pruner, ask(pruner))
+    first, second = map(json.loads, file.read_text().splitlines())
+    # As a tiled picture would be: 144 tokens beside 72. Which curve follows matters not here.
+    second["metadata"]["n_visual"] = 1152
+    monkeypatch.setattr("llava.analysis.curves._curve", lambda config, *_: Curve(1.0, (3, 2)))
+    file.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    assert read(file).budget is None
 
 
 def test_samples_within_the_budget_have_no_curve(ask, tmp_path) -> None:

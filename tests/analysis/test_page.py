@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llava import pruning
 from llava.analysis import page, traced
+from llava.analysis.differences import find
 from llava.analysis.page_html import _bits, _json
+from llava.eval.report import collect
 from llava.mm_utils import load_image
 
 from ..eval.benchmark_files import BENCHMARKS
@@ -98,6 +102,22 @@ def test_a_page_without_answers_says_why(runs) -> None:
     assert read_page(runs).count(alone) == 2 and not Elements(read_page(runs)).all("article")
 
 
+def test_a_question_about_several_pictures_is_shown_as_text(runs) -> None:
+    results = collect([runs / "out"], runs / "data", BENCHMARKS)
+    differences, _ = find(results, runs / "data")
+    views = replace(differences[0].question, views=("0.png", "<1>.png"))
+    several = replace(differences[0], question=views)
+
+    def refuse(one):
+        raise AssertionError("it is not asked again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "most_different", lambda found, most: [several])
+        content = page.gather(results, runs / "data", 1, ask=refuse)
+    assert [card.trace for card in content.cards] == [None]
+    assert "Picture: 0.png, <1>.png" in Elements(page.render(content)).texts
+
+
 def test_nothing_comes_from_elsewhere_and_no_path_is_told(runs) -> None:
     assert write_page(runs, "--no-model") == 0
     text = read_page(runs)
@@ -170,17 +190,29 @@ def test_bad_inputs_get_their_message(runs, capsys, monkeypatch) -> None:
 
     fails("--most must be 0 or more", "--most", "-1")
     fails("gone", "--model-path", str(runs / "gone"))
-    monkeypatch.setattr(page, "load_model", lambda settings: (None, None, None))
+    model = SimpleNamespace(config=SimpleNamespace(image_aspect_ratio="pad"))
+    monkeypatch.setattr(page, "load_model", lambda settings: (None, model, None))
     file = runs / "out" / "beta" / "auto-64.run.json"
     record = json.loads(file.read_text())
     settings = record["settings"]
     newer = settings | {"pruner": settings["pruner"] | {"shape_of_old": 3}}
     file.write_text(json.dumps(record | {"settings": newer}))
     fails("settings are not those of this version (unknown setting of method autoprune")
-    file.write_text(json.dumps({k: v for k, v in record.items() if k != "kv_bytes"}))
-    fails("is not that of a run", "--no-model")
+    older = {k: v for k, v in record.items() if k != "kv_bytes"}
+    older["flops"] = {k: v for k, v in record["flops"].items() if k != "scoring"}
+    older["settings"] = {k: v for k, v in settings.items() if k != "pruner"}
+    file.write_text(json.dumps(older))
+    fails(f"the record of {file.with_name('auto-64.jsonl')} lacks pruner, flops.scoring, kv_bytes")
+    fails("or an older version wrote it; run it again, into another file", "--no-model")
     file.write_text(json.dumps(record))
     (runs / "data" / "beta" / "images" / "0.png").write_text("no picture")
     fails("cannot read image")
     (runs / "data" / "beta" / "images" / "0.png").unlink()
     fails("no image file at")
+    for name, value, message in (
+        ("image_aspect_ratio", "anyres", "cuts a picture into tiles"),
+        ("mm_token_adapter", [576, 128], "mixes the 576 patches"),
+    ):
+        model.config = SimpleNamespace(**{name: value})
+        fails(message)
+        fails("Give --no-model for a report without pictures.")

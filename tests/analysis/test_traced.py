@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from llava import pruning
 from llava.analysis import traced
 from llava.mm_utils import ask, process_images
 from llava.pruning.cost import DecoderShape, measure
+from tests import senna_files
 
 from .conftest import QUESTION
 
@@ -86,6 +88,14 @@ def test_the_picture_is_what_the_tower_gets(demo, wide, aspect_ratio: str) -> No
 def test_tiles_are_refused(demo, wide) -> None:
     with pytest.raises(ValueError, match="'anyres' cuts a picture into tiles"):
         traced.seen(wide, demo[2], SimpleNamespace(image_aspect_ratio="anyres"))
+
+
+def test_mixed_tokens_are_refused_before_anything_runs() -> None:
+    """Senna's adapter: nothing is loaded but a tiny model, and no picture is encoded."""
+    model = senna_files.model()
+    picture = Image.new("RGB", (8, 8))
+    with pytest.raises(ValueError, match="mixes the 16 patches of a picture into 8 tokens"):
+        traced.run(model, None, None, picture, QUESTION)
 
 
 def test_groups_follow_merged_tokens_that_are_merged_again() -> None:

@@ -153,6 +153,18 @@ def test_a_table_of_another_version_is_refused(data, capsys, spoil, message: str
     assert message in capsys.readouterr().err
 
 
+def test_runs_of_an_older_version_are_refused(data, capsys) -> None:
+    file = data / "out" / "beta" / "64.run.json"
+    record = json.loads(file.read_text())
+    del record["seconds"]["prefill"]
+    file.write_text(json.dumps(record))
+    assert (
+        main([str(data / "out"), "--data", str(data / "data"), "--out", "x.png"], BENCHMARKS) == 2
+    )
+    err = capsys.readouterr().err
+    assert "64.jsonl lacks seconds.prefill" in err and "an older version wrote it" in err
+
+
 def test_runs_need_the_data_and_a_table_stands_alone(data, capsys) -> None:
     assert main([str(data / "out"), "--out", "x.png"], BENCHMARKS) == 2
     assert "runs are scored against --data" in capsys.readouterr().err

@@ -14,11 +14,11 @@ from PIL import Image
 
 from llava import pruning
 from llava.analysis import overlay, traced
-from llava.serve import handler, viewer, viewing
+from llava.serve import handler, viewer
 from llava.serve.handler import ViewerServer
 from llava.serve.viewing import Question, Viewer
 
-from .conftest import PRUNER, QUESTION
+from .conftest import QUESTION
 from .paths import DEMO
 from .test_pictures import encoded, png_of
 
@@ -118,6 +118,12 @@ def test_other_methods_prune_at_depths_of_this_decoder(served) -> None:
     other = Viewer(made._loaded, by_flops, name="x")
     assert other.pruner("autoprune", None) == by_flops
     assert other.pruner("autoprune", 32) == pruning.build("autoprune", target_token_num=32)
+
+
+def test_a_share_of_the_tokens_is_where_the_budget_starts(demo) -> None:
+    made = Viewer(demo, pruning.build("fastv", target_fraction=0.25), name="x")
+    assert made.settings()["tokens"] == 144  # of 576
+    assert made.pruner("fastv", 32) == pruning.build("fastv", target_token_num=32)
 
 
 def test_two_users_at_once_do_not_mix(served, demo, picture, wide) -> None:
@@ -251,6 +257,8 @@ def test_nothing_is_kept_between_questions(served) -> None:
         (["--port", "70000"], "--port must be 0 to 65535"),
         (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 7860 cannot be listened on"),
         (["--set", "no_such=1"], "unknown setting"),
+        (["--target-kv", "0.5"], "the page's budget is a number of tokens"),
+        (["--set", "target_flops=0.5"], "the page's budget is a number of tokens"),
     ],
 )
 def test_wrong_input_is_named(flags, message, demo, monkeypatch, capsys) -> None:
@@ -285,7 +293,15 @@ def test_the_program_serves_on_loopback_until_interrupted(demo, monkeypatch, cap
     assert seen[1][1] is False and "there is no login" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_tiles_is_refused(demo, monkeypatch) -> None:
-    monkeypatch.setattr(demo.model.config, "image_aspect_ratio", "anyres")
-    with pytest.raises(ValueError, match="cuts a picture into tiles"):
-        viewing.Viewer(demo, PRUNER, name="x")
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("image_aspect_ratio", "anyres", "cuts a picture into tiles"),
+        ("mm_token_adapter", [576, 128], "mixes the 576 patches of a picture into 128 tokens"),
+    ],
+)
+def test_a_checkpoint_without_a_grid_is_refused(demo, monkeypatch, capsys, name, value, message):
+    monkeypatch.setattr(demo.model.config, name, value)
+    monkeypatch.setattr(viewer, "load", lambda args: demo)
+    assert viewer.main(["--model-path", str(DEMO)]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
