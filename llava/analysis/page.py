@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from llava import pruning
@@ -47,7 +48,8 @@ class Asker:
     `model_path` and `device` replace the record's.
 
     Raises:
-        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
+        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which. A
+            checkpoint whose tokens have no place on a picture, see `traced.seen`.
     """
 
     def __init__(self, result: Result, data: Path, model_path: str | None, device: str | None):
@@ -55,6 +57,10 @@ class Asker:
         if model_path is not None:
             settings["model_path"] = model_path
         self._tokenizer, self._model, self._processor = load_model(SimpleNamespace(**settings))
+        try:
+            traced.seen(Image.new("RGB", (8, 8)), self._processor, self._model.config)
+        except ValueError as error:
+            raise ValueError(f"{error}. --no-model writes the report without pictures") from None
         self._data = data
         self._questions: dict[str, Any] = {}
 

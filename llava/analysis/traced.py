@@ -87,7 +87,7 @@ def run(
     `generation` goes to `model.generate`: a streamer, a temperature, `visual_token_num`.
 
     Raises:
-        ValueError: the checkpoint cuts pictures into tiles (see `seen`), no such conversation
+        ValueError: the tokens have no place on one square (see `seen`), no such conversation
             template, or what the method raises.
     """
     picture = seen(image, image_processor, model.config)
@@ -159,8 +159,14 @@ def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Imag
     Padded or cropped at the centre as `llava.mm_utils.process_images` does.
 
     Raises:
-        ValueError: the checkpoint cuts pictures into tiles, which are no one square.
+        ValueError: the checkpoint cuts pictures into tiles, which are no one square, or mixes all
+            patches of a picture in each token (Senna).
     """
+    if getattr(model_cfg, "mm_token_adapter", None) is not None:
+        raise ValueError(
+            "this checkpoint's adapter (Senna) mixes all patches of a picture in each token, so "
+            "none has a place to be drawn at; use a LLaVA-1.5 checkpoint"
+        )
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     side = image_processor.crop_size["height"]
     picture = image.convert("RGB")

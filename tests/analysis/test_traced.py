@@ -88,6 +88,12 @@ def test_tiles_are_refused(demo, wide) -> None:
         traced.seen(wide, demo[2], SimpleNamespace(image_aspect_ratio="anyres"))
 
 
+def test_mixed_tokens_are_refused(demo, wide) -> None:
+    config = SimpleNamespace(image_aspect_ratio="pad", mm_token_adapter=[576, 128])
+    with pytest.raises(ValueError, match=r"Senna.* mixes all patches of a picture"):
+        traced.seen(wide, demo[2], config)
+
+
 def test_groups_follow_merged_tokens_that_are_merged_again() -> None:
     # Layer 0: 1, 2 -> 1 and 4, 5 -> 5. Layer 1: the merged 5 with 3 -> 3. Layer 2: 1 is dropped.
     kept = [[0, 1, 2, 3, 4, 5], [0, 1, 3, 5], [0, 1, 3], [0, 3]]
