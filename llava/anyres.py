@@ -138,6 +138,19 @@ def unpadded(size: Size, rows: int, columns: int, reading: str = "llava") -> tup
     return slice(0, rows), slice(border, columns - border)
 
 
+def border(size: Size, tiles: Size, side: int, reading: str = "llava") -> Tensor:
+    """Which patches of all views show nothing but the canvas's black border: (patches,) bool.
+
+    Patches are counted as by `token_order`. The overview has no border. A line that `unpadded`
+    leaves of an odd border is none. Arguments: see `token_order`.
+    """
+    across, down = tiles
+    canvas = torch.ones(down * side, across * side, dtype=torch.bool)
+    canvas[unpadded(size, down * side, across * side, reading)] = False
+    tiled = canvas.view(down, side, across, side).transpose(1, 2).flatten()
+    return torch.cat([torch.zeros(side * side, dtype=torch.bool), tiled])
+
+
 def token_order(
     size: Size, tiles: Size, side: int, merge_type: str, reading: str = "llava"
 ) -> Tensor:

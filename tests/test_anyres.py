@@ -97,6 +97,19 @@ def test_an_odd_border_leaves_one_line():
     assert unpadded((100, 300), 24, 24) == (slice(0, 24), slice(8, 16))
 
 
+def test_the_border_of_the_canvas_by_view():
+    """80 x 100 on 2 x 2 tiles of 2 x 2: int(80 * 4 / 100) = 3 of 4 columns, which cuts nothing; as
+    4 x 4 patches each, int(80 * 8 / 100) = 6 of 8: the first column of the left tiles, the last
+    of the right ones."""
+    assert not anyres.border((80, 100), (2, 2), 2).any()
+    found = anyres.border((80, 100), (2, 2), 4).view(5, 4, 4)
+    left, right = [True, False, False, False], [False, False, False, True]
+    assert found.tolist() == [[[False] * 4] * 4, *[[left] * 4, [right] * 4] * 2]
+    # Above and below a wide picture on a tall canvas: 4 x 2 of 4 x 8 patches are left.
+    found = anyres.border((40, 20), (1, 2), 4).view(3, 4, 4)
+    assert found.all(2).tolist() == [[False] * 4, [True] * 3 + [False], [False] + [True] * 3]
+
+
 def test_a_picture_is_centred_on_black_and_its_short_side_rounded_up():
     image = tiny_next.picture((300, 90))
     fitted = anyres.resize_and_pad_image(image, (168, 56))

@@ -35,7 +35,8 @@ _NONE = "–"
 #: Settings on which the MI depends.
 _MI_SETTINGS = (
     *("mi_layer", "mi_rows", "mi_heads", "log_base", "mi_eps", "normalise_rows"),
-    *("preselect_ratio", "target_token_num", "budget_mode", "target_flops", "target_kv"),
+    *("preselect_ratio", "target_token_num", "target_fraction", "budget_per", "budget_mode"),
+    *("target_flops", "target_kv"),
 )
 
 

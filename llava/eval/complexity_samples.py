@@ -21,6 +21,7 @@ from .benchmarks import BENCHMARKS, Benchmark
 from .linefile import read_lines
 from .questions import Question
 from .record import COMPLETE, read_record
+from .settings import OLDER
 
 METADATA = "metadata.jsonl"
 
@@ -52,6 +53,7 @@ class Run:
     benchmark: str
     path: Path
     model_path: str | None
+    merge_type: str | None
     pruner: dict[str, Any]
     samples: list[Sample]
     text_only: int
@@ -140,16 +142,24 @@ def load_run(name: str, answers_file: Path, data: Path) -> Run:
             f"{answers_file} has {len(seen)} answers, but its run record counts {answered}. Give "
             f"the file as it was written."
         )
-    model_path, pruner = (record["settings"].get(key) for key in ("model_path", "pruner"))
-    return Run(benchmark.name, answers_file, model_path, pruner or {}, samples, text_only)
+    settings = record["settings"]
+    model = settings.get("model_path"), settings.get("merge_type", OLDER["merge_type"])
+    pruner = settings.get("pruner") or {}
+    return Run(benchmark.name, answers_file, *model, pruner, samples, text_only)
 
 
 def require_comparable(runs: Sequence[Run]) -> None:
     """Raise a ValueError for two runs of a benchmark, or of other models or pruning settings."""
+
+    def settings(run: Run) -> dict[str, Any]:
+        # A record of an older version does not name what came later.
+        names = {**runs[0].pruner, **run.pruner}
+        own = {name: run.pruner.get(name, OLDER.get(f"pruner.{name}")) for name in names}
+        return {"model_path": run.model_path, "merge_type": run.merge_type, **own}
+
     first, *others = runs
     for other in others:
-        old = {"model_path": first.model_path, **first.pruner}
-        new = {"model_path": other.model_path, **other.pruner}
+        old, new = settings(first), settings(other)
         if changed := sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
             shown = ", ".join(f"{k} {old.get(k)!r} and {new.get(k)!r}" for k in changed)
             raise ValueError(

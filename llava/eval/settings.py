@@ -13,6 +13,7 @@ OLDER = {
     "processing": "llava",
     "pruner.budget_per": "sample",
     "pruner.tile_scores": "raw",
+    "pruner.border_mask": False,
     "pruner.alpha": 0.5,
     "pruner.regions": "tiles",
 }

@@ -51,10 +51,12 @@ class ImageTokens:
 class Tiling:
     """One tiled picture: its tokens in order, (tokens,) long as `anyres.token_order` gives them.
 
-    across, down: tiles. each: patches of a view.
+    border: (patches of all views,) bool, as `anyres.border` gives it. across, down: tiles. each:
+    patches of a view.
     """
 
     order: Tensor
+    border: Tensor
     across: int
     down: int
     each: int
@@ -109,7 +111,8 @@ def tilings(
         order = anyres.token_order(
             size, shape, side, config.mm_patch_merge_type, config.anyres_reading
         )
-        tiling = Tiling(order, *shape, side * side)
+        border = anyres.border(size, shape, side, config.anyres_reading)
+        tiling = Tiling(order, border, *shape, side * side)
         if tiling.views != count:
             raise ValueError(
                 f"a picture of {size[0]} x {size[1]} has {tiling.views} views, {count} came: "
@@ -144,7 +147,8 @@ def in_order(
     if cls is not None:
         scores = cls.flatten().to(rows.device)[order.clamp(min=0)].masked_fill(breaks, 0)
     tile = (order // tiling.each).masked_fill(breaks, NEWLINE)
-    return ImageTokens(rows[order], ids, scores, None, whole, tile=tile)
+    border = tiling.border.to(rows.device)[order.clamp(min=0)] & ~breaks
+    return ImageTokens(rows[order], ids, scores, border, whole, tile=tile)
 
 
 def of_reduced(tiling: Tiling, made: Sequence[Reduced], embeds: Sequence[Tensor]) -> ImageTokens:

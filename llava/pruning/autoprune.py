@@ -32,6 +32,8 @@ from it). The two differ; every difference is a field of `AutoPrune`, and two pr
 22  upper bound of visual tokens    visual_token_num, an argument of `generate`, not of the method
 23  CLS attention of LLaVA-1.6's    tile_scores         raw: of a tile's   raw (no pre-selection)
     tiles                                               own softmax
+24  black border of their canvas    border_mask         no: ranked like   no
+                                                        the picture
 
 Two more fields, the same in both presets, are the ablations of the paper's Table 4:
 4a  indicator  mutual_information, mean_attention, cosine_similarity (see `indicators`), or static:
@@ -45,7 +47,9 @@ the mutual information (preselect_text = 0 leaves the term out).
 Tiled pictures (LLaVA-1.6): the reference merges them by `spatial`, without newlines, which is an
 option of the loader here. Where there are newlines they are counted as visual tokens, leave before
 any patch does, and take no part in an indicator. tile_scores "normalised" divides the CLS attention
-by its sum over the tile; "raw" compares that of different tiles as it is.
+by its sum over the tile; "raw" compares that of different tiles as it is. `spatial` and `flat` keep
+the border of the canvas: it is ranked like the picture, as the reference does with its empty mask,
+or scores 0 in the pre-selection with border_mask. `spatial_unpad` has cut it off.
 
 "Text rows" are the tokens after the sample's last image: a token before it cannot see it.
 
@@ -131,6 +135,7 @@ class AutoPrune(Budgeted):
     preselect_ratio: float | None = 2.5
     preselect_text: float = 0.3
     letterbox_mask: bool = True
+    border_mask: bool = False
     tile_scores: Literal["raw", "normalised"] = "raw"
     recycle_ratio: float = 0.3
     rank_rows: Literal["text", "last"] = "text"
@@ -275,7 +280,8 @@ class AutoPruneRun(PrunerRun):
         scores = layout.cls
         if config.tile_scores == "normalised" and layout.tile is not None:
             scores = normalised_in_tiles(layout)
-        if config.letterbox_mask and layout.letterbox is not None:
+        masked = config.letterbox_mask if layout.tile is None else config.border_mask
+        if masked and layout.letterbox is not None:
             scores = scores.masked_fill(layout.letterbox, 0.0)
         n_text = observation.row_mask.sum(-1).clamp(min=1)
         weight = config.preselect_text * information(config, observation) / n_text

@@ -29,7 +29,8 @@ class Segment:
 
     `image` is TEXT or the index of the image in its sample. For an image, `patch` (n,) holds the
     patch each token shows, `cls` (n,) the attention of the vision tower's CLS token to it (None
-    when the tower was not asked) and `letterbox` (n,) is True on padding around the picture.
+    when the tower was not asked) and `letterbox` (n,) is True on padding around the picture
+    (of a tiled one, on the black border of its canvas).
     `whole` is how many tokens the unpruned model would have here, None for `length`. `mixed` says
     that each token mixes all patches of its image (Senna's adapter makes such): they form no grid,
     and `patch` only numbers them. `tile` (n,) is the view that each token of a tiled picture is

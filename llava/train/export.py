@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from llava.train.architecture import SELECT_LAYER, Sizes
 from llava.train.items import IMAGE_SIZE, PATCH_SIZE
-from llava.train.model import SELECT_LAYER, DemoModel, Shape
+from llava.train.model import DemoModel, Shape
 from llava.train.tokenizer import write_tokenizer
 
 VISION_FOLDER = "vision_tower"
@@ -45,8 +46,8 @@ def export(model: DemoModel, tokenizer_model: bytes, folder: Path) -> None:
     _write_weights(tower / "model.safetensors", vision)
 
 
-def llava_config(shape: Shape) -> dict[str, object]:
-    """`config.json`: the keys of liuhaotian/llava-v1.5-7b with the sizes of the demo."""
+def llava_config(shape: Sizes) -> dict[str, object]:
+    """`config.json`: the keys of liuhaotian/llava-v1.5-7b with other sizes."""
     return {
         "architectures": ["LlavaLlamaForCausalLM"],
         "bos_token_id": 1,

@@ -12,20 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava.constants import IGNORE_INDEX
 from llava.train import packed_attention
+from llava.train.architecture import SELECT_LAYER, Sizes, sine_positions
 from llava.train.data import Batch
-from llava.train.items import GRID, IMAGE_SIZE, PATCH_SIZE
+from llava.train.items import GRID, PATCH_SIZE
 from llava.train.labels import CHARACTERS, COLOUR, KIND, LOOK, SLOTS, PatchLabels
 from llava.train.pointing import AttentionGuide
 
-SELECT_LAYER = -2  # as in LLaVA-1.5: the tower's last layer does not reach the language model
-
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Sizes):
     """Sizes of the model. The defaults are the embedded demo."""
 
     vocab_size: int = 720
@@ -39,33 +38,8 @@ class Shape:
     vision_heads: int = 4
     max_positions: int = 2048
 
-    def vision_config(self) -> CLIPVisionConfig:
-        return CLIPVisionConfig(
-            hidden_size=self.vision_hidden_size,
-            intermediate_size=self.vision_intermediate_size,
-            num_hidden_layers=self.vision_layers,
-            num_attention_heads=self.vision_heads,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            projection_dim=self.vision_hidden_size,
-            hidden_act="quick_gelu",
-        )
-
     def decoder_config(self) -> LlamaConfig:
-        return LlamaConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            max_position_embeddings=self.max_positions,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=False,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
+        return LlamaConfig(**self.decoder_values())
 
 
 class DemoModel(nn.Module):
@@ -90,7 +64,7 @@ class DemoModel(nn.Module):
         # stock positions start 25 times fainter than patches, but reading needs to find neighbours
         with torch.no_grad():
             positions = self.tower.embeddings.position_embedding.weight
-            positions[1:] = _sine_positions(width)
+            positions[1:] = sine_positions(width, -4, 0.5)
 
     def see(self, pixels: torch.Tensor, corners: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the tower on a square window of the picture.
@@ -248,16 +222,3 @@ def window_patches(corners: torch.Tensor, side: int) -> torch.Tensor:
     steps = torch.arange(side, device=corners.device)
     rows, columns = corners[:, :1] + steps, corners[:, 1:] + steps
     return (rows[:, :, None] * GRID + columns[:, None, :]).flatten(1)
-
-
-def _sine_positions(width: int) -> torch.Tensor:
-    """Two-dimensional sine positions (GRID * GRID, width), half of the channels for each axis."""
-    quarter = width // 4
-    frequencies = torch.exp(torch.linspace(0, -4, quarter))
-    angles = torch.arange(GRID)[:, None] * frequencies
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1) * 0.5
-    rows = axis[:, None].expand(GRID, GRID, -1)
-    columns = axis[None].expand(GRID, GRID, -1)
-    table = torch.zeros(GRID * GRID, width)
-    table[:, : 4 * quarter] = torch.cat([rows, columns], dim=-1).flatten(0, 1)
-    return table

@@ -206,6 +206,16 @@ def test_only_runs_of_the_same_settings_are_pooled(data, run, tmp_path) -> None:
     first = load_run("gqa", run, data)
     path = write_run(tmp_path / "out/MME/n_64.jsonl", ASKED, target_token_num=64)
     require_comparable([first, load_run("MME", path, data)])
+    # The first run is of a version that had no such field, and merged no tiles.
+    file = path.with_suffix(".run.json")
+    record = json.loads(file.read_text())
+    record["settings"]["pruner"]["border_mask"] = False
+    file.write_text(json.dumps(record))
+    require_comparable([first, load_run("MME", path, data)])
+    record["settings"]["merge_type"] = "spatial"
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="differ in merge_type 'flat' and 'spatial'"):
+        require_comparable([first, load_run("MME", path, data)])
     write_run(path, ASKED, target_token_num=32)
     with pytest.raises(ValueError, match="differ in target_token_num 64 and 32"):
         require_comparable([first, load_run("MME", path, data)])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llava import pruning
+from llava.eval import sweep
 from llava.eval.model_vqa_loader import main
 from llava.eval.record import read_record
 from llava.eval.settings import differences
@@ -85,6 +86,26 @@ def test_merge_types_are_named_and_never_mixed(checkpoint, data, tmp_path, capsy
     answers.write_text(lines[0])
     assert answer(checkpoint, data, answers, "--method", "none") == 2
     assert "merge_type: 'spatial' in the record, 'spatial_unpad' now" in capsys.readouterr().err
+
+
+def test_a_sweep_encodes_tiles_once_and_names_the_merge_type(checkpoint, data, tmp_path, capsys):
+    """As Table 2 is run: methods in the decoder and in the tower, on kept features."""
+    argv = [
+        *("--model-path", str(checkpoint), "--merge-type", "spatial", "--data", str(data.parent)),
+        *("--out", str(tmp_path), "--benchmarks", "textvqa", *COMMON),
+        *("--runs", "none", "fastv:80", "fastervlm:40"),
+    ]
+    assert sweep.main(argv) == 0
+    table = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["method"]: row for row in table["rows"]}
+    assert rows["none"]["tokens_entering"] == PATCHES and rows["fastervlm"]["tokens_entering"] == 40
+    # FastV has all of them in its first layers.
+    assert rows["fastv"]["tokens_leaving"] < PATCHES
+    for run in ("none", "fastv-80", "fastervlm-40"):
+        record = json.loads((tmp_path / "textvqa" / f"{run}.run.json").read_text())
+        assert record["settings"]["merge_type"] == "spatial"
+        assert record["settings"]["feature_cache_gb"] is not None
+    assert list(table["made_with"]["merge_type"]) == ["spatial"]
 
 
 def test_a_record_of_an_older_version_goes_on():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,17 @@ def expected(original) -> Answer:
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"model_type": "llava_llama"}, {"image_grid_pinpoints": str(tiny_next.PINPOINTS)}],
-    ids=["as published", "llava_llama", "pinpoints as a string"],
+    [
+        {},
+        {"model_type": "llava_llama"},
+        {"image_grid_pinpoints": str(tiny_next.PINPOINTS)},
+        {
+            "model_type": "llava_mistral",
+            "architectures": ["LlavaMistralForCausalLM"],
+            "sliding_window": None,
+        },
+    ],
+    ids=["as published", "llava_llama", "pinpoints as a string", "llava_mistral"],
 )
 def test_the_original_format(tmp_path, expected, config):
     check(answer(checkpoints_next.write_original(tmp_path, **config)), expected)
@@ -69,6 +79,19 @@ def test_the_original_format(tmp_path, expected, config):
 
 def test_the_llava_hf_format(hf, expected):
     check(answer(hf), expected)
+
+
+def test_a_mistral_decoder_in_the_llava_hf_format(tmp_path, expected):
+    """Named sizes and a null window, as llava-v1.6-mistral-7b-hf has; its rotary base as well."""
+    file = checkpoints_next.write_hf(tmp_path) / "config.json"
+    text = json.loads(file.read_text())["text_config"]
+    text |= {"model_type": "mistral", "sliding_window": None}
+    checkpoints.edit_json(file, text_config=text)
+    check(answer(tmp_path), expected)
+    checkpoints.edit_json(file, text_config={**text, "rope_theta": 1e6})
+    model = load_pretrained_model(tmp_path, device="cpu")[1]
+    # 16 channels a head: the second of 8 frequencies is base^(-1/8).
+    assert model.model.rotary_emb.inv_freq[1].item() == pytest.approx(1e6 ** (-1 / 8))
 
 
 @pytest.mark.parametrize("source", ["original", "hf"])

@@ -194,6 +194,34 @@ def test_a_bound_drops_newlines_first_and_never_fails(model):
     assert torch.equal(first.embeds, whole[0].embeds[best])
 
 
+@pytest.mark.parametrize("merge_type", ["spatial", "flat"])
+def test_the_border_of_the_canvas_is_ranked_or_goes_first(merge_type):
+    """80 x 100: two of eight columns of the canvas are black, 16 of 16 + 64 patches."""
+    model = tiny_next.model(7, layers=LAYERS, mm_patch_merge_type=merge_type)
+    pixels = tiny_next.views([(80, 100)], model.config)
+
+    def first_cut(**chosen) -> tuple[set[int], set[int]]:
+        pruner = built(("autoprune", {**AUTOPRUNE, "preselect_text": 0.0, **chosen}))
+        options = {"images": pixels, "image_sizes": [(80, 100)], "max_new_tokens": 1}
+        out = model.generate(
+            PROMPTS[2][None], pruner=pruner, return_dict_in_generate=True, **options
+        )
+        trace = out.past_key_values.trace
+        box = trace.first.letterbox[0][trace.first.is_visual[0]]
+        return set(trace.kept_patches(0)[1]), set(box.nonzero()[:, 0].tolist())
+
+    kept, black = first_cut(border_mask=True)
+    assert len(kept) == 50 and len(black) == 16 and not kept & black
+    # Rows of eight patches, or tiles whose first or last column is black.
+    assert {16, 16 + 16 + 3} <= black if merge_type == "flat" else {16, 16 + 7, 16 + 8} <= black
+    kept, _ = first_cut()
+    assert len(kept) == 50 and kept & black
+    # Nothing of it is left to rank where it was cut off.
+    model = tiny_next.model(7, layers=LAYERS)
+    (tokens,) = model.encode_images(pixels, [(80, 100)])
+    assert not tokens.letterbox.any()
+
+
 def test_a_fraction_is_of_each_samples_own_tokens(model):
     """A quarter of 94, 88 and 52, half of a token to the even number: 24 (23.5), 22, 13."""
     chosen = pruning.build("random", target_fraction=0.25)

@@ -14,6 +14,7 @@ from llava.model.builder import load_pretrained_model
 from llava.pruning.layout import TEXT
 from tests import senna_files, tiny
 from tests.answers import refused
+from tests.senna_files import LAYERS
 
 from .oracle import check_against_the_oracle
 from .prompts import generate
@@ -160,6 +161,26 @@ def test_a_batch_equals_its_samples(name, model) -> None:
         traces = together.past_key_values.trace.samples[i], alone.past_key_values.trace.samples[0]
         assert traces[0].entering == traces[1].entering
         assert traces[0].n_visual == 8 * count
+
+
+@pytest.mark.parametrize("name", ["autoprune", "fastv", "random"])
+def test_a_budget_for_each_view(name, model) -> None:
+    """Two of eight tokens of every view at the end for FastV and random, two a layer on average
+    for AutoPrune."""
+    own = {**CASES[name], "target_token_num": 2, "budget_per": "image"}
+    ids, views = senna_files.prompt(3)[None], senna_files.pixels(3)
+    out, _ = generate(model, ids, None, views, pruning.build(name, **own), new=1)
+    trace = out.past_key_values.trace
+    if name == "autoprune":
+        assert sum(trace.samples[0].leaving) / LAYERS == pytest.approx(12, abs=1)
+    else:
+        left = [patch // 8 for patch in trace.kept_patches(0)[-1]]
+        assert [left.count(view) for view in range(6)] == [2] * 6
+    # Each view has as many as the others, one more where they cannot all have the same.
+    for kept in trace.kept_patches(0):
+        left = [patch // 8 for patch in kept]
+        counts = [left.count(view) for view in range(6)]
+        assert max(counts) - min(counts) <= 1
 
 
 @torch.no_grad()

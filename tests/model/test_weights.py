@@ -84,3 +84,30 @@ class TestPublishedSizes:
     def test_llava_hf_whose_config_leaves_sizes_out(self):
         config = from_hf(checkpoints.published_config("llava-1.5-7b-hf"), Path("folder"))
         assert 2 * sum(map(prod, expected_shapes(config).values())) == 14_126_854_144
+
+    @pytest.mark.parametrize("kind", ["original", "llava-hf"])
+    @pytest.mark.parametrize(("version", "newline"), [("1.5", 0), ("1.6-vicuna", 5120)])
+    def test_13b(self, kind, version, newline):
+        """Its decoder is Llama-2-13B of 13,015,864,320 numbers; its config names all sizes."""
+        sizes = {
+            "hidden_size": 5120,
+            "intermediate_size": 13824,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 40,
+        }
+        if kind == "original":
+            clip = checkpoints.published_config("clip-vit-large-patch14-336")["vision_config"]
+            config = {**checkpoints.published_config(f"llava-v{version}-7b"), **sizes}
+            config["mm_vision_config"], rows = vision_config(clip), 0
+        else:
+            name = "llava-1.5-7b-hf" if newline == 0 else "llava-v1.6-vicuna-7b-hf"
+            values = checkpoints.published_config(name)
+            values["text_config"] |= sizes
+            # llava-hf pads the vocabulary by 64 rows, in the embeddings and in the head.
+            config, rows = from_hf(values, Path("folder")), 2 * 64 * 5120
+        shapes = expected_shapes(config)
+        numbers = sum(prod(shape) for name, shape in shapes.items() if not name.startswith(VISION))
+        projector = 1024 * 5120 + 5120 + 5120 * 5120 + 5120
+        assert numbers == 13_015_864_320 + projector + newline + rows
+        assert "model.layers.39.mlp.down_proj.weight" in shapes

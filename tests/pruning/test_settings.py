@@ -55,6 +55,7 @@ COMMON = {
     "target_fraction": None,
     "budget_per": "sample",
     "tile_scores": "raw",
+    "border_mask": False,
     "budget_mode": "published",
     "target_flops": None,
     "target_kv": None,

@@ -83,7 +83,9 @@ TABLE = Table(
         ),
         "c": (
             "On tokens entering, 728.3, 409.2 and 249.6 at slope 0.2 (worked out, not printed). "
-            "The released v1_6 scripts stop with an error, so they did not give these numbers."
+            "The released v1_6 scripts stop with an error, so they did not give these numbers. The "
+            "released code merges views by 'spatial' and puts a picture on the canvas that it "
+            "fills best, which is not LLaVA's rule: its unpruned model is not LLaVA-1.6's."
         ),
         "d": "Not the mean of the row's own scores, which is 74.5.",
     },

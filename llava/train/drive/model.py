@@ -6,27 +6,26 @@ checkpoint is loaded into, so what is trained is what is evaluated.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig
 
 from llava.constants import IGNORE_INDEX
 from llava.eval.senna.plan import CAMERAS
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.weights import VISION, rename, write_json, write_tensors, write_vision_tower
 from llava.pruning.layout import TEXT, TokenLayout, take
+from llava.train.architecture import SELECT_LAYER, Sizes, sine_positions
 from llava.train.drive.frames import Frame
+from llava.train.export import VISION_FOLDER, llava_config
+from llava.train.items import GRID, PATCH_SIZE
 from llava.train.tokenizer import write_tokenizer
 
-PATCHES, TOKENS = 576, 128
-_IMAGE_SIZE, _PATCH_SIZE = 336, 14
-_MAX_LENGTH = 2048
-_TOWER = "vision_tower"  # the folder of the tower in an exported checkpoint
+TOKENS = 128  # of a view, behind the adapter
 
 _LIGHTS = (None, "red", "green")
 _LEADS = (None, "rolling", "braking")
@@ -34,7 +33,7 @@ _ARROWS = (None, "left", "right")
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Sizes):
     """Sizes of the model."""
 
     vocab_size: int
@@ -47,37 +46,18 @@ class Shape:
     vision_layers: int = 2
     vision_heads: int = 3
 
+    max_positions: ClassVar[int] = 2048
+
     def config(self) -> LlavaConfig:
         """The config of the model, with Senna's adapter."""
-        vision = CLIPVisionConfig(
-            hidden_size=self.vision_hidden_size,
-            intermediate_size=self.vision_intermediate_size,
-            num_hidden_layers=self.vision_layers,
-            num_attention_heads=self.vision_heads,
-            image_size=_IMAGE_SIZE,
-            patch_size=_PATCH_SIZE,
-            projection_dim=self.vision_hidden_size,
-            hidden_act="quick_gelu",
-        )
         return LlavaConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            max_position_embeddings=_MAX_LENGTH,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=False,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-            mm_vision_config=vision.to_dict(),
+            **self.decoder_values(),
+            mm_vision_config=self.vision_config().to_dict(),
             mm_hidden_size=self.vision_hidden_size,
             mm_projector_type="mlp2x_gelu",
-            mm_vision_select_layer=-2,
+            mm_vision_select_layer=SELECT_LAYER,
             mm_vision_select_feature="patch",
-            mm_token_adapter=[PATCHES, TOKENS],
+            mm_token_adapter=[GRID**2, TOKENS],
             image_aspect_ratio="pad",
         )
 
@@ -195,34 +175,11 @@ def export(model: DriveModel, tokenizer_model: bytes, folder: Path) -> None:
         rename(name, "module", "original"): tensor.detach().to("cpu", torch.float16)
         for name, tensor in model.senna.state_dict().items()
     }
-    write_tokenizer(folder, tokenizer_model, _MAX_LENGTH)
-    write_vision_tower(folder / _TOWER, config.mm_vision_config, state)
+    write_tokenizer(folder, tokenizer_model, model.shape.max_positions)
+    write_vision_tower(folder / VISION_FOLDER, config.mm_vision_config, state)
     write_tensors(folder, {k: v for k, v in state.items() if not k.startswith(VISION)})
-    write_json(folder / "config.json", config_values(model.shape))
-
-
-def config_values(shape: Shape) -> dict[str, object]:
-    """config.json: the keys that Senna's has, and the vision tower beside it."""
-    config = shape.config()
-    names = (
-        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-        *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps"),
-        *("hidden_act", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
-        *("mm_hidden_size", "mm_projector_type", "mm_vision_select_layer"),
-        *("mm_vision_select_feature", "image_aspect_ratio"),
-    )
-    return {
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
-        **{name: getattr(config, name) for name in names},
-        "mm_use_im_patch_token": False,
-        "mm_use_im_start_end": False,
-        "mm_vision_tower": _TOWER,
-        "tokenizer_model_max_length": _MAX_LENGTH,
-        "torch_dtype": "float16",
-        "use_cache": True,
-        "use_mm_proj": True,
-    }
+    values = {"tokenizer_model_max_length": model.shape.max_positions, **llava_config(model.shape)}
+    write_json(folder / "config.json", values)
 
 
 @torch.no_grad()
@@ -241,21 +198,8 @@ def _initialise(model: LlavaLlamaForCausalLM) -> None:
         elif name.endswith("bias"):
             parameter.zero_()
     embeddings = model.get_vision_tower().inner.embeddings
-    embeddings.patch_embedding.weight.normal_(0, (3 * _PATCH_SIZE**2) ** -0.5)
+    embeddings.patch_embedding.weight.normal_(0, (3 * PATCH_SIZE**2) ** -0.5)
     embeddings.class_embedding.normal_()
-    embeddings.position_embedding.weight.copy_(
-        _places(embeddings.position_embedding.weight.shape[1])
-    )
-
-
-def _places(width: int) -> Tensor:
-    """Sines of row and column, (1 + patches, width), the CLS token's zero."""
-    grid = _IMAGE_SIZE // _PATCH_SIZE
-    frequencies = torch.exp(torch.linspace(0, -3, width // 4))
-    angles = torch.arange(grid)[:, None] * frequencies
-    axis = torch.cat([angles.sin(), angles.cos()], 1)
-    rows = axis[:, None].expand(grid, grid, -1)
-    columns = axis[None].expand(grid, grid, -1)
-    table = torch.zeros(1 + grid**2, width)
-    table[1:, : 4 * (width // 4)] = torch.cat([rows, columns], -1).flatten(0, 1)
-    return table * math.sqrt(0.5)
+    places = embeddings.position_embedding.weight
+    places[0] = 0
+    places[1:] = sine_positions(places.shape[1], -3, 0.5**0.5)

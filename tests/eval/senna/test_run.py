@@ -187,6 +187,27 @@ def test_the_script_passes_a_total_of_six_views_on(place, tmp_path) -> None:
     assert value(scoring, "--result-file") == value(answering, "--answers-file") == answers
 
 
+@pytest.mark.parametrize(
+    ("given", "flag", "passed"),
+    [
+        (["32", "--budget-per", "sample"], "--target-token-num", "192"),
+        (["32", "--budget-per", "image"], "--target-token-num", "32"),
+        (["32", "--budget-per=image"], "--target-token-num", "32"),
+        (["0.25"], "--target-fraction", "0.25"),
+    ],
+)
+def test_the_script_takes_a_views_own_budget_and_a_share(
+    place, tmp_path, given, flag, passed
+) -> None:
+    write_recorder(tmp_path / "python")
+    own = {"PYTHON": str(tmp_path / "python"), "CALLS": str(tmp_path / "calls")}
+    assert run(place, *given, **own).returncode == 0
+    answering = calls(tmp_path)[0]
+    assert value(answering, flag) == passed
+    other = {"--target-token-num", "--target-fraction"} - {flag}
+    assert not other & set(answering)
+
+
 def test_the_script_says_what_is_missing(tmp_path) -> None:
     done = run(tmp_path, "26", MODEL_PATH="./nowhere", DATA="./nothing")
     assert done.returncode == 2
