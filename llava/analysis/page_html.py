@@ -85,7 +85,8 @@ def render(content: Content) -> str:
 
 
 def _scores(content: Content) -> str:
-    lines = "".join(f"<li>{escape(line.removeprefix('- '))}</li>" for line in notes(content.table))
+    told = (line.removeprefix("- ").replace("`", "") for line in notes(content.table))
+    lines = "".join(f"<li>{escape(line)}</li>" for line in told)
     return f'{_table("Scores and costs", *cells(content.table))}<ul class="notes">{lines}</ul>'
 
 

@@ -101,6 +101,7 @@ def test_what_is_on_the_page_without_a_model(runs, capsys, monkeypatch) -> None:
     for wanted in ("green", "red", "110.0 tokens enter a layer, 25.0% of the prefill FLOPs",
                    "MI 0.500", "Beta"):  # fmt: skip
         assert any(wanted in piece for piece in found.texts), wanted
+    assert "`" not in "".join(found.texts).split("const ")[0]  # no Markdown, before the script
     # Three panels, each with a line a run; unpruned and no image level, random dashed.
     charts = [attributes for attributes in found.all("svg") if attributes.get("class") == "chart"]
     assert len(charts) == 3

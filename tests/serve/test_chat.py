@@ -9,8 +9,11 @@ from llava import pruning
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import image_message, new_conversation
 from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
 from llava.serve.chat import Chat, ContextFull
 from llava.serve.streaming import Stream
+
+from .. import senna_files
 
 PRUNER = pruning.build("autoprune", target_token_num=64, x0=5.6)
 QUESTIONS = ("What word is on the blue sign?", "What color is the sign?", "Is there a circle?")
@@ -117,6 +120,22 @@ def test_several_pictures_and_none(demo, picture) -> None:
     first = talked.say(QUESTIONS[0])
     assert first.fed == len(talked.ids) - first.new_tokens and first.sample.n_visual == 0
     assert not talked.say(QUESTIONS[1]).first
+
+
+def test_mixed_tokens_of_six_views(tmp_path, picture) -> None:
+    """Senna: 128 tokens a view, 32 of each on average; the second turn sees what is left."""
+    folder = senna_files.write_senna(tmp_path / "Senna")
+    *loaded, context_len = load_pretrained_model(
+        folder, vision_tower=tmp_path / senna_files.TOWER, dtype="float32", device="cpu"
+    )
+    pruner = pruning.build("autoprune", target_token_num=32, budget_per="image", x0=1.4)
+    options = {"temperature": 0.0, "max_new_tokens": 2, "context_len": context_len}
+    talked = Chat(*loaded, [picture] * 6, pruner, **options)
+    first, second = talked.say("Plan?"), talked.say("Why?")
+    assert first.sample.n_visual == first.sample.entering[0] == 6 * 128
+    assert sum(first.sample.leaving) / 3 == pytest.approx(6 * 32, abs=3)
+    grown = second.fed + second.new_tokens - 1
+    assert second.held == tuple(n + grown for n in first.held)
 
 
 def test_a_cut_answer_is_closed_in_the_next_turn(demo, picture) -> None:
