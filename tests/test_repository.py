@@ -73,10 +73,12 @@ def test_scripts_parse(script: Path) -> None:
 
 
 def test_the_commands_of_the_documents_exist() -> None:
-    """Modules and scripts that README.md and EVAL.md name can be found."""
+    """Modules, scripts and pictures that README.md and EVAL.md name can be found."""
     for document in ("README.md", "EVAL.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
         for module in set(re.findall(r"python -m (llava[\w.]*)", text)):
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), (document, module)
         for script in set(re.findall(r"bash (scripts/[\w/.]+\.sh)", text)):
             assert (ROOT / script).is_file(), (document, script)
+        for picture in re.findall(r"!\[[^\]]*\]\(([^)#]+)\)", text):
+            assert (ROOT / picture).is_file(), (document, picture)

@@ -51,27 +51,9 @@ def read_page(folder: Path) -> str:
     return (folder / "new" / "report.html").read_text(encoding="utf-8")
 
 
-def stub(**config):
-    """Stands for `load_model`: no tokenizer, of model and processor only what is looked at."""
-    model = SimpleNamespace(config=SimpleNamespace(**config))
-    return lambda settings: (None, model, SimpleNamespace(crop_size={"height": 56}))
-
-
 @pytest.fixture
 def runs(tmp_path) -> Path:
     return write(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "config", [{"image_aspect_ratio": "anyres"}, {"mm_token_adapter": [576, 128]}]
-)
-def test_a_checkpoint_whose_tokens_have_no_place_is_refused(
-    runs, capsys, monkeypatch, config
-) -> None:
-    monkeypatch.setattr(page, "load_model", stub(**config))
-    assert write_page(runs) == 2
-    assert "Give --no-model for a report without pictures" in capsys.readouterr().err
-    assert not (runs / "new").exists()
 
 
 def test_what_is_on_the_page_without_a_model(runs, capsys, monkeypatch) -> None:

@@ -208,9 +208,9 @@ def test_the_demo_is_one_sweep(tmp_path):
         "llava.eval.sweep",
     ]
     args = build_parser(BENCHMARKS).parse_args(sweep[3:])
-    assert args.runs == ["none", "autoprune:192,128,64,32", "no-image"] and args.benchmarks == [
-        "pope"
-    ]
+    own_positions = "autoprune:64@positions=original"
+    assert args.runs == ["none", "autoprune:192,128,64,32", own_positions, "no-image"]
+    assert args.benchmarks == ["pope"]
     assert (args.limit, args.depth_layers, args.dtype, args.batch_size) == (6, 32, "float32", 8)
     assert (ROOT / args.model_path / "config.json").is_file() and (ROOT / args.data).is_dir()
     ignored = subprocess.run(["git", "check-ignore", str(args.out / "pope")], cwd=ROOT)
