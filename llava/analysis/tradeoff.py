@@ -124,7 +124,7 @@ def figure(drawn: Sequence[Series], title: str, vision_apart: bool | None) -> Fi
     panels[0].set_ylabel("accuracy, % of the best")
     handles, labels = panels[0].get_legend_handles_labels()
     result.legend(handles, labels, fontsize="small", loc="outside right upper")
-    result.suptitle(title)
+    result.suptitle(title, x=0.02, ha="left")
     return result
 
 
@@ -190,8 +190,9 @@ def main(
         if not drawn:
             raise ValueError("no row has every benchmark: nothing to draw.")
         models = ", ".join(table["made_with"]["model"])
-        titles = ", ".join(entry["title"] for entry in table["benchmarks"].values())
-        result = figure(drawn, f"{models}: {titles}", table["vision_apart"])
+        # without what the brackets add ("val2014"): seven benchmarks must fit on one line
+        titles = (entry["title"].split(" (")[0] for entry in table["benchmarks"].values())
+        result = figure(drawn, f"{models}: {', '.join(titles)}", table["vision_apart"])
         plotting.save(result, args.out, args.dpi)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
