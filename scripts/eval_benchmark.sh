@@ -35,8 +35,7 @@ evaluate() {
         ${FLAGS[@]+"${FLAGS[@]}"}
 
     if [[ $CHUNKS != 1 ]]; then
-        echo "Part $CHUNK of $CHUNKS is in $ANSWERS. A part is not scored; when all are there," \
-            "--merge-chunks $CHUNKS in place of the two flags merges and scores them." >&2
+        tell_part
     elif [[ -n $SCORED_AS ]]; then
         "$PYTHON" -m llava.eval.score --benchmark "$SCORED_AS" --data "$DATA" "$ANSWERS"
     else

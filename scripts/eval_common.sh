@@ -10,8 +10,14 @@ from_caller() {
     if [[ $1 != /* && -e $CALLER/$1 ]]; then echo "$CALLER/$1"; else echo "$1"; fi
 }
 
-# setup FOLDER CHECKPOINT TOKENS [flags]: sets TOKENS, BUDGET (its flag), METHOD, CHUNKS, CHUNK, FLAGS, PYTHON,
-# MODEL_PATH, CKPT and DATA, and ANSWERS, QUESTIONS and IMAGES, which stay empty unless given. FLAGS
+# tell_part: what to do with the answers of one part of several.
+tell_part() {
+    echo "Part $CHUNK of $CHUNKS is in $ANSWERS. A part is not scored; when all are there," \
+        "--merge-chunks $CHUNKS in place of the two flags merges and scores them." >&2
+}
+
+# setup FOLDER CHECKPOINT TOKENS [flags]: sets TOKENS, BUDGET (its flag), METHOD, CHUNKS, CHUNK,
+# FLAGS, PYTHON, MODEL_PATH, CKPT and DATA, and ANSWERS, QUESTIONS and IMAGES, which stay empty unless given. FLAGS
 # may be empty, which bash 3 takes for unset: pass it on as ${FLAGS[@]+"${FLAGS[@]}"}.
 setup() {
     local folder=$1 checkpoint=$2

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import replace
 
-from llava.conversation import conv_templates
-from llava.eval.arguments import add_depth_argument, setting_defaults
-from llava.eval.depths import meant_for, scale_depths
-from llava.eval.models import load_model
+from llava.eval.arguments import add_checkpoint_arguments, add_depth_argument
+from llava.eval.depths import in_decoder, meant_for
 from llava.eval.plan import PlannedRun, parse_runs
 from llava.pruning import find
 
@@ -24,28 +18,8 @@ _CURVE = ("x0", "k0", "gamma", "beta", "budget_mode")
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which checkpoint to load, how, and how it is asked."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model-path", default=DEMO, help="checkpoint folder (default: %(default)s)"
-    )
-    group.add_argument("--model-base", help="base checkpoint, for projector-only checkpoints")
-    group.add_argument("--vision-tower", help="CLIP folder instead of the one the config names")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    group.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16")
-    )
-    group.add_argument(
-        "--attn-implementation",
-        default="sdpa",
-        choices=("sdpa", "eager", "flash_attention_2"),
-        metavar="KERNEL",
-    )
-    group.add_argument("--load-4bit", action="store_true", help="needs bitsandbytes")
-    group.add_argument("--load-8bit", action="store_true", help="needs bitsandbytes")
-    group.add_argument(
-        "--conv-mode", default="vicuna_v1", choices=sorted(conv_templates), metavar="TEMPLATE"
-    )
-    group.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    add_checkpoint_arguments(parser, default=DEMO)
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,33 +57,12 @@ def scaled(runs: Sequence[PlannedRun], args: argparse.Namespace, layers: int) ->
     Without --depth-layers and --x0, depths are taken to be meant for 32 layers, as the scripts do.
     """
     given_for = meant_for(args.depth_layers, args.x0, layers)
-    result = []
-    for run in runs:
-        pruner, said = scale_depths(run.pruner, given_for, layers)
-        for sentence in said:
-            print(sentence, file=sys.stderr)
-        result.append(replace(run, pruner=pruner))
-    return result
-
-
-def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """Tokenizer, model and image processor of the command line.
-
-    Raises:
-        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
-    """
-    return load_model(SimpleNamespace(**setting_defaults() | vars(args)))
-
-
-def demand_ending(path: Path, endings: Sequence[str]) -> None:
-    """Raise a ValueError for a file whose ending is none of the formats that can be written."""
-    if path.suffix.lower() not in endings:
-        raise ValueError(f"--out must end in {', '.join(endings)}, got {path}")
+    pruners = in_decoder([run.pruner for run in runs], given_for, layers)
+    return [replace(run, pruner=pruner) for run, pruner in zip(runs, pruners)]
 
 
 def _with_budget(spec: str, tokens: float | None) -> str:
     method, at, settings = spec.partition("@")
     if tokens is None or ":" in method or "target_" in settings:
         return spec
-    takes_one = "target_token_num" in {field.name for field in fields(find(method))}
-    return f"{method}:{tokens:g}{at}{settings}" if takes_one else spec
+    return f"{method}:{tokens:g}{at}{settings}" if find(method).takes_budget() else spec

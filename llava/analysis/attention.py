@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 
 from llava import pruning
+from llava.eval.arguments import Help
 from llava.eval.depths import PUBLISHED_LAYERS
+from llava.eval.models import load_model
 from llava.mm_utils import load_image
 from llava.pruning.autoprune import PRESETS, AutoPrune
 from llava.pruning.base import Observation, Pruner, PrunerRun
@@ -194,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m llava.analysis.attention",
         description="Draw the attention of text to a picture, layer by layer, for two questions.",
+        formatter_class=Help,
         allow_abbrev=False,
     )
     parser.add_argument("--image", type=Path, required=True)
@@ -210,10 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     asking.add_model_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        asking.demand_ending(args.out, plotting.FORMATS)
+        plotting.demand_ending(args.out, plotting.FORMATS)
         plotting.new_figure(1, 1)
         image = load_image(args.image)
-        loaded = asking.load(args)
+        loaded = load_model(args)
         rows = look(
             loaded,
             image,

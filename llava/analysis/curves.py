@@ -25,8 +25,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from llava import pruning
 from llava.eval.comparison import budget as recorded_budget
+from llava.eval.comparison import recorded_pruner
 from llava.eval.linefile import read_lines
 from llava.eval.models import decoder_shape
 from llava.eval.record import read_record
@@ -123,13 +123,7 @@ def _config(answers_file: Path, settings: Mapping[str, Any]) -> AutoPrune:
             f"{answers_file} is a run of {values.get('method')!r}: only AutoPrune has a curve of "
             "its own for each sample"
         )
-    try:
-        config = pruning.build(**values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{answers_file}: the record's settings are not those of this version ({error}). Run "
-            "it again, into another file."
-        ) from None
+    config = recorded_pruner(answers_file, values)
     if config.indicator != "mutual_information":
         raise ValueError(
             f"{answers_file} measured {config.indicator} and no mutual information to colour by"

@@ -21,9 +21,11 @@ from typing import Any
 
 from PIL import Image
 
+from llava.eval.arguments import Help
+from llava.eval.models import load_model
 from llava.mm_utils import load_image
 
-from . import asking, traced
+from . import asking, plotting, traced
 from .overlay import draw, stack, strip
 from .traced import TracedAnswer
 
@@ -121,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m llava.analysis.keep",
         description="Draw the patches that survive in each layer.",
+        formatter_class=Help,
         allow_abbrev=False,
     )
     parser.add_argument("--image", type=Path, required=True)
@@ -134,11 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     asking.add_model_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        asking.demand_ending(args.out, STILL + MOVING)
+        plotting.demand_ending(args.out, STILL + MOVING)
         if args.cell is not None and args.cell < 1:
             raise ValueError(f"--cell must be at least 1, got {args.cell}")
         image, runs = load_image(args.image), asking.planned(args)
-        tokenizer, model, image_processor = asking.load(args)
+        tokenizer, model, image_processor = load_model(args)
         answers = {
             run.name: traced.run(
                 *(model, tokenizer, image_processor, image, args.question, run.pruner),

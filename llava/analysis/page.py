@@ -22,14 +22,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava import pruning
 from llava.eval.arguments import setting_defaults
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.comparison import compare
+from llava.eval.comparison import compare, recorded_pruner
 from llava.eval.models import load_model
-from llava.eval.report import collect, natural_order, start_logging
+from llava.eval.report import add_runs_arguments, collect, natural_order, start_logging
 from llava.eval.results import Result
+from llava.pruning.base import Pruner
 
 from . import traced
 from .differences import Difference, budget_of, find, method_of, most_different
@@ -89,16 +89,11 @@ class Asker:
         )
 
 
-def _pruner(result: Result) -> pruning.Pruner:
-    # A record has lists where settings have tuples.
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in result.pruner.items()}
+def _pruner(result: Result) -> Pruner:
     try:
-        return pruning.build(**values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{result.answers_file}: the record's settings are not those of this version "
-            f"({error}). Run it again, into another file, or give --no-model."
-        ) from None
+        return recorded_pruner(result.answers_file, result.pruner)
+    except ValueError as error:
+        raise ValueError(f"{error} Or give --no-model.") from None
 
 
 def gather(
@@ -145,12 +140,7 @@ def main(
         description="Write a report of finished runs as one HTML file.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "runs", type=Path, nargs="+", help="folders of runs, or answers of finished runs"
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder of the benchmarks' folders"
-    )
+    add_runs_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
     parser.add_argument("--title", help="default: the model and the benchmarks")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,12 @@ def new_figure(width: float, height: float, **options: Any) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", **options)
 
 
+def demand_ending(path: Path, endings: Sequence[str]) -> None:
+    """Raise a ValueError for a file whose ending is none of the formats that can be written."""
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"--out must end in {', '.join(endings)}, got {path}")
+
+
 def save(figure: Figure, path: Path, dpi: float = DPI) -> None:
     """Write the figure in the format that the ending names, making its folder.
 
@@ -36,8 +43,7 @@ def save(figure: Figure, path: Path, dpi: float = DPI) -> None:
         ValueError: another ending than `FORMATS`.
         OSError: it cannot be written.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"--out must end in {', '.join(FORMATS)}, got {path}")
+    demand_ending(path, FORMATS)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"pil_kwargs": {"quality": _QUALITY}} if path.suffix.lower() == ".jpg" else {}
     figure.savefig(path, dpi=dpi, **options)

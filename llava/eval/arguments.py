@@ -23,9 +23,11 @@ class Help(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)" if shown else action.help
 
 
-def add_model_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add what names the checkpoint to a group."""
-    group.add_argument("--model-path", required=True, help="checkpoint folder")
+def add_model_arguments(group: argparse._ArgumentGroup, default: str | None = None) -> None:
+    """Add what names the checkpoint to a group; without a `default` it has to be named."""
+    group.add_argument(
+        "--model-path", required=default is None, default=default, help="checkpoint folder"
+    )
     group.add_argument("--model-base", help="base checkpoint, for projector-only checkpoints")
     group.add_argument("--vision-tower", help="CLIP folder instead of the one the config names")
     group.add_argument(
@@ -69,6 +71,19 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     device = add_hardware_arguments(parser)
     device.add_argument("--batch-size", type=int, help="questions answered at a time")
     device.add_argument("--num-workers", type=int, help="processes that prepare images ahead")
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add the checkpoint, how it is loaded and its conversation, as answering programs have them.
+
+    What the program gave a default before keeps it. `default`: see `add_model_arguments`.
+    """
+    group = parser.add_argument_group("checkpoint")
+    add_model_arguments(group, default)
+    group.add_argument("--conv-mode", choices=sorted(conv_templates), metavar="TEMPLATE")
+    add_hardware_arguments(parser)
+    unset = {k: v for k, v in setting_defaults().items() if parser.get_default(k) is None}
+    parser.set_defaults(**unset)
 
 
 def add_depth_argument(parser: argparse._ActionsContainer) -> None:

@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import isqrt
 from typing import Any
 
@@ -168,8 +168,7 @@ def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, An
     A method without a token budget has one row, whose target is None. Raises ValueError for a
     budget that cannot be met.
     """
-    budgeted = "target_token_num" in {field.name for field in fields(pruner)}
-    targets = args.target_token_nums if budgeted else [None]
+    targets = args.target_token_nums if pruner.takes_budget() else [None]
     ours, stock = build_models(args)
     shape = DecoderShape.from_config(ours.config, kv_dtype_bytes=DTYPES[args.dtype].itemsize)
     rows = []
@@ -182,7 +181,7 @@ def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, An
 
         runs: dict[Any, Callable[[], None]] = {"dense": dense}
         for target in targets:
-            chosen = replace(pruner, target_token_num=target) if budgeted else pruner
+            chosen = replace(pruner, target_token_num=target) if pruner.takes_budget() else pruner
             own, layout = make_input(args, batch, shape.hidden, chosen)
 
             def prefill(

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from llava.pruning import METHODS
+from llava.pruning import METHODS, Pruner, build
 from llava.pruning.autoprune import PRESETS, AutoPrune
 
 from .results import Result
@@ -145,6 +145,23 @@ def settings_of(pruner: Mapping[str, Any]) -> dict[str, Any]:
                 result["preset"] = name
                 defaults |= preset
     return result | {k: v for k, v in rest.items() if k not in defaults or v != defaults[k]}
+
+
+def recorded_pruner(answers_file: Path, values: Mapping[str, Any]) -> Pruner:
+    """The method that a record names, with its settings.
+
+    Raises:
+        ValueError: settings that this version does not have.
+    """
+    # A record has lists where settings have tuples.
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return build(**own)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{answers_file}: the record's settings are not those of this version ({error}). Run "
+            "it again, into another file."
+        ) from None
 
 
 def _identity(result: Result) -> str:

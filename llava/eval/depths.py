@@ -6,6 +6,9 @@ are moved to the same relative depth of the decoder at hand.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 from llava.pruning import Pruner
 
 #: Depths are published for 32 layers, and the paper took the same numbers for 40.
@@ -42,6 +45,18 @@ def scale_depths(pruner: Pruner, given_for: int, layers: int) -> tuple[Pruner, l
                 f"has {layers}: {_shown(new)}"
             )
     return scaled, said
+
+
+def in_decoder(pruners: Sequence[Pruner], given_for: int, layers: int) -> list[Pruner]:
+    """`scale_depths` of each; says every change once on stderr."""
+    scaled, sentences = [], dict[str, None]()
+    for pruner in pruners:
+        moved, said = scale_depths(pruner, given_for, layers)
+        scaled.append(moved)
+        sentences.update(dict.fromkeys(said))
+    for sentence in sentences:
+        print(sentence, file=sys.stderr, flush=True)
+    return scaled
 
 
 def _shown(value: float | tuple[float, ...]) -> str:

@@ -28,7 +28,7 @@ from .arguments import (
     setting_defaults,
     settings_given,
 )
-from .depths import scale_depths
+from .depths import in_decoder
 from .models import decoder_layers
 from .questions import QuestionFile
 from .runner import run
@@ -84,9 +84,7 @@ def settings_from(args: argparse.Namespace) -> RunSettings:
     pruner = pruner_from_args(args)
     if args.depth_layers is not None:
         layers = decoder_layers(args.model_path)
-        pruner, said = scale_depths(pruner, args.depth_layers, layers)
-        for sentence in said:
-            print(sentence, file=sys.stderr)
+        pruner = in_decoder([pruner], args.depth_layers, layers)[0]
     return RunSettings(**settings_given(args), pruner=pruner)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from llava.pruning import METHODS, Pruner, build
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
@@ -68,7 +68,7 @@ def _parse(spec: str, flags: Mapping[str, float | None]) -> list[PlannedRun]:
         own[name] = value
     budgets: list[float | None] = [None]
     if parts["budgets"] is not None:
-        if _BUDGET not in {field.name for field in fields(METHODS[method])}:
+        if not METHODS[method].takes_budget():
             raise ValueError(f"method {method} takes no budget")
         if both := own.keys() & {_BUDGET, "target_fraction", "target_flops", "target_kv"}:
             raise ValueError(f"give the budget or {both.pop()}, not both")

@@ -46,15 +46,20 @@ def main(
         description="Tabulate finished runs: scores, tokens, FLOPs, KV bytes and prefill time.",
         allow_abbrev=False,
     )
+    add_runs_arguments(parser)
+    add_output_arguments(parser)
+    args = parser.parse_args(argv)
+    return report(args.runs, args, benchmarks)
+
+
+def add_runs_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add which runs to look at, and where their benchmarks are."""
     parser.add_argument(
         "runs", type=Path, nargs="+", help="folders of runs, or answers of finished runs"
     )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of the benchmarks' folders"
     )
-    add_output_arguments(parser)
-    args = parser.parse_args(argv)
-    return report(args.runs, args, benchmarks)
 
 
 def add_output_arguments(parser: argparse._ActionsContainer) -> None:

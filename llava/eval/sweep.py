@@ -35,7 +35,7 @@ from .arguments import (
 )
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
-from .depths import scale_depths
+from .depths import in_decoder
 from .models import ModelOnce, decoder_layers
 from .plan import PlannedRun, parse_runs
 from .record import COMPLETE, RunRecord
@@ -173,15 +173,9 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
 
 
 def _scaled(runs: Sequence[PlannedRun], given_for: int, layers: int) -> list[PlannedRun]:
-    """The runs with their depths scaled; says each change once."""
-    scaled, sentences = [], dict[str, None]()
-    for planned in runs:
-        pruner, said = scale_depths(planned.pruner, given_for, layers)
-        scaled.append(replace(planned, pruner=pruner))
-        sentences.update(dict.fromkeys(said))
-    for sentence in sentences:
-        _say(sentence)
-    return scaled
+    """The runs with their depths scaled."""
+    pruners = in_decoder([planned.pruner for planned in runs], given_for, layers)
+    return [replace(planned, pruner=pruner) for planned, pruner in zip(runs, pruners)]
 
 
 def _chosen(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> list[Benchmark]:

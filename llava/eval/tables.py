@@ -145,7 +145,8 @@ def _beside(table: Table, method: str) -> list[str]:
             f"another of {', '.join(sorted(METHODS.keys() - set(table.methods)))}"
         )
     known = {field.name for field in fields(METHODS[method])}
-    budgets = [f":{budget}" for budget in table.budgets] if "target_token_num" in known else [""]
+    budgets = [f":{budget}" for budget in table.budgets]
+    budgets = budgets if METHODS[method].takes_budget() else [""]
     seeds = [f"@seed={seed}" for seed in _SEEDS] if "seed" in known else [""]
     return [method + budget + seed for budget in budgets for seed in seeds]
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -128,6 +128,11 @@ class Pruner(abc.ABC):
         cls = type(self)
         sees_tower = cls.reduce is not Pruner.reduce or cls.tower_runs is not Pruner.tower_runs
         return cls.needs_grid or sees_tower
+
+    @classmethod
+    def takes_budget(cls) -> bool:
+        """Whether a number of visual tokens can be set."""
+        return "target_token_num" in {field.name for field in fields(cls)}
 
     def scaled(self, given_for: int, layers: int) -> Pruner:
         """The same with each depth, given for a decoder of `given_for` layers, in one of `layers`.

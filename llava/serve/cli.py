@@ -24,7 +24,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event
 
-from llava.conversation import conv_templates
 from llava.eval.arguments import Help
 
 from .chat import Chat, ContextFull, Turn
@@ -47,9 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--allow-urls", action="store_true", help="download an --image-file that is a URL"
-    )
-    parser.add_argument(
-        "--conv-mode", choices=sorted(conv_templates), default="vicuna_v1", metavar="TEMPLATE"
     )
     parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="of one answer")

@@ -10,13 +10,8 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from llava.eval.arguments import (
-    add_depth_argument,
-    add_hardware_arguments,
-    add_model_arguments,
-    setting_defaults,
-)
-from llava.eval.depths import meant_for, scale_depths
+from llava.eval import arguments
+from llava.eval.depths import in_decoder, meant_for
 from llava.eval.models import load_checkpoint
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
 from llava.pruning.base import Pruner
@@ -39,13 +34,9 @@ class Loaded:
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint, the device and the pruning flags of all programs."""
-    add_model_arguments(parser.add_argument_group("checkpoint"))
-    add_hardware_arguments(parser)
-    # As in the answering programs, but for what the program has set itself.
-    unset = {k: v for k, v in setting_defaults().items() if parser.get_default(k) is None}
-    parser.set_defaults(**unset)
+    arguments.add_checkpoint_arguments(parser)
     add_pruning_arguments(parser)
-    add_depth_argument(parser)
+    arguments.add_depth_argument(parser)
 
 
 def load(args: argparse.Namespace) -> Loaded:
@@ -69,10 +60,7 @@ def scaled_pruner(args: argparse.Namespace, layers: int) -> Pruner:
         ValueError: settings that do not exist or do not fit; see `pruner_from_args`.
     """
     given_for = meant_for(args.depth_layers, args.x0, layers)
-    pruner, said = scale_depths(pruner_from_args(args), given_for, layers)
-    for sentence in said:
-        print(sentence, file=sys.stderr)
-    return pruner
+    return in_decoder([pruner_from_args(args)], given_for, layers)[0]
 
 
 def quiet() -> None:

@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.conversation import conv_templates
 from llava.eval.arguments import Help
 
 from .handler import ViewerServer
@@ -34,9 +33,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free")
-    parser.add_argument(
-        "--conv-mode", choices=sorted(conv_templates), default="vicuna_v1", metavar="TEMPLATE"
-    )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="of one answer")
     add_checkpoint_arguments(parser)
     return parser

@@ -119,7 +119,7 @@ class Viewer:
             "layers": self._loaded.layers,
             "patches": patches,
             "methods": [
-                {"name": name, "budget": _takes_budget(cls)}
+                {"name": name, "budget": cls.takes_budget()}
                 for name, cls in sorted(METHODS.items())
                 if name != "none"
             ],
@@ -175,7 +175,7 @@ class Viewer:
             chosen = self._pruner
         else:
             chosen = build(method).scaled(self._depth_layers, self._loaded.layers)
-        if tokens is None or not _takes_budget(type(chosen)):
+        if tokens is None or not chosen.takes_budget():
             return chosen
         # A budget of another kind on the command line gives way to the one that is asked for.
         other = {"target_flops", "target_kv", "target_fraction"} & {
@@ -224,7 +224,3 @@ def _data_url(picture: Image.Image) -> str:
     data = io.BytesIO()
     picture.save(data, "PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def _takes_budget(cls: type[Pruner]) -> bool:
-    return "target_token_num" in {field.name for field in fields(cls)}

@@ -104,11 +104,16 @@ class Batch:
 
     def normalised(self) -> torch.Tensor:
         """Pictures as CLIP's image processor gives them, float32."""
-        mean, std = (
-            torch.tensor(values, device=self.pixels.device).view(3, 1, 1)
-            for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-        )
-        return (self.pixels / 255 - mean) / std
+        return normalise(self.pixels)
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels (n, 3, height, width) from 0 to 255, as CLIP's image processor gives them, float32."""
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(3, 1, 1)
+        for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    )
+    return (pixels / 255 - mean) / std
 
 
 def pixels_of(picture: Image.Image) -> torch.Tensor:

@@ -7,6 +7,7 @@ heads exist during training only.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -108,17 +109,19 @@ class DemoModel(nn.Module):
         return loss / 4
 
     def answer(
-        self, selected: torch.Tensor, batch: Batch
+        self, selected: torch.Tensor, batch: Batch, guided: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Teacher-forced answers to packed turns.
 
         Args:
             selected: (batch, 1 + patches, width), the tower's selected layer.
             batch: what the tower has seen, with turns.
+            guided: whether to look at the attention of the guided layers, too.
 
         Returns:
             Logits (tokens, vocabulary) for the tokens of all answers, `</s>` included, in the order
-            of the batch, the tokens themselves (tokens,), and what `AttentionGuide.loss` gives.
+            of the batch, the tokens themselves (tokens,), and what `AttentionGuide.loss` gives, or
+            nothing.
         """
         turns, kept = batch.turns, batch.kept
         side = math.isqrt(selected.shape[1] - 1)
@@ -129,7 +132,8 @@ class DemoModel(nn.Module):
         inputs = torch.cat([prefix, visual, embed(turns.ids)], dim=1)
         patches = window_patches(batch.corners, side).gather(1, kept)
         mask, positions, labels = turns.layout(patches)
-        with self.guide.watching():
+        found = {}
+        with self.guide.watching() if guided else nullcontext():
             states = self.decoder.model(
                 inputs_embeds=inputs,
                 attention_mask=mask,
@@ -137,12 +141,13 @@ class DemoModel(nn.Module):
                 use_cache=False,
                 shared=inputs.shape[1] - turns.ids.shape[1],
             ).last_hidden_state
-            owner = batch.labels.item.gather(1, kept)
-            guided = self.guide.loss(
-                turns.pointing, turns.items, turns.options, owner, mask, positions
-            )
+            if guided:
+                owner = batch.labels.item.gather(1, kept)
+                found = self.guide.loss(
+                    turns.pointing, turns.items, turns.options, owner, mask, positions
+                )
         asked = labels != IGNORE_INDEX
-        return self.decoder.lm_head(states[asked]).float(), labels[asked], guided
+        return self.decoder.lm_head(states[asked]).float(), labels[asked], found
 
 
 class PatchHeads(nn.Module):

@@ -9,9 +9,9 @@ on whole pictures (576 visual tokens).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from llava.train.rates import warm_cosine
 from llava.train.scenes import Style
 
 
@@ -53,10 +53,7 @@ class Stage:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate at a step, counted from 0."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (0.525 + 0.475 * math.cos(math.pi * share))
+        return warm_cosine(self.rate, step, self.steps, self.warmup)
 
 
 _EASY = Style(window=112, things=(1, 1), signs=(0, 1), letters=(20, 30), clutter=(0, 3), tilt=3.0)

@@ -253,13 +253,14 @@ class Trainer:
                 losses["contrast"] = self.model.contrastive_loss(selected, last, batch.captions)
                 loss = sum(weight * losses[name] for name, weight in _SEEING.items())
             if batch.turns is not None:
-                logits, targets, guided = self.model.answer(selected, batch)
+                logits, targets, guided = self.model.answer(
+                    selected, batch, guided=stage.pointing > 0
+                )
                 losses["answer"] = F.cross_entropy(logits, targets)
                 losses["token_right"] = (logits.argmax(-1) == targets).float().mean()
                 losses.update(guided)
-                loss = loss + losses["answer"]
-                if stage.pointing:
-                    loss = loss + stage.pointing * sum(guided[n] for n in DEPTH if n in guided)
+                pointed = sum(guided[name] for name in DEPTH if name in guided)
+                loss = loss + losses["answer"] + stage.pointing * pointed
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:

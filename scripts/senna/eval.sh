@@ -38,8 +38,7 @@ answer model_vqa_senna \
     ${FLAGS[@]+"${FLAGS[@]}"}
 
 if [[ $CHUNKS != 1 ]]; then
-    echo "Part $CHUNK of $CHUNKS is in $ANSWERS. A part is not scored; when all are there," \
-        "--merge-chunks $CHUNKS in place of the two flags merges and scores them." >&2
+    tell_part
 else
     "$PYTHON" -m llava.eval.eval_senna --annotation-file "$QUESTIONS" --result-file "$ANSWERS"
 fi

@@ -100,7 +100,7 @@ def asked(*more: str) -> list[str]:
 
 def test_the_command_writes_the_figure_and_its_numbers(demo, monkeypatch, tmp_path, capsys) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("llava.analysis.asking.load", lambda args: demo)
+    monkeypatch.setattr("llava.analysis.attention.load_model", lambda args: demo)
     out = tmp_path / "new" / "attention.png"
     assert main(asked("--out", str(out), "--dpi", "40")) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
@@ -114,7 +114,7 @@ def test_bad_inputs_get_their_message(monkeypatch, tmp_path, capsys) -> None:
     def refuse(args):
         raise AssertionError("the model must not be loaded")
 
-    monkeypatch.setattr("llava.analysis.asking.load", refuse)
+    monkeypatch.setattr("llava.analysis.attention.load_model", refuse)
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
     assert main([*asked(), "--image", str(broken)]) == 2

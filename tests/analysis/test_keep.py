@@ -104,7 +104,7 @@ def command(*more: str) -> list[str]:
 @pytest.fixture
 def use_demo(demo, monkeypatch):
     """Load the model that is there already."""
-    monkeypatch.setattr("llava.analysis.asking.load", lambda args: demo)
+    monkeypatch.setattr("llava.analysis.keep.load_model", lambda args: demo)
 
 
 def asked(*more: str) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
@@ -20,7 +20,7 @@ from llava.eval.benchmarks.senna import BENCHMARK
 from llava.eval.senna.plan import CAMERAS, Plan, navigation_command, plan_question
 from llava.mm_utils import expand2square, tokenizer_image_token
 from llava.model.tokenizer import LlavaTokenizer
-from llava.train.data import EOS, pixels_of
+from llava.train.data import EOS, normalise, pixels_of
 from llava.train.drive.frames import TRAINING_SEEDS, Frame, make_frame
 from llava.train.drive.model import view_labels
 from llava.train.drive.views import render
@@ -57,9 +57,7 @@ def make_batch(seeds: Iterable[int], tokenizer: LlavaTokenizer) -> Batch:
 
 def normalised(pictures: Sequence[Image.Image]) -> Tensor:
     """Pixels (n, 3, 336, 336) of pictures 336 wide, as `process_images` makes them."""
-    whole = torch.stack([pixels_of(expand2square(p, _BACKGROUND)) for p in pictures])
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    return (whole / 255 - mean) / std
+    return normalise(torch.stack([pixels_of(expand2square(p, _BACKGROUND)) for p in pictures]))
 
 
 def question(frame: Frame) -> str:

@@ -22,6 +22,7 @@ from llava.model.tokenizer import LlavaTokenizer
 from llava.train.drive.data import Batch, make_batch
 from llava.train.drive.frames import TRAINING_SEEDS, VALIDATION_SEEDS
 from llava.train.drive.model import DriveModel
+from llava.train.rates import warm_cosine
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,7 @@ class Stage:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate at a step, counted from 0."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (0.525 + 0.475 * math.cos(math.pi * share))
+        return warm_cosine(self.rate, step, self.steps, self.warmup)
 
 
 RECIPE = (
