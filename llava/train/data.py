@@ -7,7 +7,7 @@ an uninterrupted one would have seen, and rendering can happen in other processe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,10 @@ class Turns:
     `turn`, the number of the turn, -1 on padding; `view`; `offset`, the position after what the
     turn sees; `labels`, the answers and `</s>` at their own places, IGNORE_INDEX elsewhere;
     `pointing`, the kind of pointing token, and `items` (batch, n, m) bool, the items that it points
-    to; `options`, the tokens of right options and those that choose (`llava.train.pointing`).
+    to; `options`, the tokens of right options and those that choose (`llava.train.pointing`). For
+    `llava.train.readouts`, at the token that begins an answer: `compared` (batch, n, 2), the two
+    items whose places are compared, else -1, and `spoken`, the first token in words (but for a bare
+    space) of an answer that is a letter, else IGNORE_INDEX.
     """
 
     prefix: torch.Tensor
@@ -58,6 +61,8 @@ class Turns:
     pointing: torch.Tensor
     items: torch.Tensor
     options: torch.Tensor
+    compared: torch.Tensor
+    spoken: torch.Tensor
 
     def layout(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Lay out the whole sequence: prefix, visual tokens, turns.
@@ -161,6 +166,7 @@ class TurnEncoder:
 
     def __init__(self, tokenizer: LlavaTokenizer) -> None:
         self.tokenizer = tokenizer
+        self.space = tokenizer.convert_tokens_to_ids("▁")  # numbers begin with it
         self.prefix = self._split(self._prompt("", None, image=True))[0]
 
     def pack(self, conversations: Sequence[Sequence[Turn]], length: int | None = None) -> Turns:
@@ -178,7 +184,8 @@ class TurnEncoder:
         turn = torch.full(shape, _PADDING)
         pointing, options = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
         items = torch.zeros(*shape, _ITEMS).bool()
-        labels = torch.full(shape, IGNORE_INDEX)
+        compared = torch.full((*shape, 2), -1)
+        labels, spoken = (torch.full(shape, IGNORE_INDEX) for _ in range(2))
         for index, row in enumerate(rows):
             at = 0
             for number, (one, turn_ids, n_prompt) in enumerate(row):
@@ -191,12 +198,20 @@ class TurnEncoder:
                 for place, kind, named in self._points(one, turn_ids, n_prompt):
                     pointing[index, at + place] = kind
                     items[index, at + place, list(named)] = True
-                if (line := self._option(one, turn_ids)) is not None:
-                    options[index, at + line[0] : at + line[1]] = RIGHT
-                    options[index, at + n_prompt - 1] = CHOOSES
+                asks = at + n_prompt - 1
+                if one.compared is not None:
+                    compared[index, asks] = torch.tensor(one.compared)
+                if one.view != View.HIDDEN and (line := right_option(one.text, one.answer)):
+                    start, stop = (self._tokens(one, place, turn_ids) for place in line)
+                    options[index, at + start : at + stop] = RIGHT
+                    options[index, asks] = CHOOSES
+                    words = replace(one, answer=one.text[slice(*line)][len("\nA. ") :])
+                    ids_in_words = self._encode(words)[0][n_prompt:]
+                    spoken[index, asks] = next(i for i in ids_in_words if i != self.space)
                 at = end
         prefix = torch.tensor(self.prefix)
-        return Turns(prefix, ids, turn, view, offset, labels, pointing, items, options)
+        marks = pointing, items, options, compared, spoken
+        return Turns(prefix, ids, turn, view, offset, labels, *marks)
 
     def _encode(self, turn: Turn) -> tuple[list[int], int]:
         """Ids of a turn after what it sees, with `</s>`, and how many of them are the prompt."""
@@ -217,11 +232,6 @@ class TurnEncoder:
             yield self._tokens(turn, end, ids) - 1, MENTION, named
         if turn.focus is not None:
             yield n_prompt - 1, FOCUS, turn.focus
-
-    def _option(self, turn: Turn, ids: list[int]) -> tuple[int, int] | None:
-        """Where among the turn's tokens the line of its right option is, if it can be known."""
-        line = right_option(turn.text, turn.answer) if turn.view != View.HIDDEN else None
-        return line and tuple(self._tokens(turn, place, ids) for place in line)
 
     def _tokens(self, turn: Turn, place: int, ids: list[int]) -> int:
         """How many of the turn's tokens come before a place in its text."""

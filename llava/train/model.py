@@ -7,7 +7,6 @@ heads exist during training only.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +18,11 @@ from llava.constants import IGNORE_INDEX
 from llava.train import packed_attention
 from llava.train.architecture import SELECT_LAYER, Sizes, sine_positions
 from llava.train.data import Batch
+from llava.train.heads import CaptionEncoder, PatchHeads
 from llava.train.items import GRID, PATCH_SIZE
-from llava.train.labels import CHARACTERS, COLOUR, KIND, LOOK, SLOTS, PatchLabels
 from llava.train.pointing import AttentionGuide
+from llava.train.readouts import ReadOuts
+from llava.train.watching import outputs_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class DemoModel(nn.Module):
             shape.decoder_config(), attn_implementation=packed_attention.NAME
         )
         self.guide = AttentionGuide(self.decoder)
+        self.readouts = ReadOuts(self.decoder)
         self.patch_heads = PatchHeads(width)
         self.caption = CaptionEncoder(width)
         # stock positions start 25 times fainter than patches, but reading needs to find neighbours
@@ -116,12 +118,12 @@ class DemoModel(nn.Module):
         Args:
             selected: (batch, 1 + patches, width), the tower's selected layer.
             batch: what the tower has seen, with turns.
-            guided: whether to look at the attention of the guided layers, too.
+            guided: whether to look at attention and states of the guided layers, too.
 
         Returns:
             Logits (tokens, vocabulary) for the tokens of all answers, `</s>` included, in the order
-            of the batch, the tokens themselves (tokens,), and what `AttentionGuide.loss` gives, or
-            nothing.
+            of the batch, the tokens themselves (tokens,), and what `AttentionGuide.loss` and
+            `ReadOuts` give, or nothing.
         """
         turns, kept = batch.turns, batch.kept
         side = math.isqrt(selected.shape[1] - 1)
@@ -132,8 +134,8 @@ class DemoModel(nn.Module):
         inputs = torch.cat([prefix, visual, embed(turns.ids)], dim=1)
         patches = window_patches(batch.corners, side).gather(1, kept)
         mask, positions, labels = turns.layout(patches)
-        found = {}
-        with self.guide.watching() if guided else nullcontext():
+        watched = {**self.guide.projections, **self.readouts.layers} if guided else {}
+        with outputs_of(watched) as outputs:
             states = self.decoder.model(
                 inputs_embeds=inputs,
                 attention_mask=mask,
@@ -141,82 +143,15 @@ class DemoModel(nn.Module):
                 use_cache=False,
                 shared=inputs.shape[1] - turns.ids.shape[1],
             ).last_hidden_state
-            if guided:
-                owner = batch.labels.item.gather(1, kept)
-                found = self.guide.loss(
-                    turns.pointing, turns.items, turns.options, owner, mask, positions
-                )
+        found = {}
+        if guided:
+            owner = batch.labels.item.gather(1, kept)
+            found = self.guide.loss(
+                outputs, turns.pointing, turns.items, turns.options, owner, mask, positions
+            )
+            found |= self.readouts(outputs, turns, batch.labels)
         asked = labels != IGNORE_INDEX
         return self.decoder.lm_head(states[asked]).float(), labels[asked], found
-
-
-class PatchHeads(nn.Module):
-    """Linear read-outs of `PatchLabels` from patch features."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.characters = len(CHARACTERS) + 1
-        self.norm = nn.LayerNorm(width)
-        self.kind = nn.Linear(width, len(KIND) + 1)
-        self.colour = nn.Linear(width, len(COLOUR) + 1)
-        self.look = nn.Linear(width, len(LOOK) + 1)
-        self.letter = nn.Linear(width, self.characters)
-        self.text = nn.Linear(width, SLOTS * self.characters)
-        self.centre = nn.Linear(width, 2)
-
-    def forward(self, features: torch.Tensor, labels: PatchLabels) -> dict[str, torch.Tensor]:
-        """Losses by name, and `..._right`: shares of items that their patches name rightly.
-
-        Args:
-            features: (batch, patches, width) of the selected layer, without CLS.
-            labels: of the same (batch, patches).
-        """
-        features = self.norm(features)
-        everywhere = self.kind(features).flatten(0, 1).float()
-        losses = {"where": F.cross_entropy(everywhere, labels.kind.flatten())}
-        on_item = labels.weight > 0
-        weight = labels.weight[on_item]
-        items = features[on_item]
-        sign = weight * (labels.kind[on_item] == KIND["sign"])
-        thing = weight - sign
-        sign, thing, weight = (w / w.sum().clamp(min=1e-6) for w in (sign, thing, weight))
-        for name, share in (
-            *(("kind", weight), ("colour", weight)),
-            *(("look", thing), ("letter", sign)),
-        ):
-            logits = getattr(self, name)(items).float()
-            target = getattr(labels, name)[on_item]
-            losses[name] = (F.cross_entropy(logits, target, reduction="none") * share).sum()
-            losses[f"{name}_right"] = ((logits.argmax(-1) == target) * share).sum().detach()
-        spelt = self.text(items).float().view(-1, SLOTS, self.characters)
-        target = labels.text[on_item]
-        text = F.cross_entropy(spelt.flatten(0, 1), target.flatten(), reduction="none")
-        losses["text"] = (text.view(-1, SLOTS).mean(1) * sign).sum()
-        losses["text_right"] = ((spelt.argmax(-1) == target).all(-1) * sign).sum().detach()
-        distance = (self.centre(items).float() - labels.centre[on_item]).square().sum(-1)
-        losses["centre"] = (distance * weight).sum() * 10
-        return losses
-
-
-class CaptionEncoder(nn.Module):
-    """The text side of the contrastive objective: a bag of items, each a few classes."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        sizes = [len(COLOUR) + 1, len(KIND) + 1, len(LOOK) + 1] + SLOTS * [len(CHARACTERS) + 1]
-        self.register_buffer("starts", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
-        self.classes = nn.Embedding(sum(sizes), width)
-        self.item = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-        self.image = nn.Linear(width, width)
-
-    def forward(self, captions: list[torch.Tensor]) -> torch.Tensor:
-        """Unit vectors (batch, width) from one (items, classes) tensor per picture."""
-        items = self.item(self.classes(torch.cat(captions) + self.starts).sum(1))
-        counts = [len(caption) for caption in captions]
-        bags = torch.stack([bag.sum(0) for bag in items.split(counts)])
-        return F.normalize(bags.float(), dim=-1)
 
 
 def window_patches(corners: torch.Tensor, side: int) -> torch.Tensor:

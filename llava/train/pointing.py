@@ -12,8 +12,7 @@ Nothing is added to the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from transformers import LlamaForCausalLM
@@ -74,6 +73,14 @@ def focus(question: Question, scene: Scene) -> tuple[int, ...]:
     return _indices(scene, question.targets[skipped:])
 
 
+def compared(question: Question, scene: Scene) -> tuple[int, int] | None:
+    """Indices of the two items whose places the question compares, in its order, if it does."""
+    if question.kind not in ("is side", "choose side", "twin side"):
+        return None
+    one, other = question.targets[-2:]
+    return scene.items.index(one), scene.items.index(other)
+
+
 def right_option(text: str, answer: str) -> tuple[int, int] | None:
     """Start and end in the text of the line of the option that a letter chooses, if it is one."""
     found = re.search(rf"\n{answer}\. [^\n]*", text) if len(answer) == 1 else None
@@ -86,7 +93,7 @@ def _indices(scene: Scene, items: Iterable[Item]) -> tuple[int, ...]:
 
 
 class AttentionGuide:
-    """Keeps queries and keys of the guided layers during a forward of the decoder."""
+    """The attention of the guided layers, from `outputs_of(projections)`."""
 
     def __init__(self, decoder: LlamaForCausalLM) -> None:
         self.rotary = decoder.model.rotary_emb
@@ -94,29 +101,16 @@ class AttentionGuide:
         self.modules = {
             name: layers[int(depth * len(layers))].self_attn for name, depth in DEPTH.items()
         }
+        self.projections = {
+            (name, projection): getattr(module, projection)
+            for name, module in self.modules.items()
+            for projection in ("q_proj", "k_proj")
+        }
         self.heads = decoder.config.num_attention_heads // 2
-        self.kept: dict[tuple[str, str], torch.Tensor] = {}
-
-    @contextmanager
-    def watching(self) -> Iterator[AttentionGuide]:
-        """Keep what the layers project inside this context."""
-        handles = []
-        for name, module in self.modules.items():
-            for projection in ("q_proj", "k_proj"):
-
-                def keep(_module, _inputs, output, key=(name, projection)) -> None:
-                    self.kept[key] = output
-
-                handles.append(getattr(module, projection).register_forward_hook(keep))
-        try:
-            yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.kept = {}
 
     def loss(
         self,
+        projected: Mapping[tuple[str, str], torch.Tensor],
         pointing: torch.Tensor,
         items: torch.Tensor,
         options: torch.Tensor,
@@ -130,6 +124,7 @@ class AttentionGuide:
         there are several.
 
         Args:
+            projected: what `projections` gave.
             pointing: (batch, n) long, kind of pointing of the last n tokens of the sequence.
             items: (batch, n, m) bool, which items each of them points to.
             options: (batch, n) long, RIGHT or CHOOSES or 0.
@@ -165,7 +160,9 @@ class AttentionGuide:
             rows = wanted.any(-1)
             if not rows.any():
                 continue
-            share = self._attention(name, mask[:, :, -text:], positions) @ places.mT[:, None]
+            query, key = (projected[name, projection] for projection in ("q_proj", "k_proj"))
+            attention = self._attention(name, query, key, mask[:, :, -text:], positions)
+            share = attention @ places.mT[:, None]
             share = share.transpose(1, 2)[rows]  # rows, heads, items
             weight = wanted[rows].float()[:, None]
             cost = -(share.clamp(min=1e-6).log() * weight).sum(-1) / weight.sum(-1)
@@ -173,12 +170,19 @@ class AttentionGuide:
             found[f"{name}_share"] = (share * weight).sum(-1).mean().detach()
         return found
 
-    def _attention(self, name: str, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _attention(
+        self,
+        name: str,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
         """Attention (batch, heads, n, length) of the guided heads from the last n tokens."""
         module = self.modules[name]
         query, key = (
-            self.kept[name, projection].float().unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
-            for projection in ("q_proj", "k_proj")
+            states.float().unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
+            for states in (query, key)
         )
         cos, sin = self.rotary(query, positions)
         query, key = apply_rotary_pos_emb(query, key, cos, sin)

@@ -25,7 +25,7 @@ class Stage:
     `start` to style `end` over the share `ramp` of the steps. `rate` is the peak learning rate: a
     short linear warm-up, then a cosine to a twentieth. The tower's rate is `tower` times as high;
     with 0 the tower is held still, which saves its backward pass. `pointing` is the weight of the
-    losses of `llava.train.pointing`.
+    losses of `llava.train.pointing` and `llava.train.readouts`.
     """
 
     name: str
@@ -54,6 +54,11 @@ class Stage:
     def learning_rate(self, step: int) -> float:
         """The learning rate at a step, counted from 0."""
         return warm_cosine(self.rate, step, self.steps, self.warmup)
+
+    def guidance(self, step: int) -> float:
+        """The weight `pointing` at a step: it grows to its full size during four warm-ups, in which
+        fresh heads learn without disturbing the decoder."""
+        return self.pointing * min(1.0, (step + 1) / (4 * self.warmup))
 
 
 _EASY = Style(window=112, things=(1, 1), signs=(0, 1), letters=(20, 30), clutter=(0, 3), tilt=3.0)
@@ -90,5 +95,9 @@ DEMO = (
     Stage(
         *("learn where to look", 1500, 8, _FEW, _PICTURE, 1.5e-3),
         **{"turns": 22, "lists": 0.0, "length": 420, "pointing": 0.2, "tower": 0, "ramp": 0.3},
+    ),
+    Stage(
+        *("know what is named", 1750, 8, _PICTURE, _PICTURE, 1.5e-3),
+        **{"turns": 36, "lists": 0.0, "length": 560, "pointing": 0.2, "tower": 0.4},
     ),
 )

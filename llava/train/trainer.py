@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from llava.model.tokenizer import LlavaTokenizer
+from llava.train import pointing, readouts
 from llava.train.data import EOS, Batch, TurnEncoder, make_batch, to_device
 from llava.train.model import DemoModel
 from llava.train.muon import Muon
-from llava.train.pointing import DEPTH
 from llava.train.recipe import Stage
 from llava.train.scenes import TRAINING_SEEDS, VALIDATION_SEEDS, Style, make_scene
 from llava.train.turns import training_turns, validation_turns
@@ -32,6 +32,8 @@ _SEEING = {
     **{"where": 1.0, "kind": 2.0, "colour": 1.0, "look": 1.0, "letter": 1.0, "text": 1.0},
     **{"centre": 1.0, "contrast": 0.2},
 }
+
+_GUIDED = (*pointing.DEPTH, *readouts.DEPTH)
 
 
 class StageData(Dataset):
@@ -259,8 +261,8 @@ class Trainer:
                 losses["answer"] = F.cross_entropy(logits, targets)
                 losses["token_right"] = (logits.argmax(-1) == targets).float().mean()
                 losses.update(guided)
-                pointed = sum(guided[name] for name in DEPTH if name in guided)
-                loss = loss + losses["answer"] + stage.pointing * pointed
+                pointed = sum(guided[name] for name in _GUIDED if name in guided)
+                loss = loss + losses["answer"] + stage.guidance(self.step) * pointed
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from llava.train.lessons import lesson
-from llava.train.pointing import focus, mentions
+from llava.train.pointing import compared, focus, mentions
 from llava.train.question import Question
 from llava.train.questions import KINDS, ask, describe, presence
 from llava.train.scenes import Scene
@@ -25,13 +25,13 @@ LIST_BY_ROW = "List everything from top to bottom."
 LIST_BY_COLUMN = "List everything from left to right."
 
 _WEIGHTS = {
-    **{"color": 3, "shape": 3, "pattern": 1.5, "size": 1, "place": 1.5},
-    **{"exists": 2.5, "exists colored": 1.5, "is color": 1, "count": 2.5, "is count": 1},
-    **{"choose side": 3, "is side": 1.5, "beside": 2.5, "larger": 1},
-    **{"same color": 1, "twin shape": 2, "twin pattern": 1.5, "twin side": 1.5},
-    **{"read": 4, "read place": 2, "sign color": 1.5, "says": 1, "number": 0.7},
+    **{"color": 1, "shape": 1, "pattern": 1, "size": 0.5, "place": 2.5},
+    **{"exists": 1, "exists colored": 0.7, "is color": 0.7, "count": 2.5, "is count": 2},
+    **{"choose side": 3, "is side": 4, "beside": 2, "larger": 1},
+    **{"same color": 1.5, "twin shape": 2.5, "twin pattern": 1.5, "twin side": 2},
+    **{"read": 4, "read place": 3, "sign color": 1.5, "says": 3, "number": 2},
 }
-_CHOICE_SHARE = 0.25  # of the questions with options, asked as multiple choice
+_CHOICE_SHARE = 0.35  # of the questions with options, asked as multiple choice
 _SHORT_SHARE = 0.3  # of the others, with LLaVA's second line; bare questions are shorter to learn
 _HINT_SHARE = 0.25  # of the questions about texts, with OCR tokens
 _HIDDEN_SHARE = 0.06
@@ -52,7 +52,7 @@ class Turn:
 
     `mentions` are places in the text after which something has been named, with the indices of the
     items that it names, and `focus` those that the answer is read from (`llava.train.pointing`);
-    None where nothing is to be found.
+    None where nothing is to be found. `compared` are the two whose places the question compares.
     """
 
     text: str
@@ -60,6 +60,7 @@ class Turn:
     view: View = View.PICTURE
     mentions: tuple[tuple[int, tuple[int, ...]], ...] = ()
     focus: tuple[int, ...] | None = None
+    compared: tuple[int, int] | None = None
 
 
 def choices(question: Question, count: int, rng: random.Random) -> list[str]:
@@ -139,8 +140,8 @@ def training_turns(scene: Scene, count: int, lists: float = 1.0) -> list[Turn]:
         if hidden:
             turns.append(Turn(text, answer, View.HIDDEN))
         else:
-            named = tuple(mentions(question.text, scene))
-            turns.append(Turn(text, answer, View.PICTURE, named, focus(question, scene)))
+            found = tuple(mentions(question.text, scene)), focus(question, scene)
+            turns.append(Turn(text, answer, View.PICTURE, *found, compared(question, scene)))
     return turns
 
 

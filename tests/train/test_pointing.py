@@ -28,6 +28,7 @@ from llava.train.question import Question
 from llava.train.questions import KINDS, ask
 from llava.train.scenes import TRAINING_SEEDS, Scene, make_scene
 from llava.train.turns import Turn, View
+from llava.train.watching import outputs_of
 
 LAYERS, BEFORE, TEXT = 12, 6, 3  # one token before five patches, then three tokens of text
 
@@ -142,16 +143,17 @@ def _guided(
     length = BEFORE + TEXT
     positions = torch.arange(length)[None]
     mask = torch.ones(length, length).tril().bool()[None, None]
-    with guide.watching():
+    with outputs_of(guide.projections) as projected:
         decoder(inputs_embeds=torch.randn(1, length, 8), position_ids=positions)
-        return guide.loss(
-            torch.tensor([pointing]),
-            torch.tensor([items]),
-            torch.tensor([options]),
-            torch.tensor([[0, 0, 1, -1, -1]]),
-            mask,
-            positions,
-        )
+    return guide.loss(
+        projected,
+        torch.tensor([pointing]),
+        torch.tensor([items]),
+        torch.tensor([options]),
+        torch.tensor([[0, 0, 1, -1, -1]]),
+        mask,
+        positions,
+    )
 
 
 def test_the_loss_is_the_logarithm_of_the_attention_on_each_item() -> None:
@@ -186,13 +188,13 @@ def test_only_half_of_the_heads_of_two_layers_are_guided() -> None:
     guide = AttentionGuide(decoder)
     positions = torch.arange(9)[None]
     mask = torch.ones(9, 9).tril().bool()[None, None]
-    with guide.watching():
+    with outputs_of(guide.projections) as projected:
         decoder(inputs_embeds=torch.randn(1, 9, 16), position_ids=positions)
-        items = torch.tensor([[[True], [False], [True]]])
-        owner = torch.tensor([[0, 0, -1, -1, -1]])
-        pointing, options = torch.tensor([[MENTION, 0, FOCUS]]), torch.zeros(1, 3)
-        found = guide.loss(pointing, items, options, owner, mask, positions)
-        (found["mention"] + found["focus"]).backward()
+    items = torch.tensor([[[True], [False], [True]]])
+    owner = torch.tensor([[0, 0, -1, -1, -1]])
+    pointing, options = torch.tensor([[MENTION, 0, FOCUS]]), torch.zeros(1, 3)
+    found = guide.loss(projected, pointing, items, options, owner, mask, positions)
+    (found["mention"] + found["focus"]).backward()
     moved = {
         index
         for index, layer in enumerate(decoder.model.layers)
@@ -201,4 +203,4 @@ def test_only_half_of_the_heads_of_two_layers_are_guided() -> None:
     assert {2, 5} <= moved  # layers before 5 also move, as they make its input
     query = decoder.model.layers[5].self_attn.q_proj.weight.grad
     assert query[:8].any() and not query[8:].any()
-    assert not guide.kept
+    assert not any(layer.self_attn.q_proj._forward_hooks for layer in decoder.model.layers)
