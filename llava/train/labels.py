@@ -55,6 +55,10 @@ class PatchLabels:
         names = [field.name for field in fields(cls)]
         return cls(*(torch.stack([getattr(sample, name) for sample in samples]) for name in names))
 
+    def at(self, row: torch.Tensor, place: torch.Tensor) -> PatchLabels:
+        """Labels (n, ...) at places `place` (n,) of the pictures `row` (n,) of a batch."""
+        return PatchLabels(*(getattr(self, field.name)[row, place] for field in fields(self)))
+
 
 def spell(text: str) -> list[int]:
     """The character classes of a sign's text, padded with 0 to `SLOTS`."""

@@ -10,7 +10,7 @@ answer in words. Linear heads on the states of four layers, during training only
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -51,38 +51,60 @@ class ReadOuts(nn.Module):
         """
         text = turns.ids.shape[1]
         states = {name: states[name][:, -text:] for name in DEPTH}
-        shown = labels.item[:, None] == torch.arange(turns.items.shape[2]).to(labels.item)[:, None]
-        first = shown.int().argmax(-1)  # (batch, items), a patch of each item, where it has one
-        seen = shown.any(-1)
-        found = {}
-        for name, kind in (("named", MENTION), ("read", FOCUS)):
-            one = (turns.pointing == kind) & (turns.items.sum(-1) == 1)
-            row, place = one.nonzero(as_tuple=True)
-            item = turns.items[row, place].int().argmax(-1)
-            there = seen[row, item]
-            if not there.any():
-                continue
-            row, place, item = row[there], place[there], item[there]
-            patch = first[row, item]
-            known = PatchLabels(
-                *(getattr(labels, f.name)[row, patch][None] for f in fields(labels))
-            )
-            known = replace(known, weight=torch.ones_like(known.weight))
-            losses = getattr(self, name)(states[name][row, place][None], known)
-            found[name] = sum(losses[part] for part in _KNOWN)
-            found |= {f"{name}_{p}": losses[p].detach() for p in ("text_right", "centre")}
-        row, place = (turns.compared >= 0).all(-1).nonzero(as_tuple=True)
-        ends = turns.compared[row, place]
-        there = seen[row[:, None], ends].all(-1)
-        if there.any():
-            row, place, ends = row[there], place[there], ends[there]
-            one, other = (labels.centre[row, first[row, end]] for end in ends.T)
-            way = self.way(states["way"][row, place]).float()
-            found["way"] = (way - (one - other)).square().sum(-1).mean() * 10
-        asked = turns.spoken != IGNORE_INDEX
-        if asked.any():
-            logits = self.spoken(states["spoken"][asked]).float()
-            found["spoken"] = F.cross_entropy(logits, turns.spoken[asked])
-            right = logits.argmax(-1) == turns.spoken[asked]
-            found["spoken_right"] = right.float().mean()
-        return found
+        numbers = torch.arange(turns.items.shape[2], device=labels.item.device)
+        shown = labels.item[:, None] == numbers[:, None]  # (batch, items, patches)
+        return {
+            **self._known("named", states, turns.items, turns.pointing == MENTION, shown, labels),
+            **self._known("read", states, turns.items, turns.pointing == FOCUS, shown, labels),
+            **self._way(states["way"], turns.compared, shown, labels),
+            **self._spoken(states["spoken"], turns.spoken),
+        }
+
+    def _known(
+        self,
+        name: str,
+        states: Mapping[str, torch.Tensor],
+        items: torch.Tensor,
+        points: torch.Tensor,
+        shown: torch.Tensor,
+        labels: PatchLabels,
+    ) -> dict[str, torch.Tensor]:
+        """What tokens know of their item, if they have one: the labels at one of its patches."""
+        row, place = (points & (items.sum(-1) == 1)).nonzero(as_tuple=True)
+        patches = shown[row, items[row, place].int().argmax(-1)]
+        there = patches.any(-1)  # some items are too small to be any patch's own
+        if not there.any():
+            return {}
+        row, place, patches = row[there], place[there], patches[there]
+        known = labels.at(row, patches.int().argmax(-1))
+        known = PatchLabels.stack([replace(known, weight=torch.ones_like(known.weight))])
+        losses = getattr(self, name)(states[name][row, place][None], known)
+        aside = {f"{name}_{part}": losses[part].detach() for part in ("text_right", "centre")}
+        return {name: sum(losses[part] for part in _KNOWN), **aside}
+
+    def _way(
+        self,
+        states: torch.Tensor,
+        compared: torch.Tensor,
+        shown: torch.Tensor,
+        labels: PatchLabels,
+    ) -> dict[str, torch.Tensor]:
+        """The way from the second to the first of two compared items, as `PatchLabels.centre`."""
+        row, place = (compared >= 0).all(-1).nonzero(as_tuple=True)
+        patches = shown[row[:, None], compared[row, place]]
+        there = patches.any(-1).all(-1)
+        if not there.any():
+            return {}
+        row, place, patch = row[there], place[there], patches[there].int().argmax(-1)
+        one, other = (labels.centre[row, end] for end in patch.T)
+        way = self.way(states[row, place]).float()
+        return {"way": (way - (one - other)).square().sum(-1).mean() * 10}
+
+    def _spoken(self, states: torch.Tensor, spoken: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The answer in words where a letter is asked for."""
+        asked = spoken != IGNORE_INDEX
+        if not asked.any():
+            return {}
+        logits, words = self.spoken(states[asked]).float(), spoken[asked]
+        right = (logits.argmax(-1) == words).float().mean()
+        return {"spoken": F.cross_entropy(logits, words), "spoken_right": right}
