@@ -160,11 +160,14 @@ class AttentionGuide:
             rows = wanted.any(-1)
             if not rows.any():
                 continue
+            # few tokens point: as many of each picture as the one with most has
+            some = rows.int().topk(int(rows.sum(1).max())).indices
+            rows = rows.take_along_dim(some, 1)
             query, key = (projected[name, projection] for projection in ("q_proj", "k_proj"))
-            attention = self._attention(name, query, key, mask[:, :, -text:], positions)
-            share = attention @ places.mT[:, None]
-            share = share.transpose(1, 2)[rows]  # rows, heads, items
-            weight = wanted[rows].float()[:, None]
+            seen = mask[:, :, -text:].take_along_dim(some[:, None, :, None], 2)
+            attention = self._attention(name, query, key, seen, positions, length - text + some)
+            share = (attention @ places.mT[:, None]).transpose(1, 2)[rows]  # rows, heads, items
+            weight = wanted.take_along_dim(some[:, :, None], 1)[rows].float()[:, None]
             cost = -(share.clamp(min=1e-6).log() * weight).sum(-1) / weight.sum(-1)
             found[name] = cost.mean()
             found[f"{name}_share"] = (share * weight).sum(-1).mean().detach()
@@ -177,8 +180,10 @@ class AttentionGuide:
         key: torch.Tensor,
         mask: torch.Tensor,
         positions: torch.Tensor,
+        rows: torch.Tensor,
     ) -> torch.Tensor:
-        """Attention (batch, heads, n, length) of the guided heads from the last n tokens."""
+        """Attention (batch, heads, n, length) of the guided heads from tokens `rows` (batch, n),
+        which look where `mask` (batch, 1, n, length) is True."""
         module = self.modules[name]
         query, key = (
             states.float().unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
@@ -186,6 +191,7 @@ class AttentionGuide:
         )
         cos, sin = self.rotary(query, positions)
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
-        scores = query[:, : self.heads, -mask.shape[2] :] @ key[:, : self.heads].mT
+        query = query[:, : self.heads].take_along_dim(rows[:, None, :, None], 2)
+        scores = query @ key[:, : self.heads].mT
         lowest = torch.finfo(scores.dtype).min
         return (scores * module.scaling).masked_fill(~mask, lowest).softmax(-1)

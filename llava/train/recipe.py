@@ -97,7 +97,7 @@ DEMO = (
         **{"turns": 22, "lists": 0.0, "length": 420, "pointing": 0.2, "tower": 0, "ramp": 0.3},
     ),
     Stage(
-        *("know what is named", 1750, 8, _PICTURE, _PICTURE, 1.5e-3),
+        *("know what is named", 1620, 8, _PICTURE, _PICTURE, 1.5e-3),
         **{"turns": 36, "lists": 0.0, "length": 560, "pointing": 0.2, "tower": 0.4},
     ),
 )
