@@ -2,9 +2,9 @@
 
 First the tower alone learns to see small windows under dense labels (cheap: no decoder), then whole
 pictures; then, with the tower held still, the decoder learns to describe them and to answer, from
-an eighth of their patches, then from all, and at last where to look. A window keeps its items' true
-size and its place in the position table, so that what is learned there carries over. Validation is
-on whole pictures (576 visual tokens).
+an eighth of their patches, then from all; then where to look, and at last, with the tower, what it
+finds there. A window keeps its items' true size and its place in the position table, so that what
+is learned there carries over. Validation is on whole pictures (576 visual tokens).
 """
 
 from __future__ import annotations
