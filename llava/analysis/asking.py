@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
 from llava.eval.arguments import add_checkpoint_arguments, add_depth_argument
-from llava.eval.depths import in_decoder, meant_for
-from llava.eval.plan import PlannedRun, parse_runs
+from llava.eval.depths import meant_for
+from llava.eval.plan import PlannedRun, parse_runs, runs_in_decoder
 from llava.pruning import find
 
 DEMO = "playground/demo/llava-demo"
@@ -56,9 +55,7 @@ def scaled(runs: Sequence[PlannedRun], args: argparse.Namespace, layers: int) ->
 
     Without --depth-layers and --x0, depths are taken to be meant for 32 layers, as the scripts do.
     """
-    given_for = meant_for(args.depth_layers, args.x0, layers)
-    pruners = in_decoder([run.pruner for run in runs], given_for, layers)
-    return [replace(run, pruner=pruner) for run, pruner in zip(runs, pruners)]
+    return runs_in_decoder(runs, meant_for(args.depth_layers, args.x0, layers), layers)
 
 
 def _with_budget(spec: str, tokens: float | None) -> str:

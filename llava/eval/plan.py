@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava.pruning import METHODS, Pruner, build
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
+
+from .depths import in_decoder
 
 _SPEC = re.compile(r"(?P<method>[\w+-]+)(:(?P<budgets>[^@]*))?(@(?P<fields>.*))?")
 _VALUE = re.compile(r"[\w.+-]+")  # what a file may be called anywhere
@@ -49,6 +51,12 @@ def parse_runs(
                 raise ValueError(f"run {spec!r}: {run.name} is there twice")
             runs[run.name] = run
     return list(runs.values())
+
+
+def runs_in_decoder(runs: Sequence[PlannedRun], given_for: int, layers: int) -> list[PlannedRun]:
+    """The runs with their depths scaled as `in_decoder` scales them, which says each change."""
+    pruners = in_decoder([run.pruner for run in runs], given_for, layers)
+    return [replace(run, pruner=pruner) for run, pruner in zip(runs, pruners)]
 
 
 def _parse(spec: str, flags: Mapping[str, float | None]) -> list[PlannedRun]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -35,9 +35,8 @@ from .arguments import (
 )
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
-from .depths import in_decoder
 from .models import ModelOnce, decoder_layers
-from .plan import PlannedRun, parse_runs
+from .plan import PlannedRun, parse_runs, runs_in_decoder
 from .record import COMPLETE, RunRecord
 from .report import add_output_arguments, report, start_logging
 from .runner import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, run
@@ -146,7 +145,7 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}.")
     if args.depth_layers is not None:
-        runs = _scaled(runs, args.depth_layers, decoder_layers(args.model_path))
+        runs = runs_in_decoder(runs, args.depth_layers, decoder_layers(args.model_path))
     for benchmark in _chosen(args, benchmarks):
         folder = args.data / benchmark.folder
         whole = benchmark.load_questions(folder)
@@ -170,12 +169,6 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
             record = RunRecord(settings.answers_file, settings.to_dict(questions.sha256))
             left = 0 if record.status == COMPLETE else len(questions) - record.answered
             yield Task(benchmark, planned, settings, questions, left)
-
-
-def _scaled(runs: Sequence[PlannedRun], given_for: int, layers: int) -> list[PlannedRun]:
-    """The runs with their depths scaled."""
-    pruners = in_decoder([planned.pruner for planned in runs], given_for, layers)
-    return [replace(planned, pruner=pruner) for planned, pruner in zip(runs, pruners)]
 
 
 def _chosen(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> list[Benchmark]:

@@ -201,13 +201,10 @@ class TurnEncoder:
                 asks = at + n_prompt - 1
                 if one.compared is not None:
                     compared[index, asks] = torch.tensor(one.compared)
-                if one.view != View.HIDDEN and (line := right_option(one.text, one.answer)):
-                    start, stop = (self._tokens(one, place, turn_ids) for place in line)
+                if (option := self._option(one, turn_ids, n_prompt)) is not None:
+                    start, stop, spoken[index, asks] = option
                     options[index, at + start : at + stop] = RIGHT
                     options[index, asks] = CHOOSES
-                    words = replace(one, answer=one.text[slice(*line)][len("\nA. ") :])
-                    ids_in_words = self._encode(words)[0][n_prompt:]
-                    spoken[index, asks] = next(i for i in ids_in_words if i != self.space)
                 at = end
         prefix = torch.tensor(self.prefix)
         marks = pointing, items, options, compared, spoken
@@ -232,6 +229,17 @@ class TurnEncoder:
             yield self._tokens(turn, end, ids) - 1, MENTION, named
         if turn.focus is not None:
             yield n_prompt - 1, FOCUS, turn.focus
+
+    def _option(self, turn: Turn, ids: list[int], n_prompt: int) -> tuple[int, int, int] | None:
+        """Of the turn's right option, if it can be known: where among the turn's tokens its line
+        begins and ends, and the first token of what it says."""
+        line = right_option(turn.text, turn.answer) if turn.view != View.HIDDEN else None
+        if line is None:
+            return None
+        start, stop = (self._tokens(turn, place, ids) for place in line)
+        in_words = replace(turn, answer=turn.text[slice(*line)].removeprefix(f"\n{turn.answer}. "))
+        said = self._encode(in_words)[0][n_prompt:]
+        return start, stop, next(token for token in said if token != self.space)
 
     def _tokens(self, turn: Turn, place: int, ids: list[int]) -> int:
         """How many of the turn's tokens come before a place in its text."""

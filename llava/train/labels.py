@@ -56,8 +56,13 @@ class PatchLabels:
         return cls(*(torch.stack([getattr(sample, name) for sample in samples]) for name in names))
 
     def at(self, row: torch.Tensor, place: torch.Tensor) -> PatchLabels:
-        """Labels (n, ...) at places `place` (n,) of the pictures `row` (n,) of a batch."""
+        """Labels at patches `place` of pictures `row` of a batch, of their shape."""
         return PatchLabels(*(getattr(self, field.name)[row, place] for field in fields(self)))
+
+
+def patches_of(item: torch.Tensor, count: int) -> torch.Tensor:
+    """Which patches show each of `count` items, (batch, count, n) bool; `item` is (batch, n)."""
+    return item[:, None] == torch.arange(count, device=item.device)[:, None]
 
 
 def spell(text: str) -> list[int]:

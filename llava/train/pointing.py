@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from llava.train.items import Item, Sign, Thing
+from llava.train.labels import patches_of
 from llava.train.question import Question
 from llava.train.scenes import Scene
 from llava.train.vocabulary import COLOURS, PLACES, SHAPES
@@ -140,9 +141,8 @@ class AttentionGuide:
         length = mask.shape[-1]
         before = length - text - owner.shape[1]
         # patches of each item, and BOS for what points nowhere, which is the last "item"
-        patches = owner[:, None] == torch.arange(items.shape[2], device=owner.device)[:, None]
         places = torch.zeros(len(owner), items.shape[2] + 1, length, device=owner.device)
-        places[:, :-1, before : length - text] = patches.float()
+        places[:, :-1, before : length - text] = patches_of(owner, items.shape[2]).float()
         places[:, -1, 0] = 1
         items = torch.cat([items, ~items.any(-1, keepdim=True)], dim=-1)
         # an item too small to be any patch's own cannot be pointed to

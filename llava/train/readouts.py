@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 from llava.constants import IGNORE_INDEX
 from llava.train.data import Turns
 from llava.train.heads import PatchHeads
-from llava.train.labels import PatchLabels
+from llava.train.labels import PatchLabels, patches_of
 from llava.train.pointing import FOCUS, MENTION
 
 #: The decoder layer, as a share of its depth, whose output is read.
@@ -51,34 +51,34 @@ class ReadOuts(nn.Module):
         """
         text = turns.ids.shape[1]
         states = {name: states[name][:, -text:] for name in DEPTH}
-        numbers = torch.arange(turns.items.shape[2], device=labels.item.device)
-        shown = labels.item[:, None] == numbers[:, None]  # (batch, items, patches)
-        return {
-            **self._known("named", states, turns.items, turns.pointing == MENTION, shown, labels),
-            **self._known("read", states, turns.items, turns.pointing == FOCUS, shown, labels),
-            **self._way(states["way"], turns.compared, shown, labels),
-            **self._spoken(states["spoken"], turns.spoken),
-        }
+        shown = patches_of(labels.item, turns.items.shape[2])
+        found = {}
+        for name, kind in (("named", MENTION), ("read", FOCUS)):
+            points = turns.pointing == kind
+            found |= self._known(name, states[name], points, turns.items, shown, labels)
+        found |= self._way(states["way"], turns.compared, shown, labels)
+        found |= self._spoken(states["spoken"], turns.spoken)
+        return found
 
     def _known(
         self,
         name: str,
-        states: Mapping[str, torch.Tensor],
-        items: torch.Tensor,
+        states: torch.Tensor,
         points: torch.Tensor,
+        items: torch.Tensor,
         shown: torch.Tensor,
         labels: PatchLabels,
     ) -> dict[str, torch.Tensor]:
-        """What tokens know of their item, if they have one: the labels at one of its patches."""
+        """What the tokens `points` know of their item, where it is one: the labels of its patch."""
         row, place = (points & (items.sum(-1) == 1)).nonzero(as_tuple=True)
         patches = shown[row, items[row, place].int().argmax(-1)]
         there = patches.any(-1)  # some items are too small to be any patch's own
         if not there.any():
             return {}
-        row, place, patches = row[there], place[there], patches[there]
-        known = labels.at(row, patches.int().argmax(-1))
-        known = PatchLabels.stack([replace(known, weight=torch.ones_like(known.weight))])
-        losses = getattr(self, name)(states[name][row, place][None], known)
+        row, place, patch = row[there], place[there], patches[there].int().argmax(-1)
+        known = labels.at(row[None], patch[None])
+        known = replace(known, weight=torch.ones_like(known.weight))
+        losses = getattr(self, name)(states[row[None], place[None]], known)
         aside = {f"{name}_{part}": losses[part].detach() for part in ("text_right", "centre")}
         return {name: sum(losses[part] for part in _KNOWN), **aside}
 

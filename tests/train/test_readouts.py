@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llava.constants import IGNORE_INDEX
 from llava.model.tokenizer import load_tokenizer
 from llava.train.data import TurnEncoder, make_batch
-from llava.train.labels import CHARACTERS, COLOUR, KIND, LOOK
+from llava.train.labels import COLOUR, KIND, LOOK
 from llava.train.pointing import FOCUS, MENTION, compared, mentions
 from llava.train.questions import KINDS, ask
 from llava.train.readouts import DEPTH, ReadOuts
@@ -69,7 +69,9 @@ def _decoder() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _read_out(turns_of: list[Turn], encoder: TurnEncoder) -> tuple[dict[str, torch.Tensor], set]:
+def _read_out(
+    turns_of: list[Turn], encoder: TurnEncoder
+) -> tuple[dict[str, torch.Tensor], set[int]]:
     """Losses of heads that say nothing, on the first training scene, and the layers they move."""
     torch.manual_seed(0)
     decoder = _decoder()
@@ -91,11 +93,6 @@ def _read_out(turns_of: list[Turn], encoder: TurnEncoder) -> tuple[dict[str, tor
     return {name: value.detach() for name, value in found.items()}, layers
 
 
-def _classes() -> float:
-    """Cross-entropy of heads that find all classes alike, for a thing (its text is no text)."""
-    return sum(math.log(len(names) + 1) for names in (KIND, COLOUR, LOOK, CHARACTERS))
-
-
 def test_a_mention_knows_what_it_names(encoder: TurnEncoder) -> None:
     scene = make_scene(TRAINING_SEEDS[0])
     question = next(q for q in ask(scene, ("color",)) if len(q.targets) == 1)
@@ -105,8 +102,8 @@ def test_a_mention_knows_what_it_names(encoder: TurnEncoder) -> None:
     assert found.keys() == {"named", "named_text_right", "named_centre"}
     target = question.targets[0]
     centre = 10 * ((target.x / 336) ** 2 + (target.y / 336) ** 2)
-    # a thing has no text, so the text's loss counts nothing
-    expected = _classes() - math.log(len(CHARACTERS) + 1) + centre
+    # heads that find all classes alike; a thing has no text, so the text's loss counts nothing
+    expected = sum(math.log(len(names) + 1) for names in (KIND, COLOUR, LOOK)) + centre
     assert float(found["named"]) == pytest.approx(expected, rel=1e-4)
     assert layers == {0, 1, 2, 3}
 
