@@ -47,9 +47,9 @@ class Turns:
     turn sees; `labels`, the answers and `</s>` at their own places, IGNORE_INDEX elsewhere;
     `pointing`, the kind of pointing token, and `items` (batch, n, m) bool, the items that it points
     to; `options`, the tokens of right options and those that choose (`llava.train.pointing`). For
-    `llava.train.readouts`, at the token that begins an answer: `compared` (batch, n, 2), the two
-    items whose places are compared, else -1, and `spoken`, the first token in words (but for a bare
-    space) of an answer that is a letter, else IGNORE_INDEX.
+    `llava.train.readouts`, at the token that begins an answer: `via`, the item on the way, else -1,
+    `compared` (batch, n, 3), a `Compared`, else -1, and `spoken`, the first token in words (but for
+    a bare space) of an answer that is a letter, else IGNORE_INDEX.
     """
 
     prefix: torch.Tensor
@@ -61,6 +61,7 @@ class Turns:
     pointing: torch.Tensor
     items: torch.Tensor
     options: torch.Tensor
+    via: torch.Tensor
     compared: torch.Tensor
     spoken: torch.Tensor
 
@@ -184,7 +185,7 @@ class TurnEncoder:
         turn = torch.full(shape, _PADDING)
         pointing, options = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
         items = torch.zeros(*shape, _ITEMS).bool()
-        compared = torch.full((*shape, 2), -1)
+        via, compared = torch.full(shape, -1), torch.full((*shape, 3), -1)
         labels, spoken = (torch.full(shape, IGNORE_INDEX) for _ in range(2))
         for index, row in enumerate(rows):
             at = 0
@@ -199,6 +200,8 @@ class TurnEncoder:
                     pointing[index, at + place] = kind
                     items[index, at + place, list(named)] = True
                 asks = at + n_prompt - 1
+                if one.via is not None:
+                    via[index, asks] = one.via
                 if one.compared is not None:
                     compared[index, asks] = torch.tensor(one.compared)
                 if (option := self._option(one, turn_ids, n_prompt)) is not None:
@@ -207,7 +210,7 @@ class TurnEncoder:
                     options[index, asks] = CHOOSES
                 at = end
         prefix = torch.tensor(self.prefix)
-        marks = pointing, items, options, compared, spoken
+        marks = pointing, items, options, via, compared, spoken
         return Turns(prefix, ids, turn, view, offset, labels, *marks)
 
     def _encode(self, turn: Turn) -> tuple[list[int], int]:

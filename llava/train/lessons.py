@@ -34,11 +34,8 @@ def _from_context(rng: random.Random) -> Question:
             (f"What shape is the {colours[which]} object?", shapes[which], tuple(SHAPES)),
         )
     )
-    # what the context names comes first, so that it is among the choices
-    named = [value for value in (*colours, *patterns, *shapes) if value in options]
-    return Question(
-        "context", f"Context: {context}\n{text}", answer, hops=1, options=(*named, *options)
-    )
+    named = (*colours, *patterns, *shapes)
+    return Question("context", f"Context: {context}\n{text}", answer, options=options, near=named)
 
 
 def _corners(rng: random.Random) -> Question:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from transformers import LlamaForCausalLM
@@ -24,6 +26,24 @@ from llava.train.question import Question
 from llava.train.scenes import Scene
 from llava.train.vocabulary import COLOURS, PLACES, SHAPES
 
+
+class Comparable(IntEnum):
+    """What of two is compared."""
+
+    PLACES = 0
+    COLOURS = 1
+    NUMBERS = 2
+
+
+class Compared(NamedTuple):
+    """What a question compares: two items' places or colours (`one` and `other` are indices into
+    `Scene.items`), or two numbers."""
+
+    what: Comparable
+    one: int
+    other: int
+
+
 #: Kinds of tokens that point to items; 0 is none.
 MENTION, FOCUS = 1, 2
 #: What a token has to do with the options of its question: part of the right one, or choosing.
@@ -31,6 +51,11 @@ RIGHT, CHOOSES = 1, 2
 #: The decoder layer, as a share of its depth, whose attention is guided.
 DEPTH = {"mention": 1 / 6, "focus": 5 / 12, "option": 3 / 4}
 
+_BEHIND = ("beside", "twin shape", "twin pattern", "twin side")
+_COMPARES = {
+    **dict.fromkeys(("is side", "choose side", "twin side"), Comparable.PLACES),
+    "same color": Comparable.COLOURS,
+}
 _PLURALS = {shape + ("es" if shape == "cross" else "s"): shape for shape in SHAPES}
 _PLACE = "|".join(sorted((p for row in PLACES for p in row), key=len, reverse=True))
 _MENTION = re.compile(
@@ -70,16 +95,23 @@ def focus(question: Question, scene: Scene) -> tuple[int, ...]:
     """Indices of the items that the answer is read from, once those on the way are found."""
     if question.kind in ("exists", "exists colored"):  # any of several that fit
         return next(mentions(question.text, scene))[1]
-    skipped = 1 if question.kind in ("beside", "twin shape", "twin pattern", "twin side") else 0
-    return _indices(scene, question.targets[skipped:])
+    return _indices(scene, question.targets[question.kind in _BEHIND :])
 
 
-def compared(question: Question, scene: Scene) -> tuple[int, int] | None:
-    """Indices of the two items whose places the question compares, in its order, if it does."""
-    if question.kind not in ("is side", "choose side", "twin side"):
+def via(question: Question, scene: Scene) -> int | None:
+    """Index of the item that is found first, where the answer is read from one behind it."""
+    return scene.items.index(question.targets[0]) if question.kind in _BEHIND else None
+
+
+def compared(question: Question, scene: Scene) -> Compared | None:
+    """What the question compares, in its order, if it does."""
+    if question.kind == "number":
+        numbers = int(question.targets[0].text), int(re.search(r"than (\d+)", question.text)[1])
+        return Compared(Comparable.NUMBERS, *numbers)
+    if question.kind not in _COMPARES:
         return None
-    one, other = question.targets[-2:]
-    return scene.items.index(one), scene.items.index(other)
+    ends = map(scene.items.index, question.targets[-2:])
+    return Compared(_COMPARES[question.kind], *ends)
 
 
 def right_option(text: str, answer: str) -> tuple[int, int] | None:

@@ -15,8 +15,8 @@ class Question:
     """A question with its one right answer.
 
     `targets` are the items that must be seen, `hops` how many have to be found one after the other,
-    `options` what the answer could be (empty for yes and no), `subject` the shape that a question
-    about its presence or number is about.
+    `options` what the answer could be (empty for yes and no), `near` those of them that the picture
+    or the context holds, `subject` the shape that a question about its presence or number is about.
     """
 
     kind: str
@@ -25,6 +25,7 @@ class Question:
     targets: tuple[Item, ...] = ()
     hops: int = 1
     options: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
     subject: str = ""
 
     def hardness(self, scene: Scene | None) -> dict[str, int | float | bool | None]:

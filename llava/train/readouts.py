@@ -2,9 +2,10 @@
 
 `llava.train.pointing` tells a token where to look; this tells what it should have found there. The
 last token of a mention knows what it names: shape or sign, colour, look, text and place. The token
-that begins the answer knows the same of what the answer is read from; between two things that a
-question compares, which way leads from one to the other; and where a letter is asked for, the
-answer in words. Linear heads on the states of four layers, during training only.
+that begins the answer knows the same of an item on the way, and later of what the answer is read
+from; of two that a question compares, which way leads from one to the other, both colours or both
+numbers; and where a letter is asked for, the answer in words. Linear heads on the states of five
+layers, during training only.
 """
 
 from __future__ import annotations
@@ -20,12 +21,19 @@ from transformers import LlamaForCausalLM
 from llava.constants import IGNORE_INDEX
 from llava.train.data import Turns
 from llava.train.heads import PatchHeads
-from llava.train.labels import PatchLabels, patches_of
-from llava.train.pointing import FOCUS, MENTION
+from llava.train.labels import COLOUR, PatchLabels, patches_of
+from llava.train.pointing import FOCUS, MENTION, Comparable
 
 #: The decoder layer, as a share of its depth, whose output is read.
-DEPTH = {"named": 1 / 4, "read": 1 / 2, "way": 7 / 12, "spoken": 2 / 3}
+DEPTH = {
+    **{"named": 1 / 4, "via": 1 / 3, "read": 1 / 2},
+    **{"way": 7 / 12, "colours": 7 / 12, "numbers": 7 / 12, "spoken": 2 / 3},
+}
 _KNOWN = ("kind", "colour", "look", "text", "centre")
+
+
+def _linear(width: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
 
 class ReadOuts(nn.Module):
@@ -35,11 +43,12 @@ class ReadOuts(nn.Module):
         super().__init__()
         width, layers = decoder.config.hidden_size, decoder.model.layers
         self.named = PatchHeads(width)
+        self.via = PatchHeads(width)
         self.read = PatchHeads(width)
-        self.way = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2))
-        self.spoken = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, decoder.config.vocab_size)
-        )
+        self.way = _linear(width, 2)
+        self.colours = _linear(width, 2 * (len(COLOUR) + 1))
+        self.numbers = _linear(width, 2)
+        self.spoken = _linear(width, decoder.config.vocab_size)
         self.layers = {name: layers[int(depth * len(layers))] for name, depth in DEPTH.items()}
 
     def forward(
@@ -52,11 +61,16 @@ class ReadOuts(nn.Module):
         text = turns.ids.shape[1]
         states = {name: states[name][:, -text:] for name in DEPTH}
         shown = patches_of(labels.item, turns.items.shape[2])
+        # the item that a token points to, where it is a single one
+        single = torch.where(turns.items.sum(-1) == 1, turns.items.int().argmax(-1), -1)
+        named = single.where(turns.pointing == MENTION, -1)
+        read = single.where(turns.pointing == FOCUS, -1)
         found = {}
-        for name, kind in (("named", MENTION), ("read", FOCUS)):
-            points = turns.pointing == kind
-            found |= self._known(name, states[name], points, turns.items, shown, labels)
+        for name, item in (("named", named), ("via", turns.via), ("read", read)):
+            found |= self._known(name, states[name], item, shown, labels)
         found |= self._way(states["way"], turns.compared, shown, labels)
+        found |= self._colours(states["colours"], turns.compared, shown, labels)
+        found |= self._numbers(states["numbers"], turns.compared)
         found |= self._spoken(states["spoken"], turns.spoken)
         return found
 
@@ -64,14 +78,13 @@ class ReadOuts(nn.Module):
         self,
         name: str,
         states: torch.Tensor,
-        points: torch.Tensor,
-        items: torch.Tensor,
+        item: torch.Tensor,
         shown: torch.Tensor,
         labels: PatchLabels,
     ) -> dict[str, torch.Tensor]:
-        """What the tokens `points` know of their item, where it is one: the labels of its patch."""
-        row, place = (points & (items.sum(-1) == 1)).nonzero(as_tuple=True)
-        patches = shown[row, items[row, place].int().argmax(-1)]
+        """What tokens know of their `item` (batch, n), -1 for none: the labels of its patch."""
+        row, place = (item >= 0).nonzero(as_tuple=True)
+        patches = shown[row, item[row, place]]
         there = patches.any(-1)  # some items are too small to be any patch's own
         if not there.any():
             return {}
@@ -90,15 +103,36 @@ class ReadOuts(nn.Module):
         labels: PatchLabels,
     ) -> dict[str, torch.Tensor]:
         """The way from the second to the first of two compared items, as `PatchLabels.centre`."""
-        row, place = (compared >= 0).all(-1).nonzero(as_tuple=True)
-        patches = shown[row[:, None], compared[row, place]]
-        there = patches.any(-1).all(-1)
-        if not there.any():
+        row, place, patch = _ends(Comparable.PLACES, compared, shown)
+        if not len(row):
             return {}
-        row, place, patch = row[there], place[there], patches[there].int().argmax(-1)
         one, other = (labels.centre[row, end] for end in patch.T)
         way = self.way(states[row, place]).float()
         return {"way": (way - (one - other)).square().sum(-1).mean() * 10}
+
+    def _colours(
+        self,
+        states: torch.Tensor,
+        compared: torch.Tensor,
+        shown: torch.Tensor,
+        labels: PatchLabels,
+    ) -> dict[str, torch.Tensor]:
+        """Both colours of two compared items."""
+        row, place, patch = _ends(Comparable.COLOURS, compared, shown)
+        if not len(row):
+            return {}
+        logits = self.colours(states[row, place]).float().view(2 * len(row), -1)
+        target = labels.colour[row[:, None], patch].flatten()
+        right = (logits.argmax(-1) == target).float().mean()
+        return {"colours": F.cross_entropy(logits, target), "colours_right": right}
+
+    def _numbers(self, states: torch.Tensor, compared: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Both of two compared numbers, as shares of 100."""
+        asked = compared[..., 0] == Comparable.NUMBERS
+        if not asked.any():
+            return {}
+        numbers = self.numbers(states[asked]).float()
+        return {"numbers": (numbers - compared[asked][:, 1:] / 100).square().sum(-1).mean() * 10}
 
     def _spoken(self, states: torch.Tensor, spoken: torch.Tensor) -> dict[str, torch.Tensor]:
         """The answer in words where a letter is asked for."""
@@ -108,3 +142,14 @@ class ReadOuts(nn.Module):
         logits, words = self.spoken(states[asked]).float(), spoken[asked]
         right = (logits.argmax(-1) == words).float().mean()
         return {"spoken": F.cross_entropy(logits, words), "spoken_right": right}
+
+
+def _ends(
+    what: Comparable, compared: torch.Tensor, shown: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where two items are compared in this: rows and places (k,) of the tokens, and for each a
+    patch of either item (k, 2), as far as both have one of their own."""
+    row, place = (compared[..., 0] == what).nonzero(as_tuple=True)
+    patches = shown[row[:, None], compared[row, place, 1:]]
+    there = patches.any(-1).all(-1)
+    return row[there], place[there], patches[there].int().argmax(-1)

@@ -3,8 +3,9 @@
 First the tower alone learns to see small windows under dense labels (cheap: no decoder), then whole
 pictures; then, with the tower held still, the decoder learns to describe them and to answer, from
 an eighth of their patches, then from all; then where to look, and at last, with the tower, what it
-finds there. A window keeps its items' true size and its place in the position table, so that what
-is learned there carries over. Validation is on whole pictures (576 visual tokens).
+finds there and how it compares. A window keeps its items' true size and its place in the position
+table, so that what is learned there carries over. Validation is on whole pictures (576 visual
+tokens).
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ _EASY = Style(window=112, things=(1, 1), signs=(0, 1), letters=(20, 30), clutter
 _WINDOW = Style(window=112, things=(1, 2), signs=(0, 1), clutter=(1, 4))
 _FEW = Style(things=(1, 2), signs=(0, 1))
 _PICTURE = Style()
+_ALIKE = Style(things=(4, 7), signs=(1, 3), repeated=0.12, same_colour=0.4, made_up=0.6)
 
 DEMO = (
     Stage("see windows", 1500, 32, _EASY, _WINDOW, rate=2e-3),
@@ -99,5 +101,9 @@ DEMO = (
     Stage(
         *("know what is named", 1620, 8, _PICTURE, _PICTURE, 1.5e-3),
         **{"turns": 36, "lists": 0.0, "length": 560, "pointing": 0.2, "tower": 0.4},
+    ),
+    Stage(
+        *("tell alike things apart", 1180, 8, _ALIKE, _PICTURE, 7e-4),
+        **{"turns": 44, "lists": 0.0, "length": 680, "pointing": 0.2, "tower": 0.5, "ramp": 1.0},
     ),
 )

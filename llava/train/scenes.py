@@ -41,10 +41,10 @@ VALIDATION_SEEDS = range(1_000_000, 2_000_000)
 TRAINING_SEEDS = range(2_000_000, 2**40)
 
 _TRIES = 40
+_LETTERS = sorted(set("".join(WORDS)))  # of words, known and made-up ones
 _SMALLEST = 14  # letter height down to which a sign that finds no room is shrunk
 _UNSEEN_SHARE = 0.25  # of the test scenes, with something that training never shows
-_REPEATED, _PARTNER = 0.22, 0.3  # chances that a shape repeats the one before, or is its partner
-_SAME_COLOUR = 0.25  # chance that a thing takes the colour of the one before
+_PARTNER = 0.3  # chance that a shape is the partner of the one before
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Style:
     `things`, `signs`, `letters` (letter height in pixels) and `clutter` (number of marks) are
     inclusive ranges; `tilt` is the largest rotation of a sign; `window` is the side of the square
     part of the picture that holds everything and is rendered, a multiple of the patch size.
+    `repeated` and `same_colour` are the chances that a thing takes shape or colour of the one
+    before; `made_up` is the share of words that are any letters.
     """
 
     things: tuple[int, int] = (2, 5)
@@ -62,6 +64,9 @@ class Style:
     clutter: tuple[int, int] = (3, 10)
     tilt: float = 12.0
     window: int = IMAGE_SIZE
+    repeated: float = 0.22
+    same_colour: float = 0.25
+    made_up: float = 0.0
 
     def __post_init__(self) -> None:
         if self.window % PATCH_SIZE or not PATCH_SIZE <= self.window <= IMAGE_SIZE:
@@ -76,18 +81,19 @@ class Style:
     def towards(self, other: Style, share: float) -> Style:
         """The style `share` of the way (0 to 1) to another, with the other's window."""
 
-        def between(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:
-            low, high = (round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
-            return low, high
+        def between(one: float, two: float) -> float:
+            return one + (two - one) * share
 
-        return Style(
-            things=between(self.things, other.things),
-            signs=between(self.signs, other.signs),
-            letters=between(self.letters, other.letters),
-            clutter=between(self.clutter, other.clutter),
-            tilt=self.tilt + (other.tilt - self.tilt) * share,
-            window=other.window,
-        )
+        ranges = {
+            name: tuple(round(between(*ends)) for ends in zip(*both, strict=True))
+            for name in ("things", "signs", "letters", "clutter")
+            for both in [(getattr(self, name), getattr(other, name))]
+        }
+        shares = {
+            name: between(getattr(self, name), getattr(other, name))
+            for name in ("tilt", "repeated", "same_colour", "made_up")
+        }
+        return Style(window=other.window, **ranges, **shares)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def make_scene(seed: int, style: Style = Style()) -> Scene:
     unseen = seed in TEST_SEEDS and rng.random() < _UNSEEN_SHARE
     room = _Room(rng, left, top, style.window)
     _add_signs(rng, style, room, unseen)
-    _add_things(rng, rng.randint(*style.things), room, unseen)
+    _add_things(rng, style, room, unseen)
     return Scene(
         *(seed, left, top, style.window, cells, texture, clutter),
         signs=tuple(item for item in room.items if isinstance(item, Sign)),
@@ -201,6 +207,8 @@ def _add_signs(rng: random.Random, style: Style, room: _Room, unseen: bool) -> N
     for colour in rng.sample(list(COLOURS), rng.randint(*style.signs)):
         words = UNSEEN_WORDS if unseen and rng.random() < 0.4 else WORDS
         text = rng.choice(words) if rng.random() < 0.6 else str(rng.randint(10, 99))
+        if style.made_up and not text.isdigit() and rng.random() < style.made_up:
+            text = _made_up(rng)
         while text in texts:
             text = rng.choice(WORDS)
         height = rng.randint(*style.letters)
@@ -220,11 +228,16 @@ def _add_signs(rng: random.Random, style: Style, room: _Room, unseen: bool) -> N
             height = int(height * 0.8)
 
 
-def _add_things(rng: random.Random, count: int, room: _Room, unseen: bool) -> None:
+def _made_up(rng: random.Random) -> str:
+    text = "".join(rng.choices(_LETTERS, k=rng.randint(3, 5)))
+    return _made_up(rng) if text in UNSEEN_WORDS else text
+
+
+def _add_things(rng: random.Random, style: Style, room: _Room, unseen: bool) -> None:
     shape = colour = ""
-    for _ in range(count):
-        shape = _next_shape(rng, shape)
-        if not colour or rng.random() >= _SAME_COLOUR:
+    for _ in range(rng.randint(*style.things)):
+        shape = _next_shape(rng, shape, style.repeated)
+        if not colour or rng.random() >= style.same_colour:
             colour = rng.choice(list(COLOURS))
         if unseen and rng.random() < 0.4:
             colour, shape = rng.choice(UNSEEN_THINGS)
@@ -239,11 +252,11 @@ def _add_things(rng: random.Random, count: int, room: _Room, unseen: bool) -> No
             )
 
 
-def _next_shape(rng: random.Random, before: str) -> str:
+def _next_shape(rng: random.Random, before: str, repeated: float) -> str:
     chance = rng.random()
-    if before and chance < _REPEATED:
+    if before and chance < repeated:
         return before
-    if before and chance < _REPEATED + _PARTNER:
+    if before and chance < repeated + _PARTNER:
         return PARTNERS[before]
     return rng.choices(list(SHAPES), weights=SHAPES.values())[0]
 

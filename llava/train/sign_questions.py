@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from llava.train.items import Sign
 from llava.train.question import Question
 from llava.train.scenes import Scene
-from llava.train.vocabulary import COLOURS, WORDS
+from llava.train.vocabulary import COLOURS, UNSEEN_WORDS, WORDS
+
+_NUMBERS = tuple(map(str, range(10, 100)))  # all that signs show
+_DIFFERENCE = 15  # between two numbers that are compared
 
 
 def read(scene: Scene) -> Iterable[Question]:
@@ -29,10 +32,11 @@ def read_place(scene: Scene) -> Iterable[Question]:
 
 
 def _about_text(kind: str, text: str, sign: Sign, scene: Scene) -> Question:
-    texts = [other.text for other in scene.signs if other.is_number == sign.is_number]
-    more = tuple(str(number) for number in range(10, 100)) if sign.is_number else WORDS
-    options = tuple(dict.fromkeys(word.upper() for word in (*texts, *more)))
-    return Question(kind, text, sign.text.upper(), (sign,), options=options)
+    # a word that training never shows is among its like; a made-up one has none
+    alike = next((words for words in (_NUMBERS, WORDS, UNSEEN_WORDS) if sign.text in words), ())
+    options = tuple(word.upper() for word in alike)
+    near = tuple(other.text.upper() for other in scene.signs)
+    return Question(kind, text, sign.text.upper(), (sign,), options=options, near=near)
 
 
 def sign_color(scene: Scene) -> Iterable[Question]:
@@ -50,9 +54,12 @@ def says(scene: Scene) -> Iterable[Question]:
 
 def number(scene: Scene) -> Iterable[Question]:
     for sign in scene.signs:
-        if sign.is_number:
-            value = int(sign.text)
-            for than, answer in ((value - 15, "yes"), (value + 15, "no")):
-                if 10 <= than <= 99:
-                    text = f"Is the number on the {sign.colour} sign larger than {than}?"
-                    yield Question("number", text, answer, (sign,))
+        if not sign.is_number:
+            continue
+        value = int(sign.text)
+        for than in (value - _DIFFERENCE, value + _DIFFERENCE):
+            # only what a larger number could be asked as well as a smaller one
+            if str(than - _DIFFERENCE) in _NUMBERS and str(than + _DIFFERENCE) in _NUMBERS:
+                for phrase, holds in (("larger", value > than), ("smaller", value < than)):
+                    text = f"Is the number on the {sign.colour} sign {phrase} than {than}?"
+                    yield Question("number", text, "yes" if holds else "no", (sign,))

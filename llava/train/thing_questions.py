@@ -16,6 +16,7 @@ from llava.train.scenes import Scene
 from llava.train.vocabulary import COLOURS, PATTERNS, PLACES, SHAPES, SIZES, UNSEEN_THINGS
 
 _APART = IMAGE_SIZE / 12  # pixels by which two centres must differ to be left and right
+_COUNTS = ("0", "1", "2", "3")  # four of a shape are too rare to be an answer like the others
 _NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 
@@ -137,10 +138,15 @@ def _twins(scene: Scene) -> Iterator[tuple[str, Thing, Thing]]:
             yield name, thing, others[0]
 
 
+def _but(options: Iterable[str], named: str) -> tuple[str, ...]:
+    """The options without what the question itself names, which nothing else in the picture is."""
+    return tuple(option for option in options if option != named)
+
+
 def twin_shape(scene: Scene) -> Iterable[Question]:
     for name, thing, twin in _twins(scene):
         text = f"What shape has the same color as {name}?"
-        yield Question("twin shape", text, twin.shape, (thing, twin), 2, tuple(SHAPES))
+        yield Question("twin shape", text, twin.shape, (thing, twin), 2, _but(SHAPES, thing.shape))
 
 
 def twin_pattern(scene: Scene) -> Iterable[Question]:
@@ -177,10 +183,13 @@ def beside(scene: Scene) -> Iterable[Question]:
             ]
             if len(there) == 1:
                 found = (thing, there[0])
+                by_colour = name.endswith("object")
+                shapes = tuple(SHAPES) if by_colour else _but(SHAPES, thing.shape)
                 text = f"What shape is {phrase} {name}?"
-                yield Question("beside", text, there[0].shape, found, 2, tuple(SHAPES))
+                yield Question("beside", text, there[0].shape, found, 2, shapes)
+                colours = _but(COLOURS, thing.colour) if by_colour else tuple(COLOURS)
                 text = f"What color is the object {phrase} {name}?"
-                yield Question("beside", text, there[0].colour, found, 3, tuple(COLOURS))
+                yield Question("beside", text, there[0].colour, found, 3, colours)
 
 
 def larger(scene: Scene) -> Iterable[Question]:
@@ -195,10 +204,11 @@ def larger(scene: Scene) -> Iterable[Question]:
 def count(scene: Scene) -> Iterable[Question]:
     for shape in SHAPES:
         found = tuple(thing for thing in scene.things if thing.shape == shape)
-        text = f"How many {shape}{'es' if shape == 'cross' else 's'} are there in the image?"
-        options = tuple(map(str, range(5)))
-        hops = max(1, len(found))
-        yield Question("count", text, str(len(found)), found, hops, options, subject=shape)
+        if len(found) <= max(map(int, _COUNTS)):
+            text = f"How many {shape}{'es' if shape == 'cross' else 's'} are there in the image?"
+            hops = max(1, len(found))
+            answer = str(len(found))
+            yield Question("count", text, answer, found, hops, _COUNTS, subject=shape)
 
 
 def is_count(scene: Scene) -> Iterable[Question]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from llava.train.lessons import lesson
-from llava.train.pointing import compared, focus, mentions
+from llava.train.pointing import Compared, compared, focus, mentions, via
 from llava.train.question import Question
 from llava.train.questions import KINDS, ask, describe, presence
 from llava.train.scenes import Scene
@@ -25,17 +25,17 @@ LIST_BY_ROW = "List everything from top to bottom."
 LIST_BY_COLUMN = "List everything from left to right."
 
 _WEIGHTS = {
-    **{"color": 1, "shape": 1, "pattern": 1, "size": 0.5, "place": 2.5},
-    **{"exists": 1, "exists colored": 0.7, "is color": 0.7, "count": 2.5, "is count": 2},
-    **{"choose side": 3, "is side": 4, "beside": 2, "larger": 1},
-    **{"same color": 1.5, "twin shape": 2.5, "twin pattern": 1.5, "twin side": 2},
-    **{"read": 4, "read place": 3, "sign color": 1.5, "says": 3, "number": 2},
+    **{"color": 0.5, "shape": 0.7, "pattern": 0.7, "size": 0.4, "place": 3},
+    **{"exists": 1.2, "exists colored": 1.2, "is color": 0.7, "count": 4, "is count": 3},
+    **{"choose side": 1, "is side": 1.5, "beside": 1.5, "larger": 1},
+    **{"same color": 5, "twin shape": 4, "twin pattern": 3, "twin side": 4},
+    **{"read": 5, "read place": 4, "sign color": 2, "says": 3, "number": 5},
 }
 _CHOICE_SHARE = 0.35  # of the questions with options, asked as multiple choice
 _SHORT_SHARE = 0.3  # of the others, with LLaVA's second line; bare questions are shorter to learn
 _HINT_SHARE = 0.25  # of the questions about texts, with OCR tokens
 _HIDDEN_SHARE = 0.06
-_LESSON_SHARE = 0.06
+_LESSON_SHARE = 0.08
 
 
 class View(IntEnum):
@@ -52,7 +52,8 @@ class Turn:
 
     `mentions` are places in the text after which something has been named, with the indices of the
     items that it names, and `focus` those that the answer is read from (`llava.train.pointing`);
-    None where nothing is to be found. `compared` are the two whose places the question compares.
+    None where nothing is to be found. `via` is the item that is found before those, and `compared`
+    what the question compares.
     """
 
     text: str
@@ -60,16 +61,19 @@ class Turn:
     view: View = View.PICTURE
     mentions: tuple[tuple[int, tuple[int, ...]], ...] = ()
     focus: tuple[int, ...] | None = None
-    compared: tuple[int, int] | None = None
+    via: int | None = None
+    compared: Compared | None = None
 
 
 def choices(question: Question, count: int, rng: random.Random) -> list[str]:
     """Up to `count` different options in random order, the right one among them.
 
-    Where a question lists options of its own scene first, these are preferred.
+    Half of the time those near the answer are preferred, if there are such; else any wrong one is
+    as likely as any other, so that the options alone do not tell the answer.
     """
     wrong = [option for option in dict.fromkeys(question.options) if option != question.answer]
-    first = wrong[: count - 1] if rng.random() < 0.5 else []
+    near = [option for option in wrong if option in question.near]
+    first = rng.sample(near, min(len(near), count - 1)) if rng.random() < 0.5 else []
     rest = [option for option in wrong if option not in first]
     found = [*first, *rng.sample(rest, min(len(rest), count - 1 - len(first))), question.answer]
     rng.shuffle(found)
@@ -140,8 +144,9 @@ def training_turns(scene: Scene, count: int, lists: float = 1.0) -> list[Turn]:
         if hidden:
             turns.append(Turn(text, answer, View.HIDDEN))
         else:
-            found = tuple(mentions(question.text, scene)), focus(question, scene)
-            turns.append(Turn(text, answer, View.PICTURE, *found, compared(question, scene)))
+            named, found = tuple(mentions(question.text, scene)), focus(question, scene)
+            behind = via(question, scene), compared(question, scene)
+            turns.append(Turn(text, answer, View.PICTURE, named, found, *behind))
     return turns
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.train.items import Sign, Thing
 from llava.train.lessons import lesson
-from llava.train.question import refer
+from llava.train.question import Question, refer
 from llava.train.questions import KINDS, ask, describe, presence
 from llava.train.scenes import TRAINING_SEEDS, Scene, make_scene
 from llava.train.turns import (
@@ -22,7 +23,7 @@ from llava.train.turns import (
     ocr_tokens,
     training_turns,
 )
-from llava.train.vocabulary import SHAPES
+from llava.train.vocabulary import COLOURS, SHAPES, UNSEEN_WORDS, WORDS
 
 SEEDS = st.integers(min_value=0, max_value=2**40 - 1)
 
@@ -179,6 +180,44 @@ def test_choices_hold_the_answer_once_anywhere() -> None:
     assert set(places) == set("ABCD") and max(places.values()) < 90
     size = next(q for q in ask(EXAMPLE, ("size",)))
     assert sorted(choices(size, 4, random.Random(0))) == ["large", "small"]
+
+
+def test_options_do_not_tell_the_answer() -> None:
+    """When every answer is equally likely, each option of a choice is."""
+    colours = tuple(COLOURS)
+    for shown in (0, 3):
+        ranks: Counter[int] = Counter()
+        for seed in range(2000):
+            rng = random.Random(seed)
+            near = tuple(rng.sample(colours, shown))
+            question = Question("color", "?", rng.choice(near or colours), (), 1, colours, near)
+            ranks[sorted(choices(question, 3, rng)).index(question.answer)] += 1
+        assert all(abs(count - 2000 / 3) < 85 for count in ranks.values()), ranks
+
+
+def test_what_a_question_names_is_no_option() -> None:
+    for seed in TRAINING_SEEDS[:60]:
+        for question in ask(make_scene(seed), ("twin shape", "beside")):
+            assert not any(f" the {option}" in question.text for option in question.options)
+
+
+def test_a_word_that_training_never_shows_is_among_its_like() -> None:
+    signs = _sign("boat", "red", 50, 50), _sign("stop", "blue", 50, 200), _sign("xq", "white", 9, 9)
+    boat, stop, made_up = ask(_scene(*signs), ("read",))
+    assert set(boat.options) == {word.upper() for word in UNSEEN_WORDS}
+    assert set(stop.options) == {word.upper() for word in WORDS}
+    assert made_up.options == ()
+
+
+def test_every_number_is_compared_with_larger_and_smaller_ones() -> None:
+    answers: dict[str, set[str]] = defaultdict(set)
+    for value in range(10, 100):
+        for question in ask(_scene(_sign(str(value), "red", 50, 50)), ("number",)):
+            answers[question.text].add(question.answer)
+            (than,) = re.findall(r"larger than (\d+)|$", question.text)[:1]
+            assert not than or question.answer == ("yes" if value > int(than) else "no")
+    assert len(answers) == 2 * 60
+    assert set(map(frozenset, answers.values())) == {frozenset({"yes", "no"})}
 
 
 def test_lessons_are_right_and_need_no_picture() -> None:

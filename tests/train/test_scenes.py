@@ -146,6 +146,20 @@ def test_styles_blend() -> None:
     assert easy.towards(hard, 1.0) == hard
     assert easy.towards(hard, 0.5).letters == (22, 38)
     assert easy.towards(hard, 0.5).things == (2, 3)
+    alike = Style(same_colour=0.5, made_up=1.0)
+    assert alike.towards(Style(), 0.5) == Style(same_colour=0.375, made_up=0.5)
+
+
+def test_a_style_can_make_up_words_and_repeat_colours() -> None:
+    style = Style(signs=(3, 3), things=(4, 4), repeated=0.0, same_colour=1.0, made_up=1.0)
+    words = set()
+    for seed in TRAINING_SEEDS[:40]:
+        scene = make_scene(seed, style)
+        words |= {sign.text for sign in scene.signs if not sign.is_number}
+        assert len({thing.colour for thing in scene.things}) <= 2  # one for pairs never shown
+    assert len(words) > 40 and not words & {*UNSEEN_WORDS}
+    assert len(words & {*WORDS}) <= 2
+    assert set("".join(words)) <= set("".join(WORDS))
 
 
 def test_patch_labels_follow_the_graph() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,7 @@ def collect(
 ) -> list[Asked]:
     """Questions in balance: each kind as often as its quota says, its answers as equal as can be.
 
-    Yes and no come in pairs about the same items of the same picture, so that neither the noun nor
-    the predicate tells the answer.
+    Yes and no come in pairs, as `Pairs` chooses them.
 
     Args:
         pictures: scenes to ask about; as many are used as it takes.
@@ -62,6 +62,7 @@ def collect(
     rng = random.Random(seed)
     left = Counter(quotas)
     used: Counter[tuple[str, str]] = Counter()
+    pairs: defaultdict[str, Pairs] = defaultdict(lambda: Pairs(rng))
     chosen: list[Asked] = []
     for scene in pictures:
         room = per_scene
@@ -71,30 +72,59 @@ def collect(
         # what is furthest from its quota comes first, as it may be what few scenes allow
         for kind in sorted(kinds, key=lambda k: (-left[k] / quotas[k], rng.random())):
             questions = ask(scene, (kind,))
-            found = _pair(questions, rng) if _yes_no(questions) else _rarest(questions, used, rng)
-            if found and len(found) <= room:
-                chosen += (Asked(scene, question) for question in found)
-                used.update((kind, question.answer) for question in found)
-                left[kind] -= len(found)
-                room -= len(found)
+            if not _yes_no(questions):
+                found = _rarest(questions, used, rng) if room else []
+            else:
+                found = pairs[kind].take(questions) if room > 1 else []
+            rng.shuffle(found)
+            chosen += (Asked(scene, question) for question in found)
+            used.update((kind, question.answer) for question in found)
+            left[kind] -= len(found)
+            room -= len(found)
     return chosen
+
+
+class Pairs:
+    """Pairs of a question with yes and one with no about a picture, one kind of questions.
+
+    They are about the same items where the kind has such, and over all pairs every word is as often
+    in questions with yes as in those with no, but for one: neither noun nor predicate tells the
+    answer.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._surplus: Counter[str] = Counter()  # yes minus no, by word
+
+    def take(self, questions: list[Question]) -> list[Question]:
+        """A yes and a no out of these, which count from now on; none if no pair would be fair."""
+        drawn = self._rng.sample(questions, len(questions))
+        best: tuple[int, list[Question], Counter[str]] | None = None
+        for yes in (question for question in drawn if question.answer == "yes"):
+            against = [question for question in drawn if question.answer == "no"]
+            same = [question for question in against if question.targets == yes.targets]
+            for no in same or against:
+                after = _words(yes)
+                after.subtract(_words(no))
+                for word in after:
+                    after[word] += self._surplus[word]
+                if max(map(abs, after.values())) <= 1:
+                    worse = sum(abs(n) - abs(self._surplus[word]) for word, n in after.items())
+                    if best is None or worse < best[0]:
+                        best = worse, [yes, no], after
+        if best is None:
+            return []
+        _, pair, after = best
+        self._surplus = Counter({**self._surplus, **after})
+        return pair
+
+
+def _words(question: Question) -> Counter[str]:
+    return Counter(re.findall(r"\w+", question.text))
 
 
 def _yes_no(questions: list[Question]) -> bool:
     return bool({"yes", "no"} & {question.answer for question in questions})
-
-
-def _pair(questions: list[Question], rng: random.Random) -> list[Question]:
-    """A yes and a no, about the same items if the kind has such, in random order."""
-    yes = [question for question in questions if question.answer == "yes"]
-    no = [question for question in questions if question.answer == "no"]
-    if not yes or not no:
-        return []
-    first = rng.choice(yes)
-    same = [question for question in no if question.targets == first.targets]
-    pair = [first, rng.choice(same or no)]
-    rng.shuffle(pair)
-    return pair
 
 
 def _rarest(

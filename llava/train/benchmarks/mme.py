@@ -6,11 +6,10 @@ Official files: `llava_mme.jsonl` and, in `MME_Benchmark_release_version/TASK/`,
 
 from __future__ import annotations
 
-from collections import Counter
+import random
 from collections.abc import Iterator
 
-from llava.train.benchmarks.common import Asked, Folder, scenes
-from llava.train.question import Question
+from llava.train.benchmarks.common import Asked, Folder, Pairs, scenes
 from llava.train.questions import ask
 from llava.train.scenes import Scene
 from llava.train.turns import SHORT
@@ -56,34 +55,13 @@ def write(folder: Folder) -> None:
 
 
 def _choose(pictures: Iterator[Scene], kind: str) -> Iterator[tuple[Asked, Asked]]:
-    """A yes and a no about each of `_PICTURES` scenes: about the same items where that can be,
-    else about shapes that so far were asked about more often with the other answer."""
-    surplus: Counter[str] = Counter()  # yes minus no, by shape
+    """A yes and a no about each of `_PICTURES` scenes, without those that allow no fair pair."""
+    pairs = Pairs(random.Random(f"mme {kind}"))
     found = 0
     for scene in pictures:
-        questions = ask(scene, (kind,))
-        yes = min(
-            (q for q in questions if q.answer == "yes"),
-            key=lambda q: surplus[q.subject],
-            default=None,
-        )
-        if yes is None:
-            continue
-        no = max(
-            (q for q in questions if q.answer == "no" and _comparable(yes, q)),
-            key=lambda q: surplus[q.subject],
-            default=None,
-        )
-        if no is None:
-            continue
-        surplus.update({yes.subject: 1})
-        surplus.subtract({no.subject: 1})
-        yield Asked(scene, yes), Asked(scene, no)
-        found += 1
+        if pair := pairs.take(ask(scene, (kind,))):
+            yes, no = pair
+            yield Asked(scene, yes), Asked(scene, no)
+            found += 1
         if found == _PICTURES:
             return
-
-
-def _comparable(yes: Question, no: Question) -> bool:
-    """Whether the pair is about the same items; what is absent has none."""
-    return not no.targets or no.targets == yes.targets
