@@ -17,8 +17,8 @@ from typing import Any
 
 from llava.eval.answers import QuestionSource
 from llava.eval.comparison import budget, settings_of
-from llava.eval.complexity_samples import METADATA, is_right, read_metadata
 from llava.eval.linefile import read_lines
+from llava.eval.question_metadata import METADATA, is_right, read_metadata
 from llava.eval.questions import Question
 from llava.eval.report import budget_text, row_label
 from llava.eval.results import Result

@@ -1,29 +1,19 @@
 """Finished AutoPrune runs joined with what is known about their questions, one sample an answer.
 
-A sweep folder has `<benchmark>/<run>.jsonl`, each with its run record. The benchmark's data folder
-has, beside the official files, `metadata.jsonl`: a line for each question, in their order, with
-`index`, `question_id`, `kind`, `hops`, `distractors` and `target_patches` (both may be null),
-`answer` (a text, may be left out) and, where questions about one picture do not name it alike (the
-rows of MMBench), `image`.
+A sweep folder has `<benchmark>/<run>.jsonl`, each with its run record.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .answer_normaliser import normalise
-from .benchmarks import BENCHMARKS, Benchmark
-from .linefile import read_lines
-from .questions import Question
+from .question_metadata import Answered, is_number, read_answered
 from .record import COMPLETE, read_record
 from .settings import OLDER
-
-METADATA = "metadata.jsonl"
 
 
 @dataclass(frozen=True)
@@ -59,14 +49,6 @@ class Run:
     text_only: int
 
 
-def is_right(text: str, reference: str) -> bool:
-    """Whether an answer is the reference, up to case, full stop, articles and spelt-out numbers."""
-    if _plain(text) == _plain(reference):
-        return True
-    # The normaliser takes the option "A" for an article, so what is empty then is no agreement.
-    return normalise(text) == normalise(reference) != ""
-
-
 def find_runs(out: Path, run: str | None) -> list[tuple[str, Path]]:
     """The answers of `run` in every benchmark of a sweep, as (benchmark folder, file).
 
@@ -100,52 +82,17 @@ def load_run(name: str, answers_file: Path, data: Path) -> Run:
     """The samples of a run; `name` is the benchmark's or its folder's, `data` holds these folders.
 
     Raises:
-        FileNotFoundError: no answers, no metadata or no questions.
-        ValueError: an unknown benchmark, a run without record, that is not complete or measured no
-            mutual information, or answers and metadata that do not belong to the questions.
+        FileNotFoundError, ValueError: as `read_answered`, or no mutual information was measured.
     """
-    benchmark = _benchmark(name)
-    if not answers_file.is_file():
-        raise FileNotFoundError(f"Answer file {answers_file} not found.")
-    record = read_record(answers_file)
-    if record.get("status") != COMPLETE:
-        raise ValueError(
-            f"{answers_file} is {record.get('status')!r}, not {COMPLETE!r}: run the command that "
-            f"made it again, it continues."
-        )
-    source = data / benchmark.folder
-    loaded = benchmark.load_questions(source)
-    questions = {q.index: q for q in (loaded[i] for i in range(len(loaded)))}
-    known = read_metadata(source / METADATA, questions)
-    samples, text_only, seen = [], 0, set()
-    for number, _, answer in read_lines(answers_file):
-        where = f"{answers_file}, line {number}"
-        metadata = answer.get("metadata")
-        index = metadata.get("index") if isinstance(metadata, dict) else None
-        question = questions.get(index) if isinstance(index, int) else None
-        asked = (answer.get("question_id"), answer.get("prompt"))
-        if question is None or asked != (question.question_id, question.prompt):
-            raise ValueError(
-                f"{where}: no answer to a question of {source}: index {index!r}, question_id "
-                f"{asked[0]!r}, prompt {str(asked[1])[:80]!r}. Was the run made with these files?"
-            )
-        if index in seen:
-            raise ValueError(f"{where}: a second answer to {question}. Remove one of them.")
-        seen.add(index)
-        if question.image is None:
-            text_only += 1
-        else:
-            samples.append(_sample(benchmark.name, question, answer, known[index], where))
-    # Not all questions: a sweep may be limited to some of them.
-    if len(seen) != (answered := (record.get("counts") or {}).get("answered")):
-        raise ValueError(
-            f"{answers_file} has {len(seen)} answers, but its run record counts {answered}. Give "
-            f"the file as it was written."
-        )
+    found = read_answered(name, answers_file, data)
+    shown = [answered for answered in found.answers if answered.question.image is not None]
+    samples = [_sample(found.benchmark.name, answered) for answered in shown]
+    record = found.record
     settings = record["settings"]
     model = settings.get("model_path"), settings.get("merge_type", OLDER["merge_type"])
     pruner = settings.get("pruner") or {}
-    return Run(benchmark.name, answers_file, *model, pruner, samples, text_only)
+    text_only = len(found.answers) - len(shown)
+    return Run(found.benchmark.name, answers_file, *model, pruner, samples, text_only)
 
 
 def require_comparable(runs: Sequence[Run]) -> None:
@@ -171,10 +118,9 @@ def require_comparable(runs: Sequence[Run]) -> None:
         raise ValueError(f"more than one run of {', '.join(twice)}: give one for each benchmark.")
 
 
-def _sample(
-    benchmark: str, question: Question, answer: dict[str, Any], known: dict[str, Any], where: str
-) -> Sample:
-    metadata, text, reference = answer["metadata"], answer.get("text"), known.get("answer")
+def _sample(benchmark: str, answered: Answered) -> Sample:
+    question, answer, known, where = answered
+    metadata, text = answer["metadata"], answer.get("text")
     complexity, n_text = metadata.get("complexity"), metadata.get("n_text")
     mi = complexity.get("mi") if isinstance(complexity, dict) else None
     if mi is None:
@@ -183,7 +129,7 @@ def _sample(
             f"indicator mutual_information and not where its budget holds all visual tokens: give "
             f"such a run of a smaller budget."
         )
-    if not (_is_number(mi) and isinstance(n_text, int) and isinstance(text, str)):
+    if not (is_number(mi) and isinstance(n_text, int) and isinstance(text, str)):
         raise ValueError(
             f"{where}: expected text, and in metadata n_text and a finite complexity.mi, got "
             f"{text!r}, {n_text!r} and {mi!r}."
@@ -196,59 +142,8 @@ def _sample(
         hops=known["hops"],
         distractors=known["distractors"],
         target_patches=known["target_patches"],
-        right=None if reference is None else is_right(text, reference),
+        right=answered.right,
     )
-
-
-def read_metadata(path: Path, questions: dict[int, Question]) -> dict[int, dict[str, Any]]:
-    """The lines of a metadata file by index, one for each of the questions.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or lines that are not about these questions.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} not found: expected a line with index, question_id, kind, hops, distractors "
-            f"and target_patches for each question, as the mini benchmarks have."
-        )
-    known: dict[int, dict[str, Any]] = {}
-    for number, _, line in read_lines(path):
-        index = line.get("index")
-        question = questions.get(index) if isinstance(index, int) else None
-        if question is None or question.question_id != line.get("question_id"):
-            raise ValueError(
-                f"{path}, line {number}: index {index!r} with question_id "
-                f"{line.get('question_id')!r} is none of the questions beside it. Write both anew."
-            )
-        if question.index in known:
-            raise ValueError(f"{path}, line {number}: a second line about {question}.")
-        if not _is_metadata(line):
-            raise ValueError(
-                f"{path}, line {number}: expected kind (text), hops (1 or more), distractors (a "
-                f"whole number or null), target_patches (a number or null) and, if there are any, "
-                f"answer and image (texts), got {str(line)[:200]}."
-            )
-        known[question.index] = line
-    if missing := [q for i, q in questions.items() if i not in known]:
-        raise ValueError(f"{path} has no line about {len(missing)} questions, as {missing[0]}.")
-    return known
-
-
-def _is_metadata(line: dict[str, Any]) -> bool:
-    if "distractors" not in line or "target_patches" not in line:
-        return False
-    distractors, patches, hops = line["distractors"], line["target_patches"], line.get("hops")
-    return (
-        isinstance(line.get("kind"), str)
-        and (type(hops) is int and hops >= 1)
-        and (distractors is None or (type(distractors) is int and distractors >= 0))
-        and (patches is None or (_is_number(patches) and patches >= 0))
-        and all(isinstance(line.get(key), (str, type(None))) for key in ("answer", "image"))
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _largest(answers: dict[Path, dict[str, Path]], out: Path) -> str:
@@ -275,18 +170,3 @@ def _prunes(record: dict[str, Any]) -> bool:
     entering = tokens.get("entering") or 0
     autoprune = record["settings"].get("pruner", {}).get("method") == "autoprune"
     return autoprune and 0 < entering < (tokens.get("visual") or 0)
-
-
-def _benchmark(name: str) -> Benchmark:
-    """The benchmark that is called so or, if none is, the first whose folder is."""
-    for benchmark in (BENCHMARKS.get(name), *BENCHMARKS.values()):
-        if benchmark is not None and name in (benchmark.name, benchmark.folder):
-            return benchmark
-    raise ValueError(
-        f"{name!r} is no benchmark; known are {', '.join(BENCHMARKS)}. Answers belong in a folder "
-        f"of the benchmark's name."
-    )
-
-
-def _plain(text: str) -> str:
-    return text.strip().rstrip(".").lower()

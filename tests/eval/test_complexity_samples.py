@@ -9,10 +9,10 @@ import pytest
 from llava.eval.complexity_samples import (
     Sample,
     find_runs,
-    is_right,
     load_run,
     require_comparable,
 )
+from llava.eval.question_metadata import is_right
 
 from .sweep_files import Asked, answers, write_benchmark, write_lines, write_metadata, write_run
 

@@ -1,0 +1,62 @@
+"""Right answers are counted by kind, beside the best single answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava.eval.kinds import main
+
+from .sweep_files import Asked, write_benchmark, write_run
+
+ASKED = [
+    Asked("a.jpg", 1, None, text="Red.", reference="red"),
+    Asked("b.jpg", 1, None, text="blue", reference="red"),
+    Asked("b.jpg", 1, None, text="blue", reference="blue"),
+    Asked("c.jpg", 2, None, kind="beside", text="circle", reference="star"),
+    Asked(None, 1, None, kind="fact", text="green", reference="green"),
+    Asked("d.jpg", 2, None, kind="place", text="top", reference=None),
+]
+BLIND = [Asked(a.image, a.hops, None, a.kind, text="blue", reference=a.reference) for a in ASKED]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    write_benchmark(tmp_path / "data", "gqa", ASKED)
+    write_run(tmp_path / "out/gqa/none.jsonl", ASKED)
+    write_run(tmp_path / "out/gqa/no-image.jsonl", BLIND)
+    return tmp_path
+
+
+def _run(sweep: Path, *arguments: str) -> int:
+    return main([str(sweep / "out"), "--data", str(sweep / "data"), *arguments])
+
+
+def test_shares_by_kind_beside_the_best_single_answer(sweep: Path, capsys) -> None:
+    assert _run(sweep, "--runs", "none", "no-image") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "| benchmark |  | questions | best single answer | none | no-image |"
+    assert shown[2] == "| gqa | all | 4 | 75.0 | 50.0 | 25.0 |"
+    assert json.loads(shown[-1])["benchmarks"]["gqa"] == {
+        "all": {"questions": 4, "best single answer": 75.0, "none": 50.0, "no-image": 25.0},
+        "beside": {"questions": 1, "best single answer": 100.0, "none": 0.0, "no-image": 0.0},
+        "color": {"questions": 3, "best single answer": 66.7, "none": 66.7, "no-image": 33.3},
+    }
+
+
+def test_any_field_of_the_metadata_groups(sweep: Path, capsys) -> None:
+    assert _run(sweep, "--runs", "none", "--by", "hops") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["benchmarks"]["gqa"]
+    assert {group: row["questions"] for group, row in found.items()} == {"all": 4, "1": 3, "2": 1}
+
+
+def test_what_cannot_be_compared_is_refused(sweep: Path, capsys) -> None:
+    assert _run(sweep, "--runs", "none", "--by", "mood") == 2
+    assert "has no 'mood' in its metadata" in capsys.readouterr().err
+    write_run(sweep / "out/gqa/short.jsonl", ASKED[:3])
+    assert _run(sweep, "--runs", "none", "short") == 2
+    assert "none and short answer different questions" in capsys.readouterr().err
+    assert _run(sweep, "--runs", "other") == 2
+    assert "has no run 'other'" in capsys.readouterr().err
