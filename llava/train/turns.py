@@ -145,8 +145,8 @@ def training_turns(scene: Scene, count: int, lists: float = 1.0) -> list[Turn]:
             turns.append(Turn(text, answer, View.HIDDEN))
         else:
             named, found = tuple(mentions(question.text, scene)), focus(question, scene)
-            behind = via(question, scene), compared(question, scene)
-            turns.append(Turn(text, answer, View.PICTURE, named, found, *behind))
+            way = via(question, scene), compared(question, scene)
+            turns.append(Turn(text, answer, View.PICTURE, named, found, *way))
     return turns
 
 
