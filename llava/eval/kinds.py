@@ -1,12 +1,13 @@
-"""Which kinds of questions runs answer rightly, beside what the best single answer would get.
+"""Which kinds of questions runs answer rightly, beside what needs no look at picture or question.
 
     python -m llava.eval.kinds OUT --runs none no-image [--by kind] [--data playground/data/mini]
 
 OUT is a sweep, `<benchmark>/<run>.jsonl`. Right is an answer that equals the reference of the
 metadata; a benchmark's own score may give points for less. *Best single answer* is the share of the
-most frequent answer of the group, a letter in multiple choice; over all, of that of each group. A
-run without pictures that does no better has learned nothing from language alone. Questions without
-a picture or without a reference are left out.
+most frequent answer of the group, a letter in multiple choice; over all, of that of each group.
+*Guessing* is one of the listed options at random. A run without pictures that does no better has
+learned nothing from language alone. Questions without a picture or without a reference are left
+out.
 
 Prints a Markdown table; the last line on stdout is everything as JSON. Needs no model.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,21 +28,27 @@ from .complexity_samples import find_runs
 from .question_metadata import Answered, read_answered
 
 _ALL = "all"
+_OPTION = re.compile(r"^[A-Z]\. ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many questions a group has, how many of them have its most frequent answer, and how many
-    each run answers rightly."""
+    """How many questions a group has, how many of them have its most frequent answer, how many are
+    guessed on average (None where a question lists no options), and how many each run answers
+    rightly."""
 
     questions: int
     single: int
+    guessed: float | None
     right: dict[str, int]
 
-    def shares(self) -> dict[str, float | int]:
+    def shares(self) -> dict[str, float | int | None]:
         """In percent, but for the number of questions."""
-        counts = {"best single answer": self.single, **self.right}
-        shares = {name: round(100 * n / self.questions, 1) for name, n in counts.items()}
+        counts = {"best single answer": self.single, "guessing": self.guessed, **self.right}
+        shares = {
+            name: None if n is None else round(100 * n / self.questions, 1)
+            for name, n in counts.items()
+        }
         return {"questions": self.questions, **shares}
 
 
@@ -62,29 +70,38 @@ def count(runs: Mapping[str, Sequence[Answered]], by: str) -> dict[str, Counts]:
     for run in others:
         if asked[run] != asked[first]:
             raise ValueError(f"{first} and {run} answer different questions: run both on the same.")
-    references: dict[str, Counter[str]] = {}
-    right: dict[str, Counter[str]] = {}
+    groups: dict[str, dict[str, list[Answered]]] = {}
     for run, answers in runs.items():
         for answered in answers:
             if answered.question.image is None or answered.right is None:
                 continue
             if by not in answered.known:
                 raise ValueError(f"{answered.question} has no {by!r} in its metadata.")
-            group = str(answered.known[by])
-            right.setdefault(group, Counter())[run] += answered.right
-            if run == first:
-                references.setdefault(group, Counter())[answered.known["answer"]] += 1
-    found = {
-        group: Counts(
-            answers.total(), max(answers.values()), {run: right[group][run] for run in runs}
-        )
-        for group, answers in sorted(references.items())
-    }
-    total = {run: sum(counts.right[run] for counts in found.values()) for run in runs}
-    questions, single = (
-        sum(getattr(counts, name) for counts in found.values()) for name in ("questions", "single")
+            group = groups.setdefault(str(answered.known[by]), {name: [] for name in runs})
+            group[run].append(answered)
+    found = {group: _count(answers) for group, answers in sorted(groups.items())}
+    return {_ALL: _sum(list(found.values())), **found} if found else {}
+
+
+def _count(group: Mapping[str, Sequence[Answered]]) -> Counts:
+    asked = next(iter(group.values()))
+    listed = [len(_OPTION.findall(answered.question.text)) for answered in asked]
+    return Counts(
+        questions=len(asked),
+        single=max(Counter(answered.known["answer"] for answered in asked).values()),
+        guessed=sum(1 / n for n in listed) if all(listed) else None,
+        right={run: sum(bool(a.right) for a in answers) for run, answers in group.items()},
     )
-    return {_ALL: Counts(questions, single, total), **found} if found else {}
+
+
+def _sum(parts: Sequence[Counts]) -> Counts:
+    guessed = [part.guessed for part in parts]
+    return Counts(
+        questions=sum(part.questions for part in parts),
+        single=sum(part.single for part in parts),
+        guessed=None if None in guessed else sum(guessed),
+        right={run: sum(part.right[run] for part in parts) for run in parts[0].right},
+    )
 
 
 def table(found: Mapping[str, Mapping[str, Counts]]) -> str:
@@ -95,7 +112,8 @@ def table(found: Mapping[str, Mapping[str, Counts]]) -> str:
         for group, counts in groups.items()
     ]
     heads = list(rows[0]) if rows else []
-    lines = [heads, ["---"] * len(heads), *([str(row[head]) for head in heads] for row in rows)]
+    cells = [["" if row[head] is None else str(row[head]) for head in heads] for row in rows]
+    lines = [heads, ["---"] * len(heads), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

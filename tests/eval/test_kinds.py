@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.kinds import main
+from llava.eval.kinds import count, main
+from llava.eval.question_metadata import Answered
+from llava.eval.questions import Question
 
 from .sweep_files import Asked, write_benchmark, write_run
 
@@ -19,6 +21,7 @@ ASKED = [
     Asked(None, 1, None, kind="fact", text="green", reference="green"),
     Asked("d.jpg", 2, None, kind="place", text="top", reference=None),
 ]
+OPTIONS = ("A. red\nB. blue", "A. red\nB. blue\nC. green\nD. white\nAnswer with a letter.")
 BLIND = [Asked(a.image, a.hops, None, a.kind, text="blue", reference=a.reference) for a in ASKED]
 
 
@@ -37,13 +40,23 @@ def _run(sweep: Path, *arguments: str) -> int:
 def test_shares_by_kind_beside_the_best_single_answer(sweep: Path, capsys) -> None:
     assert _run(sweep, "--runs", "none", "no-image") == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "| benchmark |  | questions | best single answer | none | no-image |"
-    assert shown[2] == "| gqa | all | 4 | 75.0 | 50.0 | 25.0 |"
-    assert json.loads(shown[-1])["benchmarks"]["gqa"] == {
-        "all": {"questions": 4, "best single answer": 75.0, "none": 50.0, "no-image": 25.0},
-        "beside": {"questions": 1, "best single answer": 100.0, "none": 0.0, "no-image": 0.0},
-        "color": {"questions": 3, "best single answer": 66.7, "none": 66.7, "no-image": 33.3},
+    head = "| benchmark |  | questions | best single answer | guessing | none | no-image |"
+    assert shown[0] == head
+    assert shown[2] == "| gqa | all | 4 | 75.0 |  | 50.0 | 25.0 |"
+    found = json.loads(shown[-1])["benchmarks"]["gqa"]
+    assert list(found) == ["all", "beside", "color"]
+    assert found["color"] == {
+        **{"questions": 3, "best single answer": 66.7, "guessing": None},
+        **{"none": 66.7, "no-image": 33.3},
     }
+
+
+def test_guessing_counts_the_options() -> None:
+    asked = [Question(i, i, f"What?\n{lines}", "a.jpg") for i, lines in enumerate(OPTIONS)]
+    answers = [Answered(q, {"text": "A"}, {"kind": "color", "answer": "A"}, "") for q in asked]
+    shares = count({"none": answers}, "kind")["all"].shares()
+    assert shares["guessing"] == 37.5  # a half and a quarter
+    assert shares["best single answer"] == shares["none"] == 100.0
 
 
 def test_any_field_of_the_metadata_groups(sweep: Path, capsys) -> None:
