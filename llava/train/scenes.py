@@ -9,7 +9,7 @@ every time (for one version of Pillow).
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from llava.train.items import (
     IMAGE_SIZE,
@@ -81,19 +81,14 @@ class Style:
     def towards(self, other: Style, share: float) -> Style:
         """The style `share` of the way (0 to 1) to another, with the other's window."""
 
-        def between(one: float, two: float) -> float:
+        def between(name: str) -> float | tuple[int, ...]:
+            one, two = getattr(self, name), getattr(other, name)
+            if isinstance(one, tuple):
+                return tuple(round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
             return one + (two - one) * share
 
-        ranges = {
-            name: tuple(round(between(*ends)) for ends in zip(*both, strict=True))
-            for name in ("things", "signs", "letters", "clutter")
-            for both in [(getattr(self, name), getattr(other, name))]
-        }
-        shares = {
-            name: between(getattr(self, name), getattr(other, name))
-            for name in ("tilt", "repeated", "same_colour", "made_up")
-        }
-        return Style(window=other.window, **ranges, **shares)
+        names = [field.name for field in fields(self) if field.name != "window"]
+        return Style(window=other.window, **{name: between(name) for name in names})
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def number(scene: Scene) -> Iterable[Question]:
             continue
         value = int(sign.text)
         for than in (value - _DIFFERENCE, value + _DIFFERENCE):
-            # only what a larger number could be asked as well as a smaller one
+            # the range in which signs can show both a smaller and a larger number
             if str(than - _DIFFERENCE) in _NUMBERS and str(than + _DIFFERENCE) in _NUMBERS:
                 for phrase, holds in (("larger", value > than), ("smaller", value < than)):
                     text = f"Is the number on the {sign.colour} sign {phrase} than {than}?"

@@ -138,15 +138,16 @@ def _twins(scene: Scene) -> Iterator[tuple[str, Thing, Thing]]:
             yield name, thing, others[0]
 
 
-def _but(options: Iterable[str], named: str) -> tuple[str, ...]:
-    """The options without what the question itself names, which nothing else in the picture is."""
-    return tuple(option for option in options if option != named)
+def _others(options: Iterable[str], name: str) -> tuple[str, ...]:
+    """The options without the word by which a thing is named, which nothing else in the picture
+    is."""
+    return tuple(option for option in options if option not in name.split())
 
 
 def twin_shape(scene: Scene) -> Iterable[Question]:
     for name, thing, twin in _twins(scene):
         text = f"What shape has the same color as {name}?"
-        yield Question("twin shape", text, twin.shape, (thing, twin), 2, _but(SHAPES, thing.shape))
+        yield Question("twin shape", text, twin.shape, (thing, twin), 2, _others(SHAPES, name))
 
 
 def twin_pattern(scene: Scene) -> Iterable[Question]:
@@ -183,11 +184,9 @@ def beside(scene: Scene) -> Iterable[Question]:
             ]
             if len(there) == 1:
                 found = (thing, there[0])
-                by_colour = name.endswith("object")
-                shapes = tuple(SHAPES) if by_colour else _but(SHAPES, thing.shape)
+                shapes, colours = _others(SHAPES, name), _others(COLOURS, name)
                 text = f"What shape is {phrase} {name}?"
                 yield Question("beside", text, there[0].shape, found, 2, shapes)
-                colours = _but(COLOURS, thing.colour) if by_colour else tuple(COLOURS)
                 text = f"What color is the object {phrase} {name}?"
                 yield Question("beside", text, there[0].colour, found, 3, colours)
 
@@ -204,10 +203,9 @@ def larger(scene: Scene) -> Iterable[Question]:
 def count(scene: Scene) -> Iterable[Question]:
     for shape in SHAPES:
         found = tuple(thing for thing in scene.things if thing.shape == shape)
-        if len(found) <= max(map(int, _COUNTS)):
+        answer, hops = str(len(found)), max(1, len(found))
+        if answer in _COUNTS:
             text = f"How many {shape}{'es' if shape == 'cross' else 's'} are there in the image?"
-            hops = max(1, len(found))
-            answer = str(len(found))
             yield Question("count", text, answer, found, hops, _COUNTS, subject=shape)
 
 
