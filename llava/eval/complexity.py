@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from .complexity_samples import Run, Sample, find_runs, load_run, require_comparable
+from .markdown import table as write_table
 from .rank_statistics import Comparison, compare, describe, partial_spearman, spearman
 
 _BINS = 16
@@ -170,7 +171,7 @@ def report(results: dict[str, dict[str, Any]]) -> str:
             for factor, by in result["distributions"].items()
             for value, summary in by.items()
         ]
-        parts += [f"## MI in {name}", _table(("factor", "value", *_SUMMARY), rows)]
+        parts += [f"## MI in {name}", write_table(("factor", "value", *_SUMMARY), rows)]
         parts += [f"```text\n{draw(result['histogram'])}\n```"]
     return "\n\n".join(parts)
 
@@ -249,7 +250,7 @@ def _claims(results: dict[str, dict[str, Any]]) -> str:
         rows.append(row)
     columns = ("pairs", "AUC [95 %]", "claim")
     of_image = (f"same image: {column}" for column in columns)
-    return _table(("", "simple", "complex", *columns, *of_image), rows)
+    return write_table(("", "simple", "complex", *columns, *of_image), rows)
 
 
 def _correlations(results: dict[str, dict[str, Any]]) -> str:
@@ -258,7 +259,7 @@ def _correlations(results: dict[str, dict[str, Any]]) -> str:
         [name, *(_number(value) for value in result["correlations"].values())]
         for name, result in results.items()
     ]
-    return _table(("", *names), rows)
+    return write_table(("", *names), rows)
 
 
 def _successes(results: dict[str, dict[str, Any]]) -> str:
@@ -266,7 +267,7 @@ def _successes(results: dict[str, dict[str, Any]]) -> str:
         [name, str(found["right"]), str(found["wrong"]), _interval(found)]
         for name, found in ((name, r["right_over_wrong"]) for name, r in results.items())
     ]
-    return _table(("", "right", "wrong", "AUC [95 %]"), rows)
+    return write_table(("", "right", "wrong", "AUC [95 %]"), rows)
 
 
 def _grouped(samples: Iterable[Sample], key: Callable[[Sample], Any]) -> dict[Any, list[Sample]]:
@@ -276,11 +277,6 @@ def _grouped(samples: Iterable[Sample], key: Callable[[Sample], Any]) -> dict[An
         if (value := key(sample)) is not None:
             groups.setdefault(value, []).append(sample)
     return dict(sorted(groups.items()))
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _number(value: float | None, form: str = ".3f") -> str:

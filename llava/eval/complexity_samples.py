@@ -87,8 +87,7 @@ def load_run(name: str, answers_file: Path, data: Path) -> Run:
     found = read_answered(name, answers_file, data)
     shown = [answered for answered in found.answers if answered.question.image is not None]
     samples = [_sample(found.benchmark.name, answered) for answered in shown]
-    record = found.record
-    settings = record["settings"]
+    settings = found.record["settings"]
     model = settings.get("model_path"), settings.get("merge_type", OLDER["merge_type"])
     pruner = settings.get("pruner") or {}
     text_only = len(found.answers) - len(shown)

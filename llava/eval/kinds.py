@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .complexity_samples import find_runs
+from .markdown import table as write_table
 from .question_metadata import Answered, read_answered
 
 _ALL = "all"
@@ -113,8 +114,7 @@ def table(found: Mapping[str, Mapping[str, Counts]]) -> str:
     ]
     heads = list(rows[0]) if rows else []
     cells = [["" if row[head] is None else str(row[head]) for head in heads] for row in rows]
-    lines = [heads, ["---"] * len(heads), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return write_table(heads, cells)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .markdown import table as write_table
 from .published import ROW
 from .report import budget_text, provenance, with_deviation
 
@@ -26,7 +27,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         *(f"{_DERIVED_HEADINGS[key]} measured" for key in alone),
         *(f"{heading} measured" for heading, _ in _COSTS if in_rows),
     ]
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    rows = []
     for row in table["rows"]:
         cells = [_marked(row["label"], row["marks"].get(ROW, ""))]
         if in_rows:
@@ -37,8 +38,8 @@ def markdown(table: Mapping[str, Any]) -> str:
             cells += [_marked(text, row["marks"].get(key, "")), _measured(row, key)]
         cells += [_measured(row, key) for key in alone]
         cells += [with_deviation(row[key], None) for _, key in _COSTS if in_rows]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return write_table(headings, rows)
 
 
 def notes(table: Mapping[str, Any]) -> Iterator[str]:

@@ -32,9 +32,15 @@ class Answered(NamedTuple):
 
     @property
     def right(self) -> bool | None:
-        """Whether the answer is the reference; None where none is known."""
-        reference = self.known.get("answer")
-        return None if reference is None else is_right(str(self.answer.get("text")), reference)
+        """Whether the answer is the reference; None where none is known.
+
+        Raises:
+            ValueError: the answer has no text.
+        """
+        reference, text = self.known.get("answer"), self.answer.get("text")
+        if not isinstance(text, str):
+            raise ValueError(f"{self.where}: expected an answer with a text, got {text!r}.")
+        return None if reference is None else is_right(text, reference)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
 from .comparison import compare
+from .markdown import table as write_table
 from .record import COMPLETE, read_record
 from .results import Result, find_runs, read_result, require_comparable
 
@@ -113,9 +114,7 @@ def collect(paths: Sequence[Path], data: Path, benchmarks: Mapping[str, Benchmar
 
 def markdown(table: Mapping[str, Any]) -> str:
     """The comparison as a Markdown table; what was not run is an empty cell."""
-    headings, rows = cells(table)
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return write_table(*cells(table))
 
 
 def cells(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

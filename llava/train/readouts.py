@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -34,6 +35,15 @@ _KNOWN = ("kind", "colour", "look", "text", "centre")
 
 def _linear(width: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+
+
+class _Ends(NamedTuple):
+    """Tokens that compare two items: rows and places (k,), and for each a patch of either item
+    (k, 2)."""
+
+    row: torch.Tensor
+    place: torch.Tensor
+    patch: torch.Tensor
 
 
 class ReadOuts(nn.Module):
@@ -68,8 +78,11 @@ class ReadOuts(nn.Module):
         found = {}
         for name, item in (("named", named), ("via", turns.via), ("read", read)):
             found |= self._known(name, states[name], item, shown, labels)
-        found |= self._way(states["way"], turns.compared, shown, labels)
-        found |= self._colours(states["colours"], turns.compared, shown, labels)
+        places, colours = (
+            _ends(what, turns.compared, shown) for what in (Comparable.PLACES, Comparable.COLOURS)
+        )
+        found |= self._way(states["way"], places, labels)
+        found |= self._colours(states["colours"], colours, labels)
         found |= self._numbers(states["numbers"], turns.compared)
         found |= self._spoken(states["spoken"], turns.spoken)
         return found
@@ -96,14 +109,10 @@ class ReadOuts(nn.Module):
         return {name: sum(losses[part] for part in _KNOWN), **aside}
 
     def _way(
-        self,
-        states: torch.Tensor,
-        compared: torch.Tensor,
-        shown: torch.Tensor,
-        labels: PatchLabels,
+        self, states: torch.Tensor, ends: _Ends, labels: PatchLabels
     ) -> dict[str, torch.Tensor]:
         """The way from the second to the first of two compared items, as `PatchLabels.centre`."""
-        row, place, patch = _ends(Comparable.PLACES, compared, shown)
+        row, place, patch = ends
         if not len(row):
             return {}
         one, other = (labels.centre[row, end] for end in patch.T)
@@ -111,14 +120,10 @@ class ReadOuts(nn.Module):
         return {"way": (way - (one - other)).square().sum(-1).mean() * 10}
 
     def _colours(
-        self,
-        states: torch.Tensor,
-        compared: torch.Tensor,
-        shown: torch.Tensor,
-        labels: PatchLabels,
+        self, states: torch.Tensor, ends: _Ends, labels: PatchLabels
     ) -> dict[str, torch.Tensor]:
         """Both colours of two compared items."""
-        row, place, patch = _ends(Comparable.COLOURS, compared, shown)
+        row, place, patch = ends
         if not len(row):
             return {}
         logits = self.colours(states[row, place]).float().view(2 * len(row), -1)
@@ -144,12 +149,9 @@ class ReadOuts(nn.Module):
         return {"spoken": F.cross_entropy(logits, words), "spoken_right": right}
 
 
-def _ends(
-    what: Comparable, compared: torch.Tensor, shown: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where two items are compared in this: rows and places (k,) of the tokens, and for each a
-    patch of either item (k, 2), as far as both have one of their own."""
+def _ends(what: Comparable, compared: torch.Tensor, shown: torch.Tensor) -> _Ends:
+    """Where two items are compared in this, as far as both have a patch of their own."""
     row, place = (compared[..., 0] == what).nonzero(as_tuple=True)
     patches = shown[row[:, None], compared[row, place, 1:]]
     there = patches.any(-1).all(-1)
-    return row[there], place[there], patches[there].int().argmax(-1)
+    return _Ends(row[there], place[there], patches[there].int().argmax(-1))

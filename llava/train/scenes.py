@@ -202,6 +202,7 @@ def _add_signs(rng: random.Random, style: Style, room: _Room, unseen: bool) -> N
     for colour in rng.sample(list(COLOURS), rng.randint(*style.signs)):
         words = UNSEEN_WORDS if unseen and rng.random() < 0.4 else WORDS
         text = rng.choice(words) if rng.random() < 0.6 else str(rng.randint(10, 99))
+        # a style without made-up words draws nothing for them: its scenes stay what they were
         if style.made_up and not text.isdigit() and rng.random() < style.made_up:
             text = _made_up(rng)
         while text in texts:

@@ -10,8 +10,10 @@ from llava.train.question import Question
 from llava.train.scenes import Scene
 from llava.train.vocabulary import COLOURS, UNSEEN_WORDS, WORDS
 
-_NUMBERS = tuple(map(str, range(10, 100)))  # all that signs show
+_NUMBERS = range(10, 100)  # all that signs show
 _DIFFERENCE = 15  # between two numbers that are compared
+#: Numbers to compare with: signs can show a smaller and a larger one.
+_BOUNDS = range(_NUMBERS.start + _DIFFERENCE, _NUMBERS.stop - _DIFFERENCE)
 
 
 def read(scene: Scene) -> Iterable[Question]:
@@ -33,7 +35,8 @@ def read_place(scene: Scene) -> Iterable[Question]:
 
 def _about_text(kind: str, text: str, sign: Sign, scene: Scene) -> Question:
     # a word that training never shows is among its like; a made-up one has none
-    alike = next((words for words in (_NUMBERS, WORDS, UNSEEN_WORDS) if sign.text in words), ())
+    kinds = (tuple(map(str, _NUMBERS)), WORDS, UNSEEN_WORDS)
+    alike = next((texts for texts in kinds if sign.text in texts), ())
     options = tuple(word.upper() for word in alike)
     near = tuple(other.text.upper() for other in scene.signs)
     return Question(kind, text, sign.text.upper(), (sign,), options=options, near=near)
@@ -58,8 +61,7 @@ def number(scene: Scene) -> Iterable[Question]:
             continue
         value = int(sign.text)
         for than in (value - _DIFFERENCE, value + _DIFFERENCE):
-            # the range in which signs can show both a smaller and a larger number
-            if str(than - _DIFFERENCE) in _NUMBERS and str(than + _DIFFERENCE) in _NUMBERS:
+            if than in _BOUNDS:
                 for phrase, holds in (("larger", value > than), ("smaller", value < than)):
                     text = f"Is the number on the {sign.colour} sign {phrase} than {than}?"
                     yield Question("number", text, "yes" if holds else "no", (sign,))

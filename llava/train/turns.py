@@ -71,7 +71,7 @@ def choices(question: Question, count: int, rng: random.Random) -> list[str]:
     Half of the time those near the answer are preferred, if there are such; else any wrong one is
     as likely as any other, so that the options alone do not tell the answer.
     """
-    wrong = [option for option in dict.fromkeys(question.options) if option != question.answer]
+    wrong = [option for option in question.options if option != question.answer]
     near = [option for option in wrong if option in question.near]
     first = rng.sample(near, min(len(near), count - 1)) if rng.random() < 0.5 else []
     rest = [option for option in wrong if option not in first]
@@ -144,9 +144,9 @@ def training_turns(scene: Scene, count: int, lists: float = 1.0) -> list[Turn]:
         if hidden:
             turns.append(Turn(text, answer, View.HIDDEN))
         else:
-            named, found = tuple(mentions(question.text, scene)), focus(question, scene)
-            way = via(question, scene), compared(question, scene)
-            turns.append(Turn(text, answer, View.PICTURE, named, found, *way))
+            named = tuple(mentions(question.text, scene))
+            seen = focus(question, scene), via(question, scene), compared(question, scene)
+            turns.append(Turn(text, answer, View.PICTURE, named, *seen))
     return turns
 
 

@@ -71,5 +71,9 @@ def test_what_cannot_be_compared_is_refused(sweep: Path, capsys) -> None:
     write_run(sweep / "out/gqa/short.jsonl", ASKED[:3])
     assert _run(sweep, "--runs", "none", "short") == 2
     assert "none and short answer different questions" in capsys.readouterr().err
+    lines = (sweep / "out/gqa/none.jsonl").read_text().replace('"text": "Red."', '"text": null')
+    (sweep / "out/gqa/none.jsonl").write_text(lines)
+    assert _run(sweep, "--runs", "none") == 2
+    assert "line 1: expected an answer with a text, got None" in capsys.readouterr().err
     assert _run(sweep, "--runs", "other") == 2
     assert "has no run 'other'" in capsys.readouterr().err

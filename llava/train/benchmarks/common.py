@@ -99,9 +99,9 @@ class Pairs:
     def take(self, questions: list[Question]) -> list[Question]:
         """A yes and a no out of these, which count from now on; none if no pair would be fair."""
         drawn = self._rng.sample(questions, len(questions))
+        against = [question for question in drawn if question.answer == "no"]
         best: tuple[int, list[Question], Counter[str]] | None = None
         for yes in (question for question in drawn if question.answer == "yes"):
-            against = [question for question in drawn if question.answer == "no"]
             same = [question for question in against if question.targets == yes.targets]
             for no in same or against:
                 after = _words(yes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 
 from llava.train.benchmarks.common import Asked, Folder, Pairs, scenes
 from llava.train.questions import ask
@@ -57,11 +58,6 @@ def write(folder: Folder) -> None:
 def _choose(pictures: Iterator[Scene], kind: str) -> Iterator[tuple[Asked, Asked]]:
     """A yes and a no about each of `_PICTURES` scenes, without those that allow no fair pair."""
     pairs = Pairs(random.Random(f"mme {kind}"))
-    found = 0
-    for scene in pictures:
-        if pair := pairs.take(ask(scene, (kind,))):
-            yes, no = pair
-            yield Asked(scene, yes), Asked(scene, no)
-            found += 1
-        if found == _PICTURES:
-            return
+    taken = ((scene, pairs.take(ask(scene, (kind,)))) for scene in pictures)
+    for scene, (yes, no) in islice(((scene, pair) for scene, pair in taken if pair), _PICTURES):
+        yield Asked(scene, yes), Asked(scene, no)
