@@ -11,8 +11,10 @@ Sources: haotian-liu/LLaVA 1.2.2 (behaviour); AutoLab-SAI-SJTU/AutoPrune (letter
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,15 @@ def load_image(path: str | Path) -> Image.Image:
     # Pillow's decoders raise SyntaxError, ValueError, EOFError, struct.error... on damaged data.
     except Exception as error:
         raise OSError(f"cannot read image {path}: {error}") from error
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """A picture from base64, as it is; LLaVA's programs import it.
+
+    Raises:
+        ValueError, OSError: not base64, or not an image.
+    """
+    return Image.open(BytesIO(base64.b64decode(image)))
 
 
 def expand2square(image: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
@@ -253,12 +264,13 @@ class KeywordsStoppingCriteria(StoppingCriteria):
             raise ValueError(f"expected non-empty keywords to stop at, got {list(keywords)}")
         self.keywords = list(keywords)
         self.tokenizer = tokenizer
+        self.special = set(tokenizer.all_special_ids)
         self.prompt = input_ids[0].tolist()
         self.keyword_ids = []
         for keyword in self.keywords:
             ids = list(tokenizer(keyword).input_ids)
             self.keyword_ids.append(ids[1:] if ids[0] == tokenizer.bos_token_id else ids)
-        # A token is at least a byte of text, apart from the first one's prefix space.
+        # A token is at least a byte of text, apart from special ones and the first's prefix space.
         self.window = 1 + max(len(keyword.encode()) for keyword in self.keywords)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
@@ -273,6 +285,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
     def _ends(self, ids: list[int]) -> bool:
         if any(ids[-len(keyword) :] == keyword for keyword in self.keyword_ids):
             return True
+        ids = [i for i in ids if i not in self.special]
         tail = self.tokenizer.decode(ids[-self.window :], skip_special_tokens=True)
         return any(keyword in tail for keyword in self.keywords)
 

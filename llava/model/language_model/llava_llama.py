@@ -10,12 +10,13 @@ packed sequences by some attention backends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import (
     LlamaConfig,
@@ -23,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
 )
 
+from ...mm_utils import KeywordsStoppingCriteria
 from ...pruning.base import Dense, Observation, Pruner
 from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
@@ -292,6 +294,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         visual_token_num: int | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: PrunedCache | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Generate after a prompt with images; every option of transformers' `generate` works.
@@ -307,6 +311,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         past_key_values: a PrunedCache of an earlier call, to go on with the same conversation;
             `inputs` is then the whole conversation. Only what is new runs, images the cache has
             seen may be left out, and what its prefill dropped stays dropped (`pruner` is not read).
+        stop_strings: a sequence ends with the token that completes one of them in its text, as
+            `tokenizer`, which must come along, decodes it without special tokens.
 
         Returns the new tokens only (batch, new), or with `return_dict_in_generate=True` an output
         whose `past_key_values.trace` tells what was pruned.
@@ -314,6 +320,14 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids")
+        if stop_strings:
+            if tokenizer is None:
+                raise ValueError("stop_strings need the model's tokenizer: give tokenizer=... too")
+            texts = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+            # transformers' own takes special tokens for text and misses characters made of bytes
+            stop = KeywordsStoppingCriteria(texts, tokenizer, input_ids[:, :0])
+            others = kwargs.get("stopping_criteria") or ()
+            kwargs["stopping_criteria"] = StoppingCriteriaList([*others, stop])
         cache = PrunedCache() if past_key_values is None else past_key_values
         given = (input_ids, attention_mask, images, image_sizes)
         if cache.is_empty:
@@ -325,7 +339,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         else:
             embeds, mask = embed_continuation(self, *given, cache, visual_token_num)
         return super().generate(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, **kwargs
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            tokenizer=tokenizer,
+            **kwargs,
         )
 
 
