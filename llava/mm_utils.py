@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.anyres import read_pinpoints, select_best_resolution, views
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -264,7 +264,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
             raise ValueError(f"expected non-empty keywords to stop at, got {list(keywords)}")
         self.keywords = list(keywords)
         self.tokenizer = tokenizer
-        self.special = set(tokenizer.all_special_ids)
+        self.special = set(getattr(tokenizer, "all_special_ids", ()))
         self.prompt = input_ids[0].tolist()
         self.keyword_ids = []
         for keyword in self.keywords:
@@ -288,6 +288,25 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         ids = [i for i in ids if i not in self.special]
         tail = self.tokenizer.decode(ids[-self.window :], skip_special_tokens=True)
         return any(keyword in tail for keyword in self.keywords)
+
+
+def stopping_at(
+    texts: str | Sequence[str], tokenizer: Any, others: Sequence[StoppingCriteria] | None
+) -> StoppingCriteriaList:
+    """Criteria that end a sequence once its new text holds one of some, besides `others`.
+
+    transformers' own `stop_strings` takes special tokens for text, and misses characters that are
+    spelled in bytes.
+
+    Raises:
+        ValueError: no tokenizer, or an empty text.
+    """
+    if tokenizer is None:
+        raise ValueError("stop_strings need the model's tokenizer: give generate a tokenizer too")
+    texts = [texts] if isinstance(texts, str) else texts
+    nothing_yet = torch.empty(1, 0, dtype=torch.long)
+    stop = KeywordsStoppingCriteria(texts, tokenizer, nothing_yet)
+    return StoppingCriteriaList([*(others or ()), stop])
 
 
 def load_image_processor(folder: str | Path) -> Any:

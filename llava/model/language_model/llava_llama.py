@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteriaList
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import (
     LlamaConfig,
@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
 )
 
-from ...mm_utils import KeywordsStoppingCriteria
+from ...mm_utils import stopping_at
 from ...pruning.base import Dense, Observation, Pruner
 from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
@@ -295,7 +295,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         attention_mask: Tensor | None = None,
         past_key_values: PrunedCache | None = None,
         stop_strings: str | Sequence[str] | None = None,
-        tokenizer: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Generate after a prompt with images; every option of transformers' `generate` works.
@@ -321,13 +320,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if input_ids is None:
             raise ValueError("generate needs input_ids")
         if stop_strings:
-            if tokenizer is None:
-                raise ValueError("stop_strings need the model's tokenizer: give tokenizer=... too")
-            texts = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-            # transformers' own takes special tokens for text and misses characters made of bytes
-            stop = KeywordsStoppingCriteria(texts, tokenizer, input_ids[:, :0])
-            others = kwargs.get("stopping_criteria") or ()
-            kwargs["stopping_criteria"] = StoppingCriteriaList([*others, stop])
+            given = (kwargs.get("tokenizer"), kwargs.get("stopping_criteria"))
+            kwargs["stopping_criteria"] = stopping_at(stop_strings, *given)
         cache = PrunedCache() if past_key_values is None else past_key_values
         given = (input_ids, attention_mask, images, image_sizes)
         if cache.is_empty:
@@ -339,11 +333,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         else:
             embeds, mask = embed_continuation(self, *given, cache, visual_token_num)
         return super().generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            past_key_values=cache,
-            tokenizer=tokenizer,
-            **kwargs,
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, **kwargs
         )
 
 
