@@ -108,10 +108,8 @@ def read_files(folder: Path) -> TokenizerFiles:
     sources = [(config_file, config), (map_file, names)]
     if "added_tokens_decoder" not in config:
         sources.reverse()
-    special = {
-        key: next(filter(None, (_text(s.get(key), f, key) for f, s in sources)), default)
-        for key, default in _DEFAULTS.items()
-    }
+    texts = [{key: _text(s.get(key), f, key) for key in _DEFAULTS} for f, s in sources]
+    special = {key: texts[0][key] or texts[1][key] or default for key, default in _DEFAULTS.items()}
     special["pad_token"] = special["pad_token"] or special["unk_token"]
     # Later sources take ids and texts over from earlier ones.
     added = _merged(_of_numbers(numbers, added_file), {})

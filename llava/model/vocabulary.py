@@ -37,14 +37,14 @@ class SentencePiece:
         from sentencepiece import SentencePieceProcessor
 
         content = path.read_bytes()
+        if not content:
+            raise ValueError(f"{path} is not a SentencePiece model: it is empty")
         try:
             self._with_prefix = SentencePieceProcessor(model_proto=content)
             self._without_prefix = SentencePieceProcessor(model_proto=content + _NO_DUMMY_PREFIX)
         except RuntimeError as error:
             raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
-        size = self._with_prefix.get_piece_size() if content else 0
-        if size == 0:
-            raise ValueError(f"{path} is not a SentencePiece model: it holds no pieces")
+        size = self._with_prefix.get_piece_size()
         self.ids = {self._with_prefix.id_to_piece(i): i for i in range(size)}
 
     def encode(self, text: str, prefix: bool) -> list[int]:
@@ -76,7 +76,7 @@ class Bpe:
             raise ValueError(f"{path}: unk_token {shorten(unknown)!r} is not in the vocabulary")
         try:
             self._tokenizer = Tokenizer(BPE(vocab, merges, unk_token=unknown, **flags))
-        except UnicodeEncodeError as error:
+        except (TypeError, ValueError) as error:  # a lone surrogate
             raise ValueError(f"{path}: a piece is no text ({error})") from None
         self.ids = vocab
 
