@@ -135,17 +135,14 @@ class LlavaTokenizer:
         padding: True or "longest", "max_length", or False; truncation: True cuts the end off.
         max_length: for both; None is `model_max_length`. return_tensors: "pt", "np" or None.
         """
-        texts = [text] if isinstance(text, str) else text
-        rows = [self.encode(each, add_special_tokens) for each in texts]
+        single = isinstance(text, str)
+        rows = [self.encode(t, add_special_tokens) for t in ([text] if single else text)]
         if truncation and truncation != "do_not_truncate":
-            rows = [
-                row[: self.model_max_length if max_length is None else max_length] for row in rows
-            ]
-        single = isinstance(text, str) and return_tensors is None and not padding
-        encoded = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-        if single:
-            return BatchEncoding({key: value[0] for key, value in encoded.items()})
-        return self.pad(encoded, padding, max_length, return_tensors=return_tensors)
+            longest = self.model_max_length if max_length is None else max_length
+            rows = [row[:longest] for row in rows]
+        unbatched = single and return_tensors is None
+        encoded = {"input_ids": rows[0] if unbatched else rows}
+        return self.pad(encoded, padding, max_length, return_tensors)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, with BOS in front (and EOS behind, where the files ask for it)."""
@@ -181,7 +178,8 @@ class LlavaTokenizer:
     ) -> BatchEncoding:
         """Pad `input_ids` and `attention_mask` of several sequences with `pad_token_id` and 0.
 
-        encoded_inputs: one mapping to lists of lists, or a mapping of lists for each sequence.
+        encoded_inputs: one mapping to lists of lists, or a mapping of lists for each sequence; of
+            a single sequence one mapping to lists, which stay such.
         padding: to the longest (True, "longest"), to `max_length` ("max_length"), or False.
 
         Raises:
@@ -192,7 +190,12 @@ class LlavaTokenizer:
             encoded_inputs = {key: [each[key] for each in encoded_inputs] for key in keys}
         if unknown := encoded_inputs.keys() - set(self.model_input_names):
             raise ValueError(f"pad takes input_ids and attention_mask, got {sorted(unknown)} too")
-        rows = [_plain(row) for row in encoded_inputs["input_ids"]]
+        ids = _plain(encoded_inputs["input_ids"])
+        if len(ids) and isinstance(ids[0], int):
+            batch = {key: [_plain(value)] for key, value in encoded_inputs.items()}
+            padded = self.pad(batch, padding, max_length)
+            return BatchEncoding({k: v[0] for k, v in padded.items()}, tensor_type=return_tensors)
+        rows = [_plain(row) for row in ids]
         masks = encoded_inputs.get("attention_mask") or [[1] * len(row) for row in rows]
         width = 0
         if padding in (True, "longest"):
