@@ -57,15 +57,6 @@ def load_image(path: str | Path) -> Image.Image:
         raise OSError(f"cannot read image {path}: {error}") from error
 
 
-def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """A picture from base64, as it is; LLaVA's programs import it.
-
-    Raises:
-        ValueError, OSError: not base64, or not an image.
-    """
-    return Image.open(BytesIO(base64.b64decode(image)))
-
-
 def expand2square(image: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
     """Centre an image on a square of its longer side; a square image is returned as it is.
 
@@ -243,6 +234,34 @@ def get_model_name_from_path(model_path: str) -> str:
     return name
 
 
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """A picture from base64, as it is; LLaVA's programs import it.
+
+    Raises:
+        ValueError, OSError: not base64, or not an image.
+    """
+    return Image.open(BytesIO(base64.b64decode(image)))
+
+
+def stopping_at(
+    texts: str | Sequence[str], tokenizer: Any, others: Sequence[StoppingCriteria] | None
+) -> StoppingCriteriaList:
+    """Criteria that end a sequence once its new text holds one of some, besides `others`.
+
+    transformers' own `stop_strings` takes special tokens for text, and misses characters that are
+    spelled in bytes.
+
+    Raises:
+        ValueError: no tokenizer, or an empty text.
+    """
+    if tokenizer is None:
+        raise ValueError("stop_strings need the model's tokenizer: give generate a tokenizer too")
+    texts = [texts] if isinstance(texts, str) else texts
+    nothing_yet = torch.empty(1, 0, dtype=torch.long)
+    stop = KeywordsStoppingCriteria(texts, tokenizer, nothing_yet)
+    return StoppingCriteriaList([*(others or ()), stop])
+
+
 class KeywordsStoppingCriteria(StoppingCriteria):
     """Stops each sequence of a batch once it has produced one of some keywords.
 
@@ -288,25 +307,6 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         ids = [i for i in ids if i not in self.special]
         tail = self.tokenizer.decode(ids[-self.window :], skip_special_tokens=True)
         return any(keyword in tail for keyword in self.keywords)
-
-
-def stopping_at(
-    texts: str | Sequence[str], tokenizer: Any, others: Sequence[StoppingCriteria] | None
-) -> StoppingCriteriaList:
-    """Criteria that end a sequence once its new text holds one of some, besides `others`.
-
-    transformers' own `stop_strings` takes special tokens for text, and misses characters that are
-    spelled in bytes.
-
-    Raises:
-        ValueError: no tokenizer, or an empty text.
-    """
-    if tokenizer is None:
-        raise ValueError("stop_strings need the model's tokenizer: give generate a tokenizer too")
-    texts = [texts] if isinstance(texts, str) else texts
-    nothing_yet = torch.empty(1, 0, dtype=torch.long)
-    stop = KeywordsStoppingCriteria(texts, tokenizer, nothing_yet)
-    return StoppingCriteriaList([*(others or ()), stop])
 
 
 def load_image_processor(folder: str | Path) -> Any:

@@ -9,10 +9,18 @@ rows to embeddings that have none for them, here such a checkpoint is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+import torch
+from torch import Tensor
+
+from ..constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    IMAGE_TOKEN_INDEX,
+)
 from .tokenizer import LlavaTokenizer
 
 
@@ -49,3 +57,14 @@ def add_image_tokens(tokenizer: Any, config: Mapping[str, Any], rows: int, where
                 f"{token} has no row among the {rows} of the embeddings (the tokenizer has "
                 f"{len(tokenizer)} tokens): {fix}"
             )
+
+
+def check_ids(rows: Sequence[Tensor], size: int) -> None:
+    """Raise ValueError for an id of some prompts that has no row in embeddings of that size."""
+    ids = torch.cat(list(rows))
+    wrong = ids[((ids < 0) & (ids != IMAGE_TOKEN_INDEX)) | (ids >= size)]
+    if len(wrong):
+        raise ValueError(
+            f"id {wrong[0]} has no row among the {size} of the embeddings: the text spells a token "
+            "that the tokenizer has and the model has not"
+        )

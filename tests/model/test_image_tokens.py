@@ -87,3 +87,17 @@ def test_transformers_tokenizer_is_taken_as_it_is(tmp_path):
     made = folder(tmp_path, 2, mm_use_im_start_end=True, mm_use_im_patch_token=False)
     with pytest.raises(ValueError, match="use processing llava"):
         load_pretrained_model(made, device="cpu", processing="llava-hf")
+
+
+@pytest.mark.parametrize("i", [tiny.VOCAB, -1, -100, 10**12])
+def test_an_id_without_a_row_is_named(i):
+    model = tiny.model(2)
+    ids = tiny.prompt(1)
+    for mask in (torch.ones(1, len(ids)), torch.tensor([[1] * (len(ids) - 1) + [0]])):
+        ids[-1] = i
+        options = {"attention_mask": mask, "images": tiny.pixels(1), "max_new_tokens": 1}
+        if mask.all():
+            with pytest.raises(ValueError, match=rf"id {i} has no row among the {tiny.VOCAB}"):
+                model.generate(ids[None], **options)
+        else:  # what is padding does not matter
+            assert model.generate(ids[None], **options).shape == (1, 1)
