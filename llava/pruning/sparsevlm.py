@@ -186,8 +186,9 @@ def find_raters(layout: TokenLayout, embeds: Tensor) -> Tensor:
 def gravity(positions: Tensor, queries: int, head_dim: int, theta: float) -> Tensor:
     """Logits of all-ones queries and keys under rotary positions: (batch, queries, n).
 
-    positions: (batch, n), of the dtype of the result; queries: the last ones. Equal to 2 sum_f cos((p_i - p_j) theta_f) /
-    sqrt(head_dim), theta_f = theta^(-2 f / head_dim), f = 0 .. head_dim / 2 - 1.
+    positions: (batch, n), of the dtype of the result; queries: how many, the last ones. Equal to
+    2 sum_f cos((p_i - p_j) theta_f) / sqrt(head_dim), theta_f = theta^(-2 f / head_dim),
+    f = 0 .. head_dim / 2 - 1.
     """
     even = torch.arange(0, head_dim, 2, device=positions.device)
     exponent = even.to(positions.dtype) / head_dim
