@@ -218,6 +218,7 @@ class TestMalformed:
             {"<x>": [720]},
             {"<x>": 10**30},
             {"": 720},
+            {"\ud800": 720},
             {"<x>": 720, "<y>": 720},
         ],
     )
@@ -304,6 +305,12 @@ class TestMalformed:
             (folder / "tokenizer.json").write_text(json.dumps(content))
             with pytest.raises(ValueError, match=r"tokenizer\.json: post_processor\.single"):
                 load_tokenizer(folder)
+
+    @pytest.mark.parametrize("name", JSON_FILES)
+    def test_transformers_reading_names_the_file(self, folder, name):
+        (folder / name).write_text("{")
+        with pytest.raises(ValueError, match=name):
+            HfTokenizer(folder)
 
     def test_an_empty_model_file(self, folder):
         (folder / "tokenizer.model").write_bytes(b"")

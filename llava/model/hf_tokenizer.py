@@ -14,21 +14,18 @@ from typing import Any
 from transformers import AutoTokenizer, BatchEncoding
 
 from ..constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from .tokenizer_files import read_files
 
 
 class HfTokenizer:
     """transformers' tokenizer of a folder behind the interface of `LlavaTokenizer`.
 
-    Raises FileNotFoundError for a folder without tokenizer files.
+    Raises FileNotFoundError for a folder without tokenizer files, ValueError for damaged ones.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not any((self.folder / f"tokenizer.{kind}").is_file() for kind in ("model", "json")):
-            raise FileNotFoundError(
-                f"{folder} holds neither tokenizer.model nor tokenizer.json: copy one of them from "
-                "the checkpoint's repository"
-            )
+        read_files(self.folder)  # says what is wrong with a file by its name
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
         except Exception as error:  # of whatever kind a file makes transformers raise

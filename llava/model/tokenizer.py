@@ -145,7 +145,12 @@ class LlavaTokenizer:
         return self.pad(encoded, padding, max_length, return_tensors)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text, with BOS in front (and EOS behind, where the files ask for it)."""
+        """Ids of a text, with BOS in front (and EOS behind, where the files ask for it).
+
+        Raises:
+            UnicodeEncodeError: a ValueError, for half of a surrogate pair, which is no character.
+        """
+        text.encode()  # sentencepiece's own error would tell nothing
         # Odd places hold the added tokens, because the pattern captures what it splits at.
         parts = self._cut.split(text)
         ids: list[int] = []

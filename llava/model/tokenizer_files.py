@@ -257,8 +257,8 @@ def _distinct(tokens: list[tuple[str, Added]], file: Path) -> list[tuple[str, Ad
     texts: dict[str, int] = {}
     ids: dict[int, str] = {}
     for text, entry in tokens:
-        if text == "":
-            raise ValueError(f"{file}: the token with id {entry.id} is empty")
+        if not text or text.encode("utf-8", "replace").decode() != text:
+            raise ValueError(f"{file}: the token with id {entry.id} is empty or no text: {text!a}")
         if texts.setdefault(text, entry.id) != entry.id or ids.setdefault(entry.id, text) != text:
             raise ValueError(
                 f"{file}: token {shorten(text)!r} with id {entry.id} is at odds with token "
