@@ -288,7 +288,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         self.keyword_ids = []
         for keyword in self.keywords:
             ids = list(tokenizer(keyword).input_ids)
-            self.keyword_ids.append(ids[1:] if ids[0] == tokenizer.bos_token_id else ids)
+            self.keyword_ids.append(ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids)
         # A token is at least a byte of text, apart from special ones and the first's prefix space.
         self.window = 1 + max(len(keyword.encode()) for keyword in self.keywords)
 
@@ -302,7 +302,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
     def _ends(self, ids: list[int]) -> bool:
-        if any(ids[-len(keyword) :] == keyword for keyword in self.keyword_ids):
+        if any(keyword and ids[-len(keyword) :] == keyword for keyword in self.keyword_ids):
             return True
         ids = [i for i in ids if i not in self.special]
         tail = self.tokenizer.decode(ids[-self.window :], skip_special_tokens=True)

@@ -132,8 +132,8 @@ def read_files(folder: Path) -> TokenizerFiles:
             added[token] = Added(vocabulary.ids[token])
         else:
             raise ValueError(
-                f"{folder}: special token {shorten(token)!r} has no id in the vocabulary or in "
-                "added_tokens.json: these files belong to different tokenizers"
+                f"{folder}: special token {shorten(token)!r} has no id in the vocabulary or "
+                "among the added tokens: these files belong to different tokenizers"
             )
     for token, entry in added.items():
         if vocabulary.ids.get(token, entry.id) != entry.id:
