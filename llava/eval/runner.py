@@ -21,7 +21,16 @@ from .environment import environment, peak_memory_bytes
 from .interruption import Interruption
 from .linefile import WriteError
 from .models import LoadModel, load_model
-from .record import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, RUNNING, RunRecord, sibling
+from .record import (
+    COMPLETE,
+    FAILURES,
+    INCOMPLETE,
+    INTERRUPTED,
+    REFUSED,
+    RUNNING,
+    RunRecord,
+    sibling,
+)
 from .settings import RunSettings
 
 if TYPE_CHECKING:
@@ -181,7 +190,7 @@ class Session:
         from .loading import batches
 
         settings, answers = self._settings, self._answers
-        self._failures = failures = FailureFile(sibling(answers.path, ".errors.jsonl"))
+        self._failures = failures = FailureFile(sibling(answers.path, FAILURES))
         answerer = Answerer(model, tokenizer, settings)
         refusal: BudgetError | None = None
         with tqdm(

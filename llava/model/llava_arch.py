@@ -268,6 +268,8 @@ class LlavaMetaForCausalLM:
             raise ValueError(
                 f"the prompts have {wanted} image placeholders, but {given} images came"
             )
+        # Before the tower runs, and before a text of any length is embedded.
+        demand_context([int((row != IMAGE_TOKEN_INDEX).sum()) for row in rows], self.config)
         encoded: list[ImageTokens] = []
         if given:
             encoded = self.encode_images(
@@ -302,7 +304,7 @@ class LlavaMetaForCausalLM:
             targets.append(torch.cat(target) if target else None)
 
         layout = TokenLayout.from_segments(samples, device)
-        demand_context(layout.lengths, layout.n_visual, self.config)
+        demand_context(layout.lengths, self.config, layout.n_visual)
         embeds = torch.stack([_left_pad(piece, layout.n, 0) for piece in pieces])
         if labels is not None:
             labels = torch.stack([_left_pad(t, layout.n, IGNORE_INDEX) for t in targets])
