@@ -193,6 +193,9 @@ class Session:
         self._failures = failures = FailureFile(sibling(answers.path, FAILURES))
         answerer = Answerer(model, tokenizer, settings)
         refusal: BudgetError | None = None
+        # Pictures that a model tiles differ in their tokens, so the next may fit the budget.
+        tiled = getattr(model.config, "image_aspect_ratio", None) == "anyres"
+        tries = len(self._questions) if tiled else _TRIES
         with tqdm(
             total=len(self._questions), initial=self._resumed, unit="question", smoothing=0.1
         ) as progress:
@@ -217,7 +220,7 @@ class Session:
                             failures.append(item.question, str(result))
                             progress.write(f"{item.question}: {result}", file=sys.stderr)
                         answers.sync()
-                    if refusal and not answers.answered and failures.count >= _TRIES:
+                    if refusal and not answers.answered and failures.count >= tries:
                         raise refusal
                     idle_since = perf_counter()
                 if answers.totals.entering is not None:

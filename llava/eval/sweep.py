@@ -209,7 +209,11 @@ def _answer(tasks: Sequence[Task]) -> int:
                 refused.append(f"{name}: {summary['refusal']}.")
             elif code == EXIT_SOME_FAILED:
                 listed = sibling(task.settings.answers_file, FAILURES)
-                holes.append(f"{name}: {summary['counts']['failed']} questions, see {listed}.")
+                counts = summary["counts"]
+                holes.append(
+                    f"{name}: {counts['failed']} of {counts['questions']} questions have no "
+                    f"answer, see {listed}."
+                )
         if code in (EXIT_USAGE, EXIT_INTERRUPTED):
             break
     if model.features_dropped:
@@ -218,7 +222,7 @@ def _answer(tasks: Sequence[Task]) -> int:
             f"runs encoded again: a larger --feature-cache-gb saves that."
         )
     for hole in holes:
-        _say(f"Left out for want of answers: {hole}")
+        _say(f"Left out: {hole}")
     for reason in refused:
         _say(f"Refused: {reason}")
     return first_failure

@@ -158,6 +158,28 @@ def test_a_budget_that_some_questions_cannot_meet(tmp_path, use):
     assert read_record(tmp_path)["status"] == "incomplete"
 
 
+class Tiling(Dear):
+    """Pictures of a model that tiles them have unequally many tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config.image_aspect_ratio = "anyres"
+        self.config.image_grid_pinpoints = [[336, 672]]
+
+    def generate(self, input_ids: Any, *, images: list[Any], **more: Any) -> Any:
+        return super().generate(input_ids, images=[views[0] for views in images], **more)
+
+
+def test_where_pictures_differ_a_later_one_may_meet_the_budget(tmp_path, use):
+    questions = write_data(tmp_path, 10)
+    for question in questions[:9]:
+        question["text"] = f"{question['question_id']} {MARK}"
+    write_questions(tmp_path, questions)
+    use(Tiling())
+    assert main(command(tmp_path)) == 3
+    assert len(read_answers(tmp_path)) == 1 and len(failures(tmp_path)) == 9
+
+
 @pytest.mark.parametrize("count", [3, 20])
 def test_a_budget_that_no_question_meets_is_refused_soon(tmp_path, use, count):
     questions = write_data(tmp_path, count)
