@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig
 from ..constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from ..mm_utils import letterbox_mask
 from ..pruning.base import Dense, Pruner
+from ..pruning.checks import PromptError
 from ..pruning.cost import TowerShape
 from ..pruning.layout import Segment, TokenLayout
 from ..pruning.vision import Reduced, TowerRun, VisionFeatures
@@ -255,7 +256,7 @@ class LlavaMetaForCausalLM:
         whole batch in order. The result is left-padded.
 
         Raises ValueError when placeholders and images differ in number, and PromptError for a
-        prompt beyond the context of the model (see `context`).
+        prompt beyond the context of the model (see `context`) or with a token it does not embed.
         """
         model = self.get_model()
         device = _device(model.embed_tokens)
@@ -267,6 +268,12 @@ class LlavaMetaForCausalLM:
         if wanted != given:
             raise ValueError(
                 f"the prompts have {wanted} image placeholders, but {given} images came"
+            )
+        known = model.embed_tokens.weight.shape[0]
+        if (highest := max(int(row.max()) for row in rows)) >= known:
+            raise PromptError(
+                f"a prompt has token {highest}, which is none of the {known} that this model "
+                "embeds: its text spells a special token that only the tokenizer knows"
             )
         # Before the tower runs, and before a text of any length is embedded.
         demand_context([int((row != IMAGE_TOKEN_INDEX).sum()) for row in rows], self.config)
