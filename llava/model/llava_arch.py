@@ -275,8 +275,6 @@ class LlavaMetaForCausalLM:
                 f"a prompt has token {highest}, which is none of the {known} that this model "
                 "embeds: its text spells a special token that only the tokenizer knows"
             )
-        # Before the tower runs, and before a text of any length is embedded.
-        demand_context([int((row != IMAGE_TOKEN_INDEX).sum()) for row in rows], self.config)
         encoded: list[ImageTokens] = []
         if given:
             encoded = self.encode_images(
@@ -287,7 +285,7 @@ class LlavaMetaForCausalLM:
                 visual_token_num=visual_token_num,
             )
 
-        samples, pieces, targets = [], [], []
+        samples, mixed, targets = [], [], []
         next_image = 0
         for i, row in enumerate(rows):
             runs, parts, target = [], [], []
@@ -303,15 +301,21 @@ class LlavaMetaForCausalLM:
                 text = row[start + 1 : end]
                 if len(text):
                     runs.append(Segment(len(text)))
-                    parts.append(model.embed_tokens(text.to(device)))
+                    parts.append(text)
                     if own is not None:
                         target.append(own[start + 1 : end])
             samples.append(runs)
-            pieces.append(torch.cat(parts))
+            mixed.append(parts)
             targets.append(torch.cat(target) if target else None)
 
         layout = TokenLayout.from_segments(samples, device)
-        demand_context(layout.lengths, self.config, layout.n_visual)
+        demand_context(layout.lengths, layout.n_visual, self.config)
+
+        def embedded(part: Tensor) -> Tensor:
+            return part if part.is_floating_point() else model.embed_tokens(part.to(device))
+
+        # Only now, since a text beyond the context may need any amount of memory.
+        pieces = [torch.cat([embedded(part) for part in parts]) for parts in mixed]
         embeds = torch.stack([_left_pad(piece, layout.n, 0) for piece in pieces])
         if labels is not None:
             labels = torch.stack([_left_pad(t, layout.n, IGNORE_INDEX) for t in targets])
