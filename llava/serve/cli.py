@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from threading import Event
 
 from llava.eval.arguments import Help
+from llava.pruning.checks import PromptError
 
 from .chat import Chat, ContextFull, Turn
 from .pictures import open_picture
@@ -107,6 +108,8 @@ def talk(chat: Chat, debug: bool = False) -> int:
         except (ValueError, RuntimeError, MemoryError) as error:
             print(flush=True)
             _say(f"error: {error}")
+            if isinstance(error, PromptError):
+                continue  # another question may be answered
             return 2
         print(flush=True)
         for line in [*notes(turn), *(details(turn) if debug else [])]:

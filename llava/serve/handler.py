@@ -137,7 +137,8 @@ class Handler(BaseHTTPRequestHandler):
         except Busy as error:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
         except (ValueError, RecursionError) as error:
-            said = str(error) if type(error) is ValueError else "the request is no JSON"
+            unreadable = isinstance(error, (json.JSONDecodeError, UnicodeError, RecursionError))
+            said = "the request is no JSON" if unreadable else str(error)
             raise Refused(HTTPStatus.BAD_REQUEST, said) from None
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, Gone):

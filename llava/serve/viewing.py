@@ -20,6 +20,7 @@ from PIL import Image
 
 from llava.analysis import overlay, traced
 from llava.eval.depths import meant_for
+from llava.images import note
 from llava.mm_utils import get_model_name_from_path
 from llava.pruning import METHODS, build, find
 from llava.pruning.base import Pruner
@@ -162,6 +163,7 @@ class Viewer:
             "complexity": dict(answer.complexity),
             "cost": answer.cost.to_dict(),
             "seconds": {**answer.seconds, "waited": waited},
+            "note": note(question.image),
             **drawn(answer),
         }
 

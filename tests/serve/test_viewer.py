@@ -9,6 +9,7 @@ import socket
 import threading
 from io import BytesIO
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -167,6 +168,8 @@ SMALL = encoded("PNG", Image.new("RGB", (20, 20), "red"))
         ({"question": "  "}, "ask something"),
         ({"question": "?" * 2001}, "at most 2000 characters"),
         ({"question": 7}, "ask something"),
+        ({"question": "half \ud800 of it"}, "half of a surrogate pair, U+D800"),
+        ({"image": b64(png_of(40_000, 2))}, "too large (40000 x 2)"),
         ({"method": "autoprun"}, "did you mean 'autoprune'"),
         ({"method": "cdpruner"}, "not implemented"),
         ({"method": None}, "name a method"),
@@ -179,6 +182,23 @@ SMALL = encoded("PNG", Image.new("RGB", (20, 20), "red"))
 def test_a_bad_question_gets_its_message(served, changes, message) -> None:
     status, found = ask(served, SMALL, **changes)
     assert status == 400 and message in found["error"]
+
+
+def test_a_prompt_beyond_the_context_gets_its_message(served, demo, monkeypatch) -> None:
+    monkeypatch.setattr(demo.model.config, "max_position_embeddings", 600)
+    status, found = ask(served, SMALL, question="what " * 30)
+    assert (
+        status == 400 and "576 of them visual; the context of this model is 600" in found["error"]
+    )
+
+
+def test_sixteen_bits_are_scaled_and_a_note_says_so(served, wide) -> None:
+    grey = wide[0].convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    status, found = ask(served, encoded("PNG", deep))
+    assert status == 200 and "16-bit grey is divided by 257" in found["note"]
+    _, eight = ask(served, encoded("PNG", grey))
+    assert eight["note"] is None and eight["pictures"] == found["pictures"]
 
 
 def test_bad_requests_get_their_message(served, monkeypatch) -> None:
