@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,3 +69,10 @@ def quiet() -> None:
     """Keep what libraries log out of a dialogue; warnings still come, on stderr."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     transformers_logging.disable_progress_bar()
+
+
+def drop_stdout() -> None:
+    """Send what is left for a stdout that is broken or full nowhere, as Python flushes it once more
+    when it ends."""
+    with suppress(OSError, ValueError, AttributeError):  # no file of the system's, or none at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
