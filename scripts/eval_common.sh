@@ -139,8 +139,9 @@ answer() {
         "$PYTHON" -m "llava.eval.$program" "$@" || status=$?
     fi
     if ((status == 3)); then
-        echo "Not scored: some questions have no answer (see above). Repair their images and run" \
-            "this again, or score the others with --allow-missing of the scoring program." >&2
+        echo "Not scored: some questions have no answer (see above). Repair their images," \
+            "where these are the reason, and run this again, or score the others with" \
+            "--allow-missing of the scoring program." >&2
     elif ((status != 0)); then
         echo "Not scored: the answers are not complete (exit status $status)." >&2
     fi

@@ -24,7 +24,8 @@ from transformers import StoppingCriteriaList
 
 from llava.eval.answering import FirstTokenClock, Until
 from llava.eval.environment import synchronize
-from llava.mm_utils import ask, expand2square, letterbox_mask
+from llava.images import resized_square, to_rgb
+from llava.mm_utils import ask, letterbox_mask
 from llava.pruning.base import Pruner
 from llava.pruning.cost import Cost, DecoderShape, measure
 from llava.pruning.trace import PruneTrace, SampleTrace
@@ -166,13 +167,13 @@ def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Imag
     demand_square(model_cfg)
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     side = image_processor.crop_size["height"]
-    picture = image.convert("RGB")
+    picture = to_rgb(image)
     if aspect_ratio == "pad":
-        picture = expand2square(picture, tuple(int(m * 255) for m in image_processor.image_mean))
-    else:
-        short = min(picture.size)
-        left, top = (picture.width - short) // 2, (picture.height - short) // 2
-        picture = picture.crop((left, top, left + short, top + short))
+        background = tuple(int(m * 255) for m in image_processor.image_mean)
+        return resized_square(picture, background, side)
+    short = min(picture.size)
+    left, top = (picture.width - short) // 2, (picture.height - short) // 2
+    picture = picture.crop((left, top, left + short, top + short))
     return picture.resize((side, side), Image.Resampling.BICUBIC)
 
 

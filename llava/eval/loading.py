@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from llava.images import note
 from llava.mm_utils import process_images
 
 from .answers import QuestionSource
@@ -27,14 +28,15 @@ class LoadedQuestion:
     """A question ready for the model.
 
     `pixels` are (3, height, width), one for each of its images, or (views, 3, height, width) of a
-    model that tiles them; `sizes` the original (width, height) of each. `error` says why there are
-    no pixels although there should be.
+    model that tiles them; `sizes` the original (width, height) of each. `notes` say how values were
+    scaled, see `llava.images`. `error` says why there are no pixels although there should be.
     """
 
     position: int
     question: Question
     pixels: tuple[np.ndarray, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -72,14 +74,16 @@ class QuestionImages(Dataset[LoadedQuestion]):
         question = self._questions[position]
         pixels: list[np.ndarray] = []
         sizes: list[tuple[int, int]] = []
+        notes: list[str] = []
         try:
             for name in question.images:
                 image = self._questions.open_image(replace(question, image=name), self._folder)
                 pixels.append(self._prepare(image))
                 sizes.append(image.size)
+                notes += filter(None, [note(image)])
         except Exception as error:
             return LoadedQuestion(position, question, error=f"{type(error).__name__}: {error}")
-        return LoadedQuestion(position, question, tuple(pixels), tuple(sizes))
+        return LoadedQuestion(position, question, tuple(pixels), tuple(sizes), tuple(notes))
 
     def _prepare(self, image: Image.Image) -> np.ndarray:
         # Arrays travel through the workers' pipe. Tensors would go through shared memory, of

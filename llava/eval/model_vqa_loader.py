@@ -3,7 +3,7 @@
 The flags of haotian-liu/LLaVA's program of this name, and those of device, loading and pruning.
 Two defaults differ: greedy decoding and `vicuna_v1`, with which LLaVA's scores are published.
 Exit status: 0 every question is answered, 1 stopped (no space, no memory), 2 wrong input, 3 some
-images could not be loaded, 130 interrupted. In every case the same command goes on from there.
+questions have no answer, 130 interrupted. In every case the same command goes on from there.
 Under `torchrun` or `accelerate launch` with several processes each answers a part, and the first
 merges them; see `llava.eval.sharding`.
 """

@@ -67,7 +67,7 @@ class QuestionList:
         return position if found else None
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
-        """The RGB image at `folder` / question.image; raises what `load_image` raises."""
+        """The RGB image at `folder` / question.image; raises what `open_in_folder` raises."""
         return open_in_folder(question, folder)
 
     def check_model(self, model: Any) -> None:
@@ -162,16 +162,14 @@ class TableQuestions(QuestionList):
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
         """The RGB image in the question's own row; `folder` does not matter."""
-        from PIL import Image
+        from llava.images import read
 
         position = self.position(question.index)
         if position is None:
             raise ValueError(f"{question} is not in this part of {self.path}.")
         cell = self._table.row(self._offsets[position])["image"]
         try:
-            with Image.open(io.BytesIO(base64.b64decode(cell))) as image:
-                # Opening reads the header only; converting decodes, so damaged data shows up here.
-                return image.convert("RGB")
+            return read(io.BytesIO(base64.b64decode(cell)))
         # Pillow's decoders raise SyntaxError, ValueError, EOFError, struct.error... on damaged data
         except Exception as error:
             raise OSError(f"cannot read {question.image}: {error}") from error

@@ -145,7 +145,7 @@ class QuestionFile:
         return position if found else None
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
-        """The RGB image at `folder` / question.image; raises what `load_image` raises."""
+        """The RGB image at `folder` / question.image; raises what `open_in_folder` raises."""
         return open_in_folder(question, folder)
 
     def check_model(self, model: Any) -> None:
@@ -213,18 +213,18 @@ class QuestionFile:
 
 
 def open_in_folder(question: Question, folder: Path) -> Image.Image:
-    """The image that a question names as a path under `folder`.
+    """The RGB image that a question names as a path under `folder`.
 
     Raises:
         ValueError: a text-only question.
-        OSError: what `load_image` raises.
+        OSError: no such file, or one that cannot be read; names it.
     """
-    # Imported here because it brings transformers, for which reading questions must not wait.
-    from llava.mm_utils import load_image
+    # Imported here because it brings Pillow, for which reading questions must not wait.
+    from llava.images import read_file
 
     if question.image is None:
         raise ValueError(f"{question} has no image.")
-    return load_image(folder / question.image)
+    return read_file(folder / question.image)
 
 
 def chunk_bounds(total: int, num_chunks: int, chunk_idx: int) -> tuple[int, int]:

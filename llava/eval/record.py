@@ -19,6 +19,7 @@ from .settings import differences
 logger = logging.getLogger(__name__)
 
 RECORD = ".run.json"  # in place of the answers' .jsonl
+FAILURES = ".errors.jsonl"  # likewise: the questions without an answer, and why
 
 RUNNING, COMPLETE = "running", "complete"
 INCOMPLETE, INTERRUPTED = "incomplete", "interrupted"

@@ -1,7 +1,7 @@
 """One evaluation run: questions in, answers and a run record out, whatever happens in between.
 
-A question whose image cannot be loaded is recorded and the run goes on; a run that was killed is
-continued by the same command; answers of different settings are never mixed.
+A question that cannot be answered is recorded with the reason and the run goes on; a run that was
+killed is continued by the same command; answers of different settings are never mixed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,20 @@ from .environment import environment, peak_memory_bytes
 from .interruption import Interruption
 from .linefile import WriteError
 from .models import LoadModel, load_model
-from .record import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, RUNNING, RunRecord, sibling
+from .record import (
+    COMPLETE,
+    FAILURES,
+    INCOMPLETE,
+    INTERRUPTED,
+    REFUSED,
+    RUNNING,
+    RunRecord,
+    sibling,
+)
 from .settings import RunSettings
 
 if TYPE_CHECKING:
-    from .loading import QuestionImages
+    from .loading import LoadedQuestion, QuestionImages
 
 EXIT_COMPLETE = 0
 EXIT_STOPPED = 1  # no space, no memory
@@ -88,6 +97,7 @@ class Session:
         self._model: tuple[Any, Any] | None = None
         self._dataset: QuestionImages | None = None
         self._refusal: str | None = None
+        self._notes: set[str] = set()
 
     def prepare(self) -> None:
         """Load the model, unless every question has its answer.
@@ -146,7 +156,7 @@ class Session:
                 raise
             message = f"error: {shortage}. {_RUN_SMALLER}"
         except ValueError as error:
-            # A budget that this model or this prompt cannot meet is found out at the first prefill.
+            # What the method cannot do with this model is found out at the first prefill.
             self._refusal = str(error)
             status, message = REFUSED, f"error: {error}."
         finally:
@@ -174,12 +184,18 @@ class Session:
         self._answers.put_in_order()
 
     def _answer_with(self, tokenizer: Any, model: Any, stop: Interruption) -> None:
+        from llava.pruning.checks import BudgetError
+
         from .answering import Answerer
         from .loading import batches
 
         settings, answers = self._settings, self._answers
-        self._failures = failures = FailureFile(sibling(answers.path, ".errors.jsonl"))
+        self._failures = failures = FailureFile(sibling(answers.path, FAILURES))
         answerer = Answerer(model, tokenizer, settings)
+        refusal: BudgetError | None = None
+        # Pictures that a model tiles differ in their tokens, so the next may fit the budget.
+        tiled = getattr(model.config, "image_aspect_ratio", None) == "anyres"
+        tries = len(self._questions) if tiled else _TRIES
         with tqdm(
             total=len(self._questions), initial=self._resumed, unit="question", smoothing=0.1
         ) as progress:
@@ -192,15 +208,36 @@ class Session:
                             failures.append(item.question, item.error)
                             progress.write(f"{item.question}: {item.error}", file=sys.stderr)
                 if loaded:
-                    found = answerer(loaded, waited=perf_counter() - idle_since)
+                    results = answerer(loaded, waited=perf_counter() - idle_since)
                     with stop.hold():
-                        for item, answer in zip(loaded, found):
-                            answers.append(item.position, answer)
+                        for item, result in zip(loaded, results):
+                            if isinstance(result, dict):
+                                answers.append(item.position, result)
+                                self._note_once(item, result, progress)
+                                continue
+                            if isinstance(result, BudgetError):
+                                refusal = refusal or result
+                            failures.append(item.question, str(result))
+                            progress.write(f"{item.question}: {result}", file=sys.stderr)
                         answers.sync()
+                    if refusal and not answers.answered and failures.count >= tries:
+                        raise refusal
                     idle_since = perf_counter()
                 if answers.totals.entering is not None:
                     progress.set_postfix_str(f"{answers.totals.entering:.1f} visual tokens a layer")
                 progress.update(len(batch))
+        if refusal and not answers.answered:
+            raise refusal
+
+    def _note_once(self, item: LoadedQuestion, answer: dict[str, Any], progress: tqdm) -> None:
+        """Say once a run that pictures were scaled, or that an answer met the context's end."""
+        notes = list(item.notes)
+        if answer["metadata"].get("context_full"):
+            notes.append("the context is full before --max_new_tokens, and the answer ends there")
+        for note in notes:
+            if note not in self._notes:
+                self._notes.add(note)
+                progress.write(f"warning: {item.question}: {note}.", file=sys.stderr)
 
     def _verdict(self) -> tuple[str, int, str]:
         total, path = len(self._questions), self._answers.path
@@ -208,8 +245,8 @@ class Session:
             listed = self._failures.path
             return (
                 *(INCOMPLETE, EXIT_SOME_FAILED),
-                f"{self._failures.count} of {total} questions have no answer because their image "
-                f"could not be loaded, see {listed}. The same command tries these again.",
+                f"{self._failures.count} of {total} questions have no answer, see {listed} for the "
+                f"reasons. The same command tries these again.",
             )
         already = "already " if self._model is None else ""
         return COMPLETE, EXIT_COMPLETE, f"Complete: {total} of {total} are {already}in {path}."
@@ -242,6 +279,8 @@ class Session:
         return True
 
 
+#: A method that refuses so many questions, and answers none, is not asked about the others.
+_TRIES = 8
 _LOAD_SMALLER = "Try --dtype float16, --load-4bit or another --device."
 _RUN_SMALLER = "Try a smaller --batch-size (or --num-beams), or fewer --num-workers."
 

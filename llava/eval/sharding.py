@@ -23,7 +23,7 @@ from torch import distributed
 
 from .answers import AnswerFile, QuestionSource
 from .linefile import WriteError, read_lines
-from .record import COMPLETE, RunRecord, read_record, sibling
+from .record import COMPLETE, FAILURES, RunRecord, read_record, sibling
 from .runner import EXIT_STOPPED, EXIT_USAGE, run
 from .settings import RunSettings, differences
 
@@ -154,9 +154,12 @@ def merge(settings: RunSettings, questions: QuestionSource, num_chunks: int) -> 
         if holes:
             shown = "; ".join(map(str, holes[:_NAMED]))
             rest = f" and {len(holes) - _NAMED} more" if len(holes) > _NAMED else ""
+            listed = [sibling(shard.answers_file, FAILURES) for shard in shards]
+            reasons = ", ".join(str(path) for path in listed if path.is_file())
             raise ValueError(
                 f"not merged: {len(holes)} of {len(questions)} questions have no answer: {shown}"
                 f"{rest}. Run the processes again, they continue."
+                + (f" Reasons are in {reasons}." if reasons else "")
             )
         merged.sync()
         _write_record(record, settings, questions, merged, records)

@@ -14,6 +14,7 @@ from transformers.utils import is_bitsandbytes_available
 from ..anyres import READINGS
 from ..mm_utils import load_image_processor
 from .config_json import choose_merge_type
+from .context import context_length
 from .hf_tokenizer import HfTokenizer
 from .language_model.attention import check_backend
 from .language_model.llava_llama import LlavaLlamaForCausalLM
@@ -109,9 +110,7 @@ def load_pretrained_model(
         model.to(device or default_device())
     model.eval()
     _set_generation(model, tokenizer, found.config)
-    lengths = (found.config.get(k) for k in ("max_sequence_length", "tokenizer_model_max_length"))
-    context_len = next(filter(None, lengths), 2048)
-    return tokenizer, model, image_processor, context_len
+    return tokenizer, model, image_processor, context_length(model.config)
 
 
 def _as_hf(config: Mapping[str, Any]) -> dict[str, Any]:

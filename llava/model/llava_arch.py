@@ -17,6 +17,7 @@ from ..pruning.base import Dense, Pruner
 from ..pruning.cost import TowerShape
 from ..pruning.layout import Segment, TokenLayout
 from ..pruning.vision import Reduced, TowerRun, VisionFeatures
+from .context import demand_context
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .multimodal_projector.builder import build_vision_projector
 from .senna import TokenAdapter, demand_mixed_tokens
@@ -253,9 +254,8 @@ class LlavaMetaForCausalLM:
         side. Samples may have any number of images, none included; `images` holds those of the
         whole batch in order. The result is left-padded.
 
-        Raises ValueError when placeholders and images differ in number, and for a prompt beyond
-        the context that config.json states (`tokenizer_model_max_length`, 4096 in LLaVA-1.6).
-        LLaVA cuts such a prompt off at its end, where the question is.
+        Raises ValueError when placeholders and images differ in number, and PromptError for a
+        prompt beyond the context of the model (see `context`).
         """
         model = self.get_model()
         device = _device(model.embed_tokens)
@@ -268,6 +268,8 @@ class LlavaMetaForCausalLM:
             raise ValueError(
                 f"the prompts have {wanted} image placeholders, but {given} images came"
             )
+        # Before the tower runs, and before a text of any length is embedded.
+        demand_context([int((row != IMAGE_TOKEN_INDEX).sum()) for row in rows], self.config)
         encoded: list[ImageTokens] = []
         if given:
             encoded = self.encode_images(
@@ -302,23 +304,12 @@ class LlavaMetaForCausalLM:
             targets.append(torch.cat(target) if target else None)
 
         layout = TokenLayout.from_segments(samples, device)
-        _check_context(layout, self.config.tokenizer_model_max_length)
+        demand_context(layout.lengths, self.config, layout.n_visual)
         embeds = torch.stack([_left_pad(piece, layout.n, 0) for piece in pieces])
         if labels is not None:
             labels = torch.stack([_left_pad(t, layout.n, IGNORE_INDEX) for t in targets])
             labels = labels.to(device)
         return Prompt(embeds, layout, labels)
-
-
-def _check_context(layout: TokenLayout, most: int | None) -> None:
-    longest = max(layout.lengths)
-    if most is not None and longest > most:
-        visual = layout.n_visual[layout.lengths.index(longest)]
-        raise ValueError(
-            f"a prompt has {longest} tokens, {visual} of them visual; the context of this model "
-            f"is {most} (tokenizer_model_max_length). Nothing is cut off, since the question would "
-            "be: shorten the text, give fewer images, or bound them with visual_token_num"
-        )
 
 
 def _merge(tower: CLIPVisionTower, pixels: Tensor, runs: Sequence[TowerRun]) -> list[Reduced]:

@@ -49,8 +49,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .base import PrunerRun
+from .checks import BudgetError
 from .cost import DecoderShape, TowerShape
-from .layout import TokenLayout, take
+from .layout import TokenLayout, precise, take
 from .target import WholeTarget
 from .tower import TowerPruned, view_counts
 from .vision import Groups, TowerRun
@@ -95,7 +96,7 @@ class ToMe(WholeTarget):
 def schedule(patches: int, count: int, layers: int) -> list[int]:
     """How many tokens each layer removes, so that `count` of `patches` are left.
 
-    Raises ValueError, naming the least that can be left, where a layer would have to remove more
+    Raises BudgetError, naming the least that can be left, where a layer would have to remove more
     than it can merge.
     """
     if _possible(patches, removed := _evenly(patches - count, layers)):
@@ -103,7 +104,7 @@ def schedule(patches: int, count: int, layers: int) -> list[int]:
     floor = next(
         c for c in range(count, patches + 1) if _possible(patches, _evenly(patches - c, layers))
     )
-    raise ValueError(
+    raise BudgetError(
         f"tome cannot merge the {patches} patches of an image into {count} in {layers} layers, of "
         f"which each merges at most half of its tokens: {floor} is the least. Raise "
         f"target_token_num to {floor} for each image of a sample"
@@ -156,11 +157,11 @@ class Merging(TowerRun):
         r = self._removed[layer]
         if not r:
             return hidden
-        size = self._size
+        states, size = precise(hidden), self._size
         if size is None:
-            size = torch.ones(images, tokens, device=hidden.device)
+            size = states.new_ones(images, tokens)
 
-        unit = normalize(keys.float().mean(1), dim=-1)
+        unit = normalize(precise(keys).mean(1), dim=-1)
         similarity = unit[:, ::2] @ unit[:, 1::2].mT
         similarity[:, 0] = -torch.inf
         edge, partner = similarity.max(-1)
@@ -170,9 +171,9 @@ class Merging(TowerRun):
         # A sum as a product with zeros and ones: unlike scatter_add it repeats exactly on a GPU.
         target = partner.gather(1, merged)
         slots = torch.arange(similarity.shape[2], device=hidden.device)
-        joins = (target[:, None, :] == slots[:, None]).float()
+        joins = (target[:, None, :] == slots[:, None]).to(size)
         sizes_a, sizes_b = size[:, ::2], size[:, 1::2]
-        weighted = hidden.float() * size[..., None]
+        weighted = states * size[..., None]
         total = weighted[:, 1::2] + joins @ take(weighted[:, ::2], merged)
         sizes_b = sizes_b + (joins @ sizes_a.gather(1, merged)[..., None])[..., 0]
         means = (total / sizes_b[..., None]).to(hidden.dtype)

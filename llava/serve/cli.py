@@ -32,6 +32,7 @@ if __name__ == "__main__":
     signals.install(signals.leave)  # what follows takes seconds to import
 
 from llava.eval.arguments import Help
+from llava.pruning.checks import PromptError
 
 from .chat import Chat, ContextFull, Turn
 from .pictures import open_picture
@@ -116,9 +117,6 @@ def talk(chat: Chat, debug: bool = False) -> int:
             chat.reset()
             _say("A new conversation; the next question sees the pictures whole.")
             continue
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            _say("That line is no UTF-8 text, so it was not asked. Write it again.")
-            continue
         print(f"{assistant}: ", end="", flush=True)
         try:
             with _interruptible() as arrived:
@@ -130,6 +128,8 @@ def talk(chat: Chat, debug: bool = False) -> int:
         except (ValueError, RuntimeError, MemoryError) as error:
             print(flush=True)
             _say(f"error: {str(error) or type(error).__name__}")
+            if isinstance(error, PromptError):
+                continue  # another question may be answered
             return 2
         print(flush=True)
         for line in [*notes(turn), *(details(turn) if debug else [])]:

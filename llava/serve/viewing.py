@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +19,9 @@ from PIL import Image
 
 from llava.analysis import overlay, traced
 from llava.eval.depths import meant_for
+from llava.images import note
 from llava.json_files import check, shorten
-from llava.mm_utils import get_model_name_from_path
+from llava.mm_utils import demand_characters, get_model_name_from_path
 from llava.pruning import METHODS, build, find
 from llava.pruning.base import Pruner
 from llava.pruning.target import Budgeted
@@ -67,8 +67,10 @@ class Question:
             raise ValueError("ask something about the picture: question is empty")
         if len(text) > MOST_CHARACTERS:
             raise ValueError(f"question may have {MOST_CHARACTERS} characters, got {len(text)}")
-        if surrogate := re.search("[\ud800-\udfff]", text):
-            raise ValueError(f"question has {surrogate[0]!a} in it, half a character")
+        try:
+            demand_characters(text)
+        except ValueError as error:
+            raise ValueError(f"question: {error}") from None
         if tokens is not None and not 1 <= tokens <= _MOST_TOKENS:
             raise ValueError(f"tokens must be from 1 to {_MOST_TOKENS}, got {shorten(tokens)}")
         find(method)
@@ -167,6 +169,7 @@ class Viewer:
             "complexity": dict(answer.complexity),
             "cost": answer.cost.to_dict(),
             "seconds": {**answer.seconds, "waited": waited},
+            "note": note(question.image),
             **drawn(answer),
         }
 

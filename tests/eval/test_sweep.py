@@ -219,7 +219,11 @@ def test_an_unreadable_image_leaves_its_run_out_of_the_table(data, use, capsys):
     use(StubModel())
     (data / "data/alpha/images/1.png").write_text("no image")
     assert sweep(data, "--runs", "none") == 3
-    assert list(table(capsys)["benchmarks"]) == ["beta"]
+    captured = capsys.readouterr()
+    assert list(json.loads(captured.out.splitlines()[-1])["benchmarks"]) == ["beta"]
+    listed = data / "out/alpha/none.errors.jsonl"
+    said = f"Left out: alpha, none: 2 of 6 questions have no answer, see {listed}."
+    assert captured.err.splitlines()[-1] == said
 
 
 def test_interruption_ends_the_sweep(data, use, capsys):

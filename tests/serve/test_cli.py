@@ -176,8 +176,8 @@ def test_what_is_no_text_is_not_asked(demo, monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.stdin", lines)
     assert cli.main([*FLAGS, "--max-new-tokens", "2"]) == 0
     out = capsys.readouterr()
-    assert out.err.count("That line is no UTF-8 text, so it was not asked") == 1
-    assert out.out.count("ASSISTANT: ") == 1
+    assert out.err.count("error: the text has half of a surrogate pair, U+DCE9") == 1
+    assert out.err.count("[pruned]") == 1 and out.out.endswith("ASSISTANT: yes\nUSER: ")
 
 
 def test_an_answer_is_written_to_a_stdout_of_any_encoding(demo, monkeypatch) -> None:
@@ -233,6 +233,12 @@ def test_pruning_flags_arrive(monkeypatch) -> None:
     assert cli.scaled_pruner(args, 40).x0 == pruning.build("autoprune").x0
 
 
+def test_a_prompt_beyond_the_context_does_not_end_the_chat(talk) -> None:
+    code, out, err = talk(f"{'word ' * 2000}\nIs it red?\n\n", "--max-new-tokens", "2")
+    assert code == 0 and len(out.split("\n")) == 3
+    assert "error: a prompt has" in err and "the context of this model is 2048" in err
+
+
 def test_defaults_of_the_checkpoint_are_those_of_all_programs_and_the_rest_are_llavas() -> None:
     args = cli.build_parser().parse_args(FLAGS[:4])
     assert (args.dtype, args.attn_implementation, args.device) == ("auto", "sdpa", None)
@@ -241,5 +247,5 @@ def test_defaults_of_the_checkpoint_are_those_of_all_programs_and_the_rest_are_l
 
 def test_a_checkpoint_is_loaded_with_its_context() -> None:
     loaded = startup.load(cli.build_parser().parse_args([*FLAGS, "--device", "cpu"]))
-    # config.json names no max_sequence_length, for which LLaVA takes 2048.
+    # config.json names no length of its own, so the decoder's positions are the context.
     assert loaded.context_len == 2048 and loaded.layers == 12
