@@ -64,6 +64,7 @@ class RunRecord:
         self.path = sibling(answers_file, RECORD)
         self._answers_file = answers_file
         self._data: dict[str, Any] = {"format": _FORMAT, "created": _now()}
+        self._text = self._read()
         if answers_file.is_file() and answers_file.stat().st_size:
             self._data = self._load()
             self.require_same(settings)
@@ -119,13 +120,18 @@ class RunRecord:
         """Set the status and top-level fields, and write the file.
 
         Raises:
-            WriteError: it cannot be written; an earlier one stays as it was.
+            WriteError: it cannot be written; an earlier one stays as it was. Likewise if something
+                else has changed it: what is there may belong to other answers.
         """
         self._data |= {"status": status, "updated": _now(), **fields}
+        text = json.dumps(self._data, indent=2) + "\n"
         new = self.path.with_name(self.path.name + ".tmp")
         try:
-            new.write_text(json.dumps(self._data, indent=2) + "\n")
+            if (there := self._read()) is not None and there != self._text:
+                raise WriteError(f"{self.path}: something else has changed it meanwhile")
+            new.write_text(text)
             os.replace(new, self.path)
+            self._text = text
         except OSError as error:
             new.unlink(missing_ok=True)
             raise WriteError(f"{self.path}: {error.strerror or error}") from error
@@ -135,6 +141,13 @@ class RunRecord:
         left_out = ("settings", "environment", "earlier_environments", "format", "created")
         rest = {key: value for key, value in self._data.items() if key not in left_out}
         return {"answers_file": str(self._answers_file), **rest}
+
+    def _read(self) -> str | None:
+        """What is in the file now, None without one."""
+        try:
+            return self.path.read_text(encoding="utf-8", errors="surrogateescape")
+        except FileNotFoundError:
+            return None
 
     def _load(self) -> dict[str, Any]:
         fix = (
