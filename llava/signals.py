@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
 _LINE = "Interrupted."
+_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -24,16 +26,17 @@ def ending_signals() -> list[signal.Signals]:
 
 
 def is_starting() -> bool:
-    """Whether python -m llava... is at its very start, which is what imports this package."""
-    if sys.argv[:1] != ["-m"]:  # until Python has found the module
-        return False
+    """Whether a program of this package is at its start, which is what imports the package."""
+    program = sys.argv[0] if sys.argv else ""
+    if program != "-m":  # what Python has there until it has found the module
+        return Path(program).resolve().parent == _SCRIPTS
     flags = zip(sys.orig_argv, sys.orig_argv[1:])
     named = [module for flag, module in flags if flag[:1] == "-" and flag[-1:] == "m"]
     return bool(named) and named[0].partition(".")[0] == "llava"
 
 
 def begin_program() -> None:
-    """Take the signals of this process, which is a program of this package."""
+    """Take the signals of this process, which is a program of this package from here on."""
     ending = _Ending()
     for number in ending_signals():
         signal.signal(number, ending)

@@ -103,9 +103,13 @@ class AnswerFile:
         """Raise LostError unless all answers are in the file; see `LineFile.verify`."""
         self._file.verify()
 
+    def at(self, path: Path) -> bool:
+        """Whether the path names the file, also once it is closed."""
+        return self._file.at(path)
+
     def discard_if_new(self) -> None:
         """Remove the file if this object made it and nothing was written to it."""
-        if self._created and not self.answered and self._file.in_place():
+        if self._created and not self.answered and self.at(self.path):
             self.path.unlink(missing_ok=True)
 
     def put_in_order(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from llava.signals import ending_signals
+from llava.signals import ending_signals, leave
 
 
 class Interruption:
@@ -83,3 +84,33 @@ class Interruption:
             self._pending = signal.SIGINT
         else:
             self._old_hook(unraisable)
+
+
+@contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Within this context a signal ends the process, even one that waits in C code.
+
+    There Python runs no handler until the wait is over. Nothing may be half done within it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [int(number) for number in ending_signals()]
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def end() -> None:
+        while number := os.read(read, 1):
+            if number[0] in numbers:
+                leave()
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(write)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write)
+        thread.join()
+        os.close(read)

@@ -156,10 +156,10 @@ class LineFile:
         os.close(old)
         self._content, self._identity = content, _identity(os.fstat(new))
 
-    def in_place(self) -> bool:
-        """Whether the path still names this file; also after `close`."""
+    def at(self, path: Path) -> bool:
+        """Whether the path names this file; also after `close`."""
         try:
-            return _identity(os.stat(self.path)) == self._identity
+            return _identity(os.stat(path)) == self._identity
         except OSError:
             return False
 
@@ -171,7 +171,7 @@ class LineFile:
     def _change(self) -> str | None:
         if not self.path.exists():
             return "gone"
-        if not self.in_place():
+        if not self.at(self.path):
             return "replaced"
         size = os.fstat(self._fd).st_size
         if size == self._content.size:
