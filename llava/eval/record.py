@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,23 @@ def read_record(answers_file: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
         raise ValueError(f"{path} is not a run record: it has no settings.")
     return record
+
+
+def environments(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of all sessions of a run, the last one's last."""
+    return [*(record.get("earlier_environments") or []), record.get("environment") or {}]
+
+
+def commit_label(environment: Mapping[str, Any]) -> str | None:
+    """How tables name the code of a session: its commit, and whether that was all of the code."""
+    commit = environment.get("git_commit")
+    return f"{commit} (with uncommitted changes)" if environment.get("git_dirty") else commit
+
+
+def commits(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The code that gave the answers, each once, as tables name it."""
+    labels = (commit_label(where) for record in records for where in environments(record))
+    return list(dict.fromkeys(label for label in labels if label is not None))
 
 
 class RunRecord:
