@@ -187,12 +187,12 @@ class Killer:
         right = {0, -number if number == signal.SIGKILL else EXIT_INTERRUPTED}
         if importing:
             # Before Python has come to this package, a signal does what it does to any program.
-            right |= {2, -number, -signal.SIGTERM}
+            right |= {1, 2, -number, -signal.SIGTERM}
         for run, process in zip(runs, processes):
             if (code := self._wait(process)) not in right:
                 raise WrongError(f"{' '.join(told)}: ended with {code}, see {process.stderr}")
             run.look()
-            if code not in (0, 2):  # it had not ended by itself
+            if code not in (0, 1, 2):  # it had not ended by itself
                 partly = 0 < run.kept.count(b"\n") < QUESTIONS
                 self.tally.kills.update(told + ["between answers"] * partly)
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,8 @@ class RunRecord:
             os.replace(new, self.path)
             self._text = text
         except OSError as error:
-            new.unlink(missing_ok=True)
+            with suppress(OSError):
+                new.unlink()
             raise WriteError(f"{self.path}: {error.strerror or error}") from error
 
     def summary(self) -> dict[str, Any]:
