@@ -26,17 +26,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from . import signals
-
-if __name__ == "__main__":
-    signals.install(signals.leave)  # what follows takes seconds to import
-
 from llava.eval.arguments import Help
 from llava.pruning.checks import PromptError
+from llava.signals import EXIT_INTERRUPTED
 
 from .chat import Chat, ContextFull, Turn
 from .pictures import open_picture
-from .startup import add_checkpoint_arguments, drop_stdout, load, quiet, scaled_pruner
+from .startup import (
+    add_checkpoint_arguments,
+    drop_stdout,
+    handling,
+    install,
+    leave_at_once,
+    load,
+    quiet,
+    scaled_pruner,
+)
 
 _RESET = "/reset"
 
@@ -64,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    with signals.handling(signals.leave):
+    with handling(leave_at_once):
         args = build_parser().parse_args(argv)
         quiet()
         try:
@@ -87,10 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _lenient(sys.stdout, "backslashreplace")
         _say(f"{_RESET} begins anew about the same pictures, an empty line ends.")
         try:
-            with signals.handling(_end):
+            with handling(_end):
                 return talk(chat, args.debug)
         except KeyboardInterrupt:
-            return signals.EXIT_INTERRUPTED
+            return EXIT_INTERRUPTED
         except OSError as error:
             drop_stdout()
             _say(f"error: stdin cannot be read, or stdout not be written to: {error}")
@@ -135,7 +140,7 @@ def talk(chat: Chat, debug: bool = False) -> int:
         for line in [*notes(turn), *(details(turn) if debug else [])]:
             _say(line)
         if arrived and arrived[0] != signal.SIGINT:
-            return signals.EXIT_INTERRUPTED
+            return EXIT_INTERRUPTED
 
 
 def _question(user: str) -> str:
@@ -203,9 +208,9 @@ def _interruptible() -> Iterator[list[int]]:
 
     def note(number: int, frame: object) -> None:
         arrived.append(number)
-        signals.install(signals.leave)
+        install(leave_at_once)
 
-    with signals.handling(note):
+    with handling(note):
         yield arrived
 
 

@@ -21,15 +21,19 @@ import sys
 from collections.abc import Sequence
 from threading import Thread
 
-from . import signals
-
-if __name__ == "__main__":
-    signals.install(signals.leave)  # what follows takes seconds to import
-
 from llava.eval.arguments import Help
 
 from .handler import ViewerServer
-from .startup import add_checkpoint_arguments, drop_stdout, load, quiet, scaled_pruner
+from .startup import (
+    add_checkpoint_arguments,
+    drop_stdout,
+    handling,
+    install,
+    leave_at_once,
+    load,
+    quiet,
+    scaled_pruner,
+)
 from .viewing import Viewer
 
 
@@ -50,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line until a signal ends it; the exit status."""
-    with signals.handling(signals.leave):
+    with handling(leave_at_once):
         args = build_parser().parse_args(argv)
         quiet()
         try:
@@ -100,10 +104,10 @@ def _serve(server: ViewerServer) -> int:
     """Serve until the first signal; the exit status."""
 
     def end(number: int, frame: object) -> None:
-        signals.install(signals.leave)
+        install(leave_at_once)
         Thread(target=server.shutdown).start()  # it waits for the loop, which waits for this
 
-    with signals.handling(end), server:
+    with handling(end), server:
         try:
             print(f"{server.url}  (Ctrl-C ends)", flush=True)
         except OSError as error:

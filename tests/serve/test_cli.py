@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from llava import pruning
-from llava.serve import cli, signals, startup
+from llava.serve import cli, startup
 
 from .paths import DEMO, PICTURE
 
@@ -113,10 +113,10 @@ def test_other_signals_cut_the_answer_and_end_the_chat(talk, monkeypatch, number
             handlers.append(signal.getsignal(signal.SIGINT))
 
     monkeypatch.setattr(cli, "_write", interrupt)
-    with signals.handling(signal.default_int_handler):  # in case the chat does not handle it
+    with startup.handling(signal.default_int_handler):  # in case the chat does not handle it
         code, _, err = talk(f"{ASKED}Is it red?\n")
     assert code == 130 and err.count("[cut] stopped.") == 1 and "exit..." not in err
-    assert handlers == [signals.leave]
+    assert handlers == [startup.leave_at_once]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_signal_in_place_of_a_question_ends_the_chat(talk, monkeypatch, number
         return ASKED
 
     monkeypatch.setattr("builtins.input", signalled)
-    with signals.handling(signal.default_int_handler):  # in case the chat does not handle it
+    with startup.handling(signal.default_int_handler):  # in case the chat does not handle it
         code, _, err = talk("")
     assert code == status and ("exit..." in err) == (status == 0)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.serve import cli, signals, viewer
+from llava.serve import cli, startup, viewer
 from llava.serve.handler import ViewerServer
 
 from .paths import DEMO, PICTURE
@@ -53,21 +53,21 @@ def test_a_signal_during_the_loading_ends_a_program(program, monkeypatch) -> Non
     monkeypatch.setattr(program, "load", load)
     picture = ["--image-file", str(PICTURE)] if program is cli else []
     assert program.main(["--model-path", str(DEMO), *picture]) == 2
-    assert handlers == [signals.leave] * 3
+    assert handlers == [startup.leave_at_once] * 3
     assert [signal.getsignal(number) for number in ALL] == before
 
 
 def test_a_program_under_nohup_stays() -> None:
-    with signals.handling(signals.leave):
+    with startup.handling(startup.leave_at_once):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with signals.handling(signals.leave):
+        with startup.handling(startup.leave_at_once):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         signal.signal(signal.SIGHUP, before)
 
 
 def test_outside_the_main_thread_nothing_is_handled() -> None:
     made = []
-    thread = threading.Thread(target=lambda: made.append(signals.install(signals.leave)))
+    thread = threading.Thread(target=lambda: made.append(startup.install(startup.leave_at_once)))
     thread.start()
     thread.join()
     assert made == [{}]
@@ -108,11 +108,11 @@ def test_a_signal_ends_the_viewer_and_its_answers(demo, endless, monkeypatch, ca
     thread = threading.Thread(target=ask)
     thread.start()
     flags = ["--model-path", str(DEMO), "--port", "0", "--max-new-tokens", str(endless.most)]
-    with signals.handling(signal.default_int_handler):  # a viewer that does not handle it ends, too
+    with startup.handling(signal.default_int_handler):  # a viewer that does not handle it ends, too
         assert viewer.main(flags) == 0
     thread.join(60)
     assert answered.is_set() and endless.tokens.get_nowait() < endless.most
-    assert handlers == [signals.leave] * 3
+    assert handlers == [startup.leave_at_once] * 3
     assert {each for each in threading.enumerate() if "shutdown" not in each.name} <= before
     assert "Traceback" not in capsys.readouterr().err
 
