@@ -203,9 +203,11 @@ class Handler(BaseHTTPRequestHandler):
         """The model's answer to the question in the body."""
         body = self._body()
         self.server.connections.works(self.connection)
+        viewer = self.server.viewer
         try:
-            question = Question.from_json(parse(body, "the request"))
-            return self.server.viewer.answer(question, self._gone)
+            with viewer.place():
+                question = Question.from_json(parse(body, "the request"))
+                return viewer.answer(question, self._gone)
         except Busy as error:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
         except ValueError as error:

@@ -137,12 +137,12 @@ class Viewer:
     def answer(
         self, question: Question, gone: Callable[[], bool] = lambda: False
     ) -> dict[str, Any]:
-        """Answer a question; waits until the model is free.
+        """Answer a question; waits until the model is free, in a `place`.
 
         `gone` is asked while it waits and after every token, and ends either.
 
         Raises:
-            Busy: too many wait. Gone: nobody waits for this answer.
+            Gone: nobody waits for this answer.
             ValueError: what the method cannot do, such as a budget below its floor.
         """
         pruner = self.pruner(question.method, question.tokens)
@@ -192,21 +192,30 @@ class Viewer:
         return replace(chosen, target_token_num=tokens, **dict.fromkeys(other))
 
     @contextmanager
-    def _turn(self, gone: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    def place(self) -> Iterator[None]:
+        """A place among those who wait, which also bounds how many pictures are held at once.
+
+        Raises:
+            Busy: there is none.
+        """
         if not self._places.acquire(blocking=False):
             raise Busy(f"{MOST_WAITING} questions wait already; try again in a moment")
         try:
-            while not self._lock.acquire(timeout=_LOOK):
-                if gone():
-                    raise Gone
-            try:
-                if gone():
-                    raise Gone
-                yield
-            finally:
-                self._lock.release()
+            yield
         finally:
             self._places.release()
+
+    @contextmanager
+    def _turn(self, gone: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        while not self._lock.acquire(timeout=_LOOK):
+            if gone():
+                raise Gone
+        try:
+            if gone():
+                raise Gone
+            yield
+        finally:
+            self._lock.release()
 
 
 def drawn(answer: traced.TracedAnswer) -> dict[str, Any]:

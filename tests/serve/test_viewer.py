@@ -227,9 +227,10 @@ def test_names_of_this_machine_are_taken(served) -> None:
 
 def test_too_many_who_wait_are_told(served, monkeypatch) -> None:
     monkeypatch.setattr(served.viewer, "_places", threading.BoundedSemaphore(1))
-    with served.viewer._turn():
+    with served.viewer.place():
         status, found = ask(served, SMALL)
     assert status == 503 and "try again" in found["error"]
+    assert ask(served, SMALL)[0] == 200
 
 
 @pytest.mark.parametrize(

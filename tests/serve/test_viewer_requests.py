@@ -303,3 +303,15 @@ def test_who_leaves_a_question_half_sent_is_not_answered(served, monkeypatch) ->
 def test_a_large_picture_arrives(served) -> None:
     data = encoded("BMP", Image.new("RGB", (1500, 1200)))
     assert ask(served, data, "none", None)[0] == 200
+
+
+def test_who_takes_no_answer_is_given_up(served, monkeypatch) -> None:
+    """An answer larger than what lies in the buffers of two sockets."""
+    monkeypatch.setattr(handler, "SEND_SECONDS", 0.2)
+    monkeypatch.setattr(served.viewer, "answer", lambda *_: {"text": "x" * 2**25})
+    with connect(served) as connection:
+        connection.sendall(question(json.dumps(GOOD).encode()))
+        end = monotonic() + LONGEST
+        while served.connections._since and monotonic() < end:
+            sleep(0.02)
+        assert not served.connections._since
