@@ -131,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
             self._demand_own_host()
             status, kind, body = self._answer(self._path())
         except Refused as error:
-            self._send(error.status, "application/json", _error(error))
+            self._send(error.status, "application/json", {"error": str(error)})
         except (Gone, ConnectionError):
             self.close_connection = True
         except Exception as error:  # no memory left, mostly: the next may well be answered
@@ -300,7 +300,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RuntimeError) and said:
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def _error(error: Exception) -> dict[str, str]:
-    return {"error": str(error)}

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet()
         try:
             server = _server(args)
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, NotImplementedError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         if not server.local:
