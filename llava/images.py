@@ -26,11 +26,14 @@ logger = logging.getLogger(__name__)
 
 #: Most pixels of a picture: 1 GiB, decoded and as RGB at 4 bytes a pixel each.
 MAX_PIXELS = 2**27
-#: Longest side: what Pillow's filter takes for a padded square grows with its square, 10 s here.
+#: Longest side. The time that Pillow's filter takes for a tall picture's padded square grows with
+#: its area: some 10 s at this one.
 MAX_SIDE = 2**15
 
 _NOTE = (__name__, "note")  # a key of `Image.info` that no file can bring
 _WIDE = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+#: The grey level of each 16-bit value. 257 is odd, so none lies between two levels.
+_LEVELS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 _STRIPE = 2**22  # pixels of the padded square that are there at a time
 
 
@@ -93,15 +96,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     low, high = values.min(), values.max()
     sixteen = image.mode.startswith("I;16")
     if low >= 0 and (sixteen or (image.mode == "I" and 255 < high <= 65535)):
-        # 257 is odd, so no value lies between two grey levels.
         return _scaled(
-            (values.astype(np.uint32) + 128) // 257,
+            _LEVELS[values],
             "16-bit grey is divided by 257, so that 65535 is white (LLaVA makes all above 255 "
             "white); values that use fewer of the bits come out dark",
         )
     if image.mode == "F" and low >= 0 and high <= 1:
         return _scaled(
-            np.rint(values * 255),
+            np.rint(values * 255).astype(np.uint8),
             "float pictures between 0 and 1 are multiplied by 255 (LLaVA makes them black)",
         )
     if low >= 0 and high <= 255:
@@ -114,7 +116,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: np.ndarray, note: str) -> Image.Image:
-    made = Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    made = Image.fromarray(values).convert("RGB")
     made.info[_NOTE] = note
     return made
 

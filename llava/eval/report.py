@@ -23,7 +23,7 @@ from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
 from .comparison import compare
 from .markdown import table as write_table
-from .record import COMPLETE, read_record
+from .record import COMPLETE, FAILURES, read_record, sibling
 from .results import Result, find_runs, read_result, require_comparable
 
 #: Heading, key, and how a value is shown.
@@ -212,6 +212,8 @@ def _complete(path: Path) -> Iterator[Path]:
             yield file
         else:
             reason = f": {record['refusal']}" if record.get("refusal") else ""
+            if not reason and (listed := sibling(file, FAILURES)).is_file():
+                reason = f": {listed.name} says why questions have no answer"
             print(f"Left out: {file} is {status!r}{reason}.", file=sys.stderr)
 
 

@@ -24,23 +24,20 @@ def context_length(config: Any) -> int | None:
     return next(filter(None, (getattr(config, key, None) for key in _KEYS)), None)
 
 
-def demand_context(
-    lengths: Sequence[int], config: Any, n_visual: Sequence[int] | None = None
-) -> None:
+def demand_context(lengths: Sequence[int], n_visual: Sequence[int], config: Any) -> None:
     """Raise PromptError for a sample with more tokens than the context.
 
-    lengths: tokens of each sample; n_visual: the visual ones among them, None for text alone.
+    lengths, n_visual: of each sample, all tokens and the visual ones among them.
     """
     most, longest = context_length(config), max(lengths)
     if most is not None and longest > most:
         key = next(key for key in _KEYS if getattr(config, key, None))
-        what, fix = "of text alone", "shorten the text"
-        if n_visual is not None:
-            what = f"{n_visual[lengths.index(longest)]} of them visual"
-            fix = "shorten the text, give fewer images, or bound them with visual_token_num"
+        visual = n_visual[lengths.index(longest)]
+        fewer = ", give fewer images, or bound them with visual_token_num" if visual else ""
         raise PromptError(
-            f"a prompt has {longest} tokens, {what}; the context of this model is {most} ({key}). "
-            f"Nothing is cut off, since the question would be: {fix}"
+            f"a prompt has {longest} tokens, {visual} of them visual; the context of this model is "
+            f"{most} ({key}). Nothing is cut off, since the question would be: shorten the text"
+            f"{fewer}"
         )
 
 

@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig
 from ..constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from ..mm_utils import letterbox_mask
 from ..pruning.base import Dense, Pruner
+from ..pruning.checks import PromptError
 from ..pruning.cost import TowerShape
 from ..pruning.layout import Segment, TokenLayout
 from ..pruning.vision import Reduced, TowerRun, VisionFeatures
@@ -255,7 +256,7 @@ class LlavaMetaForCausalLM:
         whole batch in order. The result is left-padded.
 
         Raises ValueError when placeholders and images differ in number, and PromptError for a
-        prompt beyond the context of the model (see `context`).
+        prompt beyond the context of the model (see `context`) or with a token it does not embed.
         """
         model = self.get_model()
         device = _device(model.embed_tokens)
@@ -268,8 +269,12 @@ class LlavaMetaForCausalLM:
             raise ValueError(
                 f"the prompts have {wanted} image placeholders, but {given} images came"
             )
-        # Before the tower runs, and before a text of any length is embedded.
-        demand_context([int((row != IMAGE_TOKEN_INDEX).sum()) for row in rows], self.config)
+        known = model.embed_tokens.weight.shape[0]
+        if (highest := max(int(row.max()) for row in rows)) >= known:
+            raise PromptError(
+                f"a prompt has token {highest}, which is none of the {known} that this model "
+                "embeds: its text spells a special token that only the tokenizer knows"
+            )
         encoded: list[ImageTokens] = []
         if given:
             encoded = self.encode_images(
@@ -280,7 +285,7 @@ class LlavaMetaForCausalLM:
                 visual_token_num=visual_token_num,
             )
 
-        samples, pieces, targets = [], [], []
+        samples, mixed, targets = [], [], []
         next_image = 0
         for i, row in enumerate(rows):
             runs, parts, target = [], [], []
@@ -296,15 +301,21 @@ class LlavaMetaForCausalLM:
                 text = row[start + 1 : end]
                 if len(text):
                     runs.append(Segment(len(text)))
-                    parts.append(model.embed_tokens(text.to(device)))
+                    parts.append(text)
                     if own is not None:
                         target.append(own[start + 1 : end])
             samples.append(runs)
-            pieces.append(torch.cat(parts))
+            mixed.append(parts)
             targets.append(torch.cat(target) if target else None)
 
         layout = TokenLayout.from_segments(samples, device)
-        demand_context(layout.lengths, self.config, layout.n_visual)
+        demand_context(layout.lengths, layout.n_visual, self.config)
+
+        def embedded(part: Tensor) -> Tensor:
+            return part if part.is_floating_point() else model.embed_tokens(part.to(device))
+
+        # Only now, since a text beyond the context may need any amount of memory.
+        pieces = [torch.cat([embedded(part) for part in parts]) for parts in mixed]
         embeds = torch.stack([_left_pad(piece, layout.n, 0) for piece in pieces])
         if labels is not None:
             labels = torch.stack([_left_pad(t, layout.n, IGNORE_INDEX) for t in targets])

@@ -21,6 +21,7 @@ from llava.eval import (
     model_vqa_senna,
 )
 from llava.eval.model_vqa_loader import main
+from llava.eval.senna.plan import MARK as PLAN
 from llava.mm_utils import load_image_processor
 from llava.pruning.checks import BudgetError, PromptError
 
@@ -224,8 +225,8 @@ def senna(folder: Path) -> Path:
     senna_files.write_questions(folder / "images")
     path = folder / "images" / "eval_plan_qa.json"
     entries = json.loads(path.read_text())
-    asked = [entry for entry in entries if "planning" in str(entry) or "plan" in str(entry)]
-    asked[0]["conversations"][0]["value"] += MARK
+    humans = [entry["conversations"][0] for entry in entries]
+    next(human for human in humans if PLAN in human["value"])["value"] += MARK
     path.write_text(json.dumps(entries))
     return path
 

@@ -51,14 +51,14 @@ def test_a_checkpoint_without_a_length_of_its_own_has_its_decoders(tmp_path, wri
         )
 
 
-def test_text_is_counted_before_the_tower_runs(model, monkeypatch) -> None:
-    def refuse(*_, **__):
-        raise AssertionError("the vision tower must not run")
+def test_a_text_beyond_it_is_not_even_embedded(model, monkeypatch) -> None:
+    def refuse(*_):
+        raise AssertionError("a text of any length would need any amount of memory")
 
-    monkeypatch.setattr(model, "encode_images", refuse)
-    ids = tiny.prompt(0, after=60)
-    with pytest.raises(PromptError, match=f"64 tokens, of text alone.* is {ROOM} .*shorten the te"):
-        model.generate(ids[None], images=tiny.pixels(0), max_new_tokens=1)
+    monkeypatch.setattr(model.model.embed_tokens, "forward", refuse)
+    ids = tiny.prompt(0, after=60, images=0)
+    with pytest.raises(PromptError, match=f"64 tokens, 0 of them .* is {ROOM} .*shorten the text$"):
+        model.generate(ids[None], max_new_tokens=1)
 
 
 def generate(model, ids, images, mask=None, **more):

@@ -76,7 +76,7 @@ def embed_continuation(
     grown = appended + new.embeds.shape[1]
     lengths = [length + grown for length in layout.lengths]
     visual = [old + more for old, more in zip(layout.n_visual, new.layout.n_visual)]
-    demand_context(lengths, model.config, visual)
+    demand_context(lengths, visual, model.config)
     shape = (layout.batch, cache.get_seq_length(), new.embeds.shape[-1])
     embeds = torch.cat([new.embeds.new_zeros(shape), new.embeds], 1)
     return embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
