@@ -13,7 +13,7 @@ trace begins before the decoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList
 
-from llava.eval.answering import FirstTokenClock
+from llava.eval.answering import FirstTokenClock, Until
 from llava.eval.environment import synchronize
 from llava.images import resized_square, to_rgb
 from llava.mm_utils import ask, letterbox_mask
@@ -81,11 +81,13 @@ def run(
     pruner: Pruner | None = None,
     conv_mode: str = "vicuna_v1",
     max_new_tokens: int = 128,
+    stop: Callable[[], bool] = lambda: False,
     **generation: Any,
 ) -> TracedAnswer:
     """Answer one question about one picture, greedily unless `generation` says otherwise.
 
-    `generation` goes to `model.generate`: a streamer, a temperature, `visual_token_num`.
+    `stop` is asked after every token; True ends the answer there. `generation` goes to
+    `model.generate`: a streamer, a temperature, `visual_token_num`.
 
     Raises:
         ValueError: the checkpoint's tokens are no patches of one square (see `demand_square`), no
@@ -102,7 +104,7 @@ def run(
             pruner=pruner,
             max_new_tokens=max_new_tokens,
             return_dict_in_generate=True,
-            stopping_criteria=StoppingCriteriaList([clock]),
+            stopping_criteria=StoppingCriteriaList([clock, Until(stop)]),
             **{"do_sample": False, "num_beams": 1, **generation},
         )
     synchronize(model.device)

@@ -6,6 +6,7 @@ cost, text that is no text) gets the reason in place of an answer; the rest of i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -46,6 +47,20 @@ class FirstTokenClock(StoppingCriteria):
             synchronize(self._device)
             self.time = perf_counter()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class Until(StoppingCriteria):
+    """Stops the batch as soon as a function says so."""
+
+    def __init__(self, reached: Callable[[], bool]) -> None:
+        self._reached = reached
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        """(batch,) of what the function says."""
+        done = self._reached()
+        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
 
 
 @dataclass(frozen=True)

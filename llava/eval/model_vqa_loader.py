@@ -29,9 +29,10 @@ from .arguments import (
     settings_given,
 )
 from .depths import in_decoder
+from .interruption import Interruption
 from .models import decoder_layers
 from .questions import QuestionFile
-from .runner import run
+from .runner import EXIT_INTERRUPTED, run
 from .settings import RunSettings
 from .sharding import launched, merge_chunks, run_launched
 
@@ -96,6 +97,19 @@ def answer(
     """Run an answering program with these questions and return its exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     args = parser.parse_args(argv)
+    with Interruption():
+        try:
+            return _answer(parser, args, read_questions)
+        except KeyboardInterrupt:
+            print("Interrupted; the same command continues.", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+
+def _answer(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    read_questions: Callable[[argparse.Namespace], QuestionSource],
+) -> int:
     try:
         settings = settings_from(args)
         if args.merge_chunks is not None:

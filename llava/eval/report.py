@@ -230,12 +230,13 @@ def _write_csv(path: Path, table: Mapping[str, Any]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         scores = [n + end for n in table["benchmarks"] for end in ("", "_sd", "_raw")]
-        writer.writerow(["method", "budget", "seeds", *scores, *columns])
+        writer.writerow(["method", "budget", "seeds", *scores, *columns, "git_commit"])
         for row in table["rows"]:
             cells = [cell or {} for cell in row["benchmarks"].values()]
             values = [cell.get(k) for cell in cells for k in ("percent", "sd", "raw")]
             start = [row_label(row), budget_text(row["budget"]), " ".join(map(str, row["seeds"]))]
-            writer.writerow([*start, *values, *(row[column] for column in columns)])
+            costs = [row[column] for column in columns]
+            writer.writerow([*start, *values, *costs, " and ".join(row["git_commits"])])
 
 
 def _title(entry: Mapping[str, Any]) -> str:

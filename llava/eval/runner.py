@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from llava.signals import EXIT_INTERRUPTED
+
 from .answers import AnswerFile, FailureFile, QuestionSource
 from .environment import environment, peak_memory_bytes
 from .interruption import Interruption
-from .linefile import WriteError
+from .linefile import LostError, WriteError
 from .models import LoadModel, load_model
 from .record import (
     COMPLETE,
@@ -32,6 +34,7 @@ from .record import (
     sibling,
 )
 from .settings import RunSettings
+from .watched import ChangedError
 
 if TYPE_CHECKING:
     from .loading import LoadedQuestion, QuestionImages
@@ -40,7 +43,6 @@ EXIT_COMPLETE = 0
 EXIT_STOPPED = 1  # no space, no memory
 EXIT_USAGE = 2
 EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130
 
 
 def run(
@@ -59,13 +61,14 @@ def run(
         try:
             session = Session(settings, read_questions(), load)
             session.prepare()
-        except (ValueError, OSError, ImportError, NotImplementedError) as error:
-            _say(f"error: {error}")
-            return EXIT_USAGE
-        except KeyboardInterrupt:
-            _say("Interrupted before the first question; nothing was changed.")
-            return EXIT_INTERRUPTED
-        except (MemoryError, RuntimeError) as error:
+        except BaseException as error:
+            # Libraries that a signal hits on their way in may make something else of it.
+            if isinstance(error, KeyboardInterrupt) or stop.seen:
+                _say("Interrupted before the first question; nothing was changed.")
+                return EXIT_INTERRUPTED
+            if isinstance(error, (ValueError, OSError, ImportError, NotImplementedError)):
+                _say(f"error: {error}")
+                return EXIT_USAGE
             if (shortage := _shortage(error)) is None:
                 raise
             _say(f"error: {shortage} while the model was loaded. {_LOAD_SMALLER}")
@@ -144,6 +147,7 @@ class Session:
     def answer(self, stop: Interruption) -> int:
         """Answer the pending questions and write the record; the exit status."""
         status, code, message = INCOMPLETE, EXIT_STOPPED, "Stopped by an unexpected error."
+        then = "the same command continues from there."
         try:
             self._answer_pending(stop)
             status, code, message = self._verdict()
@@ -151,22 +155,35 @@ class Session:
             status, code, message = INTERRUPTED, EXIT_INTERRUPTED, "Interrupted."
         except WriteError as error:
             message = f"error: cannot write {error}."
+        except LostError as error:
+            message = f"error: {error}."
+        except ChangedError:
+            message = f"error: {self._questions.path} was changed while the run read it."
+            then = (
+                "they answer the file as it was. Put that back, and the same command continues; "
+                "for other questions give another --answers-file."
+            )
         except (MemoryError, RuntimeError) as error:
-            if (shortage := _shortage(error)) is None:
+            if stop.seen:  # a worker that ends with the others is no shortage
+                status, code, message = INTERRUPTED, EXIT_INTERRUPTED, "Interrupted."
+            elif (shortage := _shortage(error)) is None:
                 raise
-            message = f"error: {shortage}. {_RUN_SMALLER}"
+            else:
+                message = f"error: {shortage}. {_RUN_SMALLER}"
         except ValueError as error:
             # What the method cannot do with this model is found out at the first prefill.
             self._refusal = str(error)
             status, message = REFUSED, f"error: {error}."
         finally:
             stop.ignore()
-            self._answers.close()
             if code in (EXIT_STOPPED, EXIT_INTERRUPTED) and status != REFUSED:
                 message += (
                     f" {self._answers.answered} of {len(self._questions)} answers are safe in "
-                    f"{self._answers.path}; the same command continues from there."
+                    f"{self._answers.path}; {then}"
                 )
+            if (loss := self._close()) is not None:
+                status, message = INCOMPLETE, f"error: {loss}"
+                code = EXIT_INTERRUPTED if code == EXIT_INTERRUPTED else EXIT_STOPPED
             _say(message)
             saved = self._save_finally(status)
         return code if saved else code or EXIT_STOPPED
@@ -175,6 +192,18 @@ class Session:
         """The record without settings and environments."""
         return self._record.summary()
 
+    def _close(self) -> str | None:
+        """Look at every answer and failure that was written; what is lost, None if nothing is."""
+        losses = []
+        for file in (self._answers, self._failures):
+            if file is not None:
+                try:
+                    file.verify()
+                except LostError as error:
+                    losses.append(str(error))
+                file.close()
+        return " ".join(losses) or None
+
     def _answer_pending(self, stop: Interruption) -> None:
         if self._model is not None:
             self._save(RUNNING)
@@ -182,6 +211,7 @@ class Session:
                 _say(f"Continuing: {self._resumed} of {len(self._questions)} are answered.")
             self._answer_with(*self._model, stop)
         self._answers.put_in_order()
+        self._questions.require_same()
 
     def _answer_with(self, tokenizer: Any, model: Any, stop: Interruption) -> None:
         from llava.pruning.checks import BudgetError
@@ -200,7 +230,10 @@ class Session:
             total=len(self._questions), initial=self._resumed, unit="question", smoothing=0.1
         ) as progress:
             idle_since = perf_counter()
-            for batch in batches(self._dataset, settings.batch_size, settings.num_workers):
+            with stop.hold():  # half an iterator cannot shut its workers down
+                loading = batches(self._dataset, settings.batch_size, settings.num_workers)
+            for batch in loading:
+                self._questions.require_same()
                 loaded = [item for item in batch if item.error is None]
                 with stop.hold():
                     for item in batch:

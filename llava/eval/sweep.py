@@ -36,6 +36,7 @@ from .arguments import (
 )
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
+from .interruption import Interruption
 from .models import ModelOnce, decoder_layers
 from .plan import PlannedRun, parse_runs, runs_in_decoder
 from .record import COMPLETE, FAILURES, RunRecord, sibling
@@ -112,10 +113,15 @@ def main(
     """Run the command line and return its exit status."""
     start_logging()
     args = build_parser(benchmarks).parse_args(argv)
-    code, complete = run_all(args, benchmarks)
-    if code in (EXIT_USAGE, EXIT_INTERRUPTED) or not complete:
-        return code
-    return report(complete, args, benchmarks) or code
+    with Interruption():
+        try:
+            code, complete = run_all(args, benchmarks)
+            if code in (EXIT_USAGE, EXIT_INTERRUPTED) or not complete:
+                return code
+            return report(complete, args, benchmarks) or code
+        except KeyboardInterrupt:
+            _say("Interrupted; the same command continues.")
+            return EXIT_INTERRUPTED
 
 
 def run_all(

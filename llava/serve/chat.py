@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.conversation import image_message, new_conversation, without_image_tokens
-from llava.eval.answering import FirstTokenClock
+from llava.eval.answering import FirstTokenClock, Until
 from llava.eval.environment import synchronize
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
@@ -34,7 +34,7 @@ from llava.pruning.cache import PrunedCache
 from llava.pruning.cost import DecoderShape, measure
 from llava.pruning.trace import SampleTrace
 
-from .streaming import Stream, Until, Write, visible
+from .streaming import Stream, Write, visible
 
 
 class ContextFull(ValueError):
