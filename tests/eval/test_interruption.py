@@ -36,7 +36,7 @@ def _python(program: str, **more: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT), **more},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=60,
         restore_signals=True,
     )
 
@@ -219,19 +219,20 @@ def test_a_signal_that_came_too_late_for_a_run_ends_what_is_around_it():
         assert inner.seen
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="its mutex is 0 where Linux's is")
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
 def test_a_process_that_waits_in_c_code_ends_at_once(number):
     """As one that waits for the other processes of a run."""
-    begin = time.monotonic()
     done = _python(f"""
-    import os, signal, threading
+    import ctypes, os, threading
     from llava.eval.interruption import Interruption, ends_at_once
     with Interruption(), ends_at_once():
         threading.Timer(0.2, os.kill, (os.getpid(), {int(number)})).start()
-        os.system("exec sleep 60 </dev/null >/dev/null 2>&1 & wait")  # does not come back
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):  # the second never comes back
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
     """)
     assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
-    assert time.monotonic() - begin < 30
 
 
 def test_what_ends_at_once_ends_with_its_context():
