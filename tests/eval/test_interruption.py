@@ -83,6 +83,36 @@ def test_main_tidies_up_and_ends_with_one_line(number):
     assert (done.returncode, done.stdout, done.stderr) == (130, "tidied up\n", "Interrupted.\n")
 
 
+@pytest.mark.parametrize("within", ["Interruption()", "nullcontext()"])
+def test_the_exit_status_is_that_of_the_program(tmp_path, within):
+    """Python would end by SIGINT where the interrupt came out of an exec, as dataclasses use it."""
+    program = f"""
+    import os, signal, sys
+    from contextlib import nullcontext
+    from llava.eval.interruption import Interruption
+    from llava.signals import begin_program
+    begin_program()
+    def main():
+        try:
+            with {within}:
+                exec("os.kill(os.getpid(), signal.SIGTERM)")
+        except KeyboardInterrupt:
+            if {within!r} == "nullcontext()":
+                raise
+        return 130
+    sys.exit(main())
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(program))
+    done = subprocess.run(
+        [sys.executable, "-m", "program"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 130
+
+
 def test_an_interrupt_where_python_can_raise_nothing_ends_the_program():
     program = (
         STARTING.format(before="signal.SIG_DFL")
