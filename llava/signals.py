@@ -6,6 +6,7 @@ run takes them.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -43,6 +44,9 @@ def begin_program() -> None:
         signal.signal(number, ending)
     sys.excepthook = _excepthook
     sys.unraisablehook = _unraisablehook
+    # Registered first, so called last: behind it Python would take its own handlers back, and a
+    # signal would change the status of a program that has ended.
+    atexit.register(_ignore)
 
 
 class _Ending:
@@ -87,6 +91,11 @@ def keep_exit_status() -> None:
     dataclasses and named tuples need in imports. The next exec clears that.
     """
     exec("")
+
+
+def _ignore() -> None:
+    for number in ending_signals():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _excepthook(

@@ -130,6 +130,22 @@ def test_an_interrupt_where_python_can_raise_nothing_ends_the_program():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_a_signal_at_pythons_very_end_does_not_change_the_status(number):
+    program = (
+        STARTING.format(before="signal.SIG_DFL")
+        + f"""
+    class Last:
+        def __del__(self, kill=os.kill, pid=os.getpid()):
+            kill(pid, {int(number)})
+    sys.modules["kept to the end"] = Last()
+    sys.exit(3)
+    """
+    )
+    done = _python(program)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_nohup_is_obeyed():
     program = (
         STARTING.format(before="signal.SIG_IGN")
