@@ -63,8 +63,9 @@ def test_what_is_no_whole_object_is_cut_off(tmp_path, half):
         (b'{"n": 1}\noops\n{"n": 3}\n', "line 2: expected a JSON object, got oops. Correct the"),
         (b'[{"n": 1},\n{"n": 2}]\n', "line 1: .* An array does not do: write each"),
         (b'{"n": 1} {"n": 2}\n', "line 1: .* begin a line with each of them"),
+        (b'{"n": 1}{"n": 2}', "line 1: .* begin a line with each of them"),
     ],
-    ids=["cut off", "wrong", "an array", "two on a line"],
+    ids=["cut off", "wrong", "an array", "two on a line", "two on the last line"],
 )
 def test_no_error_advises_to_remove_a_line(tmp_path, content, advice):
     path = tmp_path / "a.jsonl"
