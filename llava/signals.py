@@ -6,9 +6,11 @@ run takes them.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
@@ -29,7 +31,7 @@ def is_starting() -> bool:
     """Whether a program of this package is at its start, which is what imports the package."""
     program = sys.argv[0] if sys.argv else ""
     if program != "-m":  # what Python has there until it has found the module
-        return Path(program).resolve().parent == _SCRIPTS
+        return program.endswith(".py") and Path(program).resolve().parent == _SCRIPTS
     flags = zip(sys.orig_argv, sys.orig_argv[1:])
     named = [module for flag, module in flags if flag[:1] == "-" and flag[-1:] == "m"]
     return bool(named) and named[0].partition(".")[0] == "llava"
@@ -42,6 +44,9 @@ def begin_program() -> None:
         signal.signal(number, ending)
     sys.excepthook = _excepthook
     sys.unraisablehook = _unraisablehook
+    # Registered first, so called last: behind it Python would take its own handlers back, and a
+    # signal would change the status of a program that has ended.
+    atexit.register(_ignore)
 
 
 class _Ending:
@@ -71,11 +76,26 @@ def _in_main(frame: FrameType | None) -> bool:
 
 def leave() -> NoReturn:
     """End this process with status 130, wherever it is."""
-    try:
+    # The signal may have come in the middle of a print, which cannot be entered twice.
+    with suppress(Exception):
         sys.stdout.flush()
-        print(_LINE, file=sys.stderr, flush=True)
-    finally:
-        os._exit(EXIT_INTERRUPTED)
+    with suppress(OSError):
+        os.write(2, f"{_LINE}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
+
+
+def keep_exit_status() -> None:
+    """Let the program's exit status stand after an interrupt that was dealt with.
+
+    CPython ends by SIGINT instead if the interrupt has once come out of an exec of text, as
+    dataclasses and named tuples need in imports. The next exec clears that.
+    """
+    exec("")
+
+
+def _ignore() -> None:
+    for number in ending_signals():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _excepthook(
@@ -84,6 +104,7 @@ def _excepthook(
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
+    keep_exit_status()
     print(_LINE, file=sys.stderr, flush=True)
     sys.exit(EXIT_INTERRUPTED)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from llava.signals import ending_signals, leave
+from llava.signals import ending_signals, keep_exit_status, leave
 
 
 class Interruption:
@@ -46,6 +46,7 @@ class Interruption:
     ) -> None:
         if not self._old:
             return
+        keep_exit_status()
         sys.unraisablehook = self._old_hook
         for number, handler in self._old.items():
             signal.signal(number, handler)

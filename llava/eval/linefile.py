@@ -260,15 +260,16 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def _advice(line: bytes) -> str:
     """How to repair a line that is no object."""
-    if not line.endswith(b"\n") and line.lstrip().startswith(b"{"):
+    text = line.lstrip()
+    if text.startswith(b"["):
+        return "An array does not do: write each of its objects on a line of its own."
+    if b"}{" in line.replace(b" ", b""):
+        return "Several objects on one line do not do: begin a line with each of them."
+    if text.startswith(b"{") and not line.endswith(b"\n"):
         return (
             "The last line is cut off: where a run wrote the file, the same command answers it "
             "again; else fetch the file again."
         )
-    if line.lstrip().startswith(b"["):
-        return "An array does not do: write each of its objects on a line of its own."
-    if b"}{" in line.replace(b" ", b""):
-        return "Several objects on one line do not do: begin a line with each of them."
     return "Correct the line."
 
 

@@ -210,7 +210,8 @@ class Session:
             if self._resumed:
                 _say(f"Continuing: {self._resumed} of {len(self._questions)} are answered.")
             self._answer_with(*self._model, stop)
-        self._answers.put_in_order()
+        with stop.hold():
+            self._answers.put_in_order()
         self._questions.require_same()
 
     def _answer_with(self, tokenizer: Any, model: Any, stop: Interruption) -> None:

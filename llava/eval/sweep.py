@@ -41,7 +41,14 @@ from .models import ModelOnce, decoder_layers
 from .plan import PlannedRun, parse_runs, runs_in_decoder
 from .record import COMPLETE, FAILURES, RunRecord, sibling
 from .report import add_output_arguments, report, start_logging
-from .runner import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_USAGE, run
+from .runner import (
+    EXIT_COMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    run,
+)
 from .settings import RunSettings
 from .subset import take
 
@@ -138,7 +145,11 @@ def run_all(
     except KeyboardInterrupt:
         _say("Interrupted between two runs; the same command continues.")
         return EXIT_INTERRUPTED, []
-    complete = [task.settings.answers_file for task in tasks if _record(task).status == COMPLETE]
+    complete = [task.settings.answers_file for task in tasks if _is_complete(task)]
+    if code == EXIT_COMPLETE and len(complete) < len(tasks):
+        gone = next(file for task in tasks if (file := task.settings.answers_file) not in complete)
+        _say(f"error: {gone} was complete, and something else has changed it since.")
+        return EXIT_STOPPED, complete
     return code, complete
 
 
@@ -272,6 +283,13 @@ def _duration(seconds: float) -> str:
 
 def _record(task: Task) -> RunRecord:
     return RunRecord(task.settings.answers_file, task.settings.to_dict(task.questions.sha256))
+
+
+def _is_complete(task: Task) -> bool:
+    try:
+        return _record(task).status == COMPLETE
+    except (ValueError, OSError):  # its run has said what is wrong with it
+        return False
 
 
 def _say(message: str) -> None:

@@ -108,6 +108,14 @@ def test_a_page_without_answers_says_why(runs) -> None:
     assert read_page(runs).count(alone) == 2 and not Elements(read_page(runs)).all("article")
 
 
+def test_the_code_is_named_with_its_mark(runs) -> None:
+    record = runs / "out" / "beta" / "none.run.json"
+    code = {"environment": {"git_commit": "0123abc", "git_dirty": True}}
+    record.write_text(json.dumps(json.loads(record.read_text()) | code))
+    assert write_page(runs, "--no-model") == 0
+    assert "0123abc (with uncommitted changes)" in Elements(read_page(runs)).texts
+
+
 def test_a_question_about_several_pictures_is_shown_as_text(runs) -> None:
     results = collect([runs / "out"], runs / "data", BENCHMARKS)
     differences, _ = find(results, runs / "data")

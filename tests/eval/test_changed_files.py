@@ -214,6 +214,28 @@ def test_a_merged_file_is_looked_at(tmp_path, use, monkeypatch, capsys):
     assert main(command(tmp_path, "--merge-chunks", "2")) == 0
 
 
+def test_an_interrupt_while_answers_are_put_in_order_waits(tmp_path, use, monkeypatch, capsys):
+    """Half way, the ordered file would look like somebody else's."""
+    questions = write_data(tmp_path)
+    (tmp_path / "images" / "0.png").rename(tmp_path / "0.png")
+    use(StubModel())
+    assert main(command(tmp_path)) == 3
+    (tmp_path / "0.png").rename(tmp_path / "images" / "0.png")
+    replace = os.replace
+
+    def interrupted(source, target):
+        replace(source, target)
+        if str(source).endswith(".sorting"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        assert main(command(tmp_path)) == 130
+    assert "5 of 5 answers are safe" in capsys.readouterr().err
+    assert essence(read_answers(tmp_path)) == expected(questions)
+    assert not list((tmp_path / "out").glob("*.saved"))
+
+
 def test_answers_are_put_in_order_from_the_open_file(tmp_path):
     file = LineFile(tmp_path / "a.jsonl")
     offsets = [file.append({"n": n}) for n in range(3)]

@@ -250,3 +250,13 @@ def test_wrong_input_is_an_error(sweep, capsys) -> None:
             call(sweep, *arguments)
         assert caught.value.code == 2
         assert "give answer files, or --runs" in capsys.readouterr().err
+
+
+def test_the_code_is_named_with_its_mark(sweep, capsys) -> None:
+    record = next((sweep / "out").glob("*/n_64.run.json"))
+    code = {"environment": {"git_commit": "0123abc", "git_dirty": True}}
+    record.write_text(json.dumps(json.loads(record.read_text()) | code))
+    assert call(sweep, "--runs", str(sweep / "out")) == 0
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert "Made with git_commit 0123abc (with uncommitted changes)" in shown
+    assert json.loads(last)["git_commits"] == ["0123abc (with uncommitted changes)"]

@@ -39,6 +39,38 @@ def test_git_state(package):
     assert environment.git_state() == (commit, True)
 
 
+@pytest.mark.parametrize("name", ["new.py", "sub/new.py", "built.so", "run.sh"])
+def test_untracked_code_counts(package, name):
+    folder, git = package
+    git("init")
+    git("add", "__init__.py")
+    git("commit", "-m", "first")
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("y = 1\n")
+    assert environment.git_state()[1] is True
+    # Python runs what git ignores all the same.
+    (folder / ".git" / "info" / "exclude").write_text("new.py\n*.so\n*.sh\n")
+    assert environment.git_state()[1] is True
+    path.unlink()
+    assert environment.git_state()[1] is False
+
+
+def test_untracked_code_beside_the_package_counts_unless_git_ignores_it(package, monkeypatch):
+    folder, git = package
+    git("init")
+    (folder / "inner").mkdir()
+    (folder / "__init__.py").rename(folder / "inner" / "__init__.py")
+    monkeypatch.setattr(environment, "_PACKAGE", folder / "inner")
+    git("add", "inner")
+    git("commit", "-m", "first")
+    assert environment.git_state()[1] is False
+    (folder / "sitecustomize.py").write_text("y = 1\n")
+    assert environment.git_state()[1] is True
+    (folder / ".git" / "info" / "exclude").write_text("sitecustomize.py\n")
+    assert environment.git_state()[1] is False
+
+
 def test_the_processor_and_its_memory_have_values():
     cpu = torch.device("cpu")
     assert environment.device_name(cpu)

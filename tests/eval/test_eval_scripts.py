@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -256,6 +258,39 @@ def test_a_part_that_fails_is_not_merged(user):
     done = run_user(user, "64", CUDA_VISIBLE_DEVICES="0,1", ANSWERING="3")
     assert done.returncode == 3 and "Not scored" in done.stderr
     assert not any("--merge-chunks" in call for call in calls(user))
+
+
+ENDS_SLOWLY = """#!/usr/bin/env bash
+[[ "$*" == *llava.eval.* ]] || exit 0
+trap 'sleep 0.$((RANDOM % 5)); echo ended >>"$CALLS"; exit 130' TERM
+echo begun >>"$CALLS"
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("devices", ["0", "0,1"], ids=["alone", "two parts"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_script_is_handed_on_and_waited_for(user, number, devices):
+    (user / "python").write_text(ENDS_SLOWLY)
+    count = len(devices.split(","))
+    told = user / "calls"
+    relative = {"MODEL_PATH": "my models/llava-v1.5-7b", "DATA": "data", "PYTHON": "./python"}
+    script = subprocess.Popen(
+        ["bash", str(SCRIPT), "64"],
+        cwd=user,
+        env=os.environ | relative | {"CUDA_VISIBLE_DEVICES": devices, "CALLS": str(told)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 60
+    while not told.exists() or told.read_text().count("begun") < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    script.send_signal(number)
+    _, err = script.communicate(timeout=60)
+    assert script.returncode == 130 and "Not scored" in err
+    assert told.read_text().split() == ["begun"] * count + ["ended"] * count
 
 
 def test_two_real_processes_answer_merge_and_score(user):

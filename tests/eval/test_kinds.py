@@ -77,3 +77,13 @@ def test_what_cannot_be_compared_is_refused(sweep: Path, capsys) -> None:
     assert "line 1: expected an answer with a text, got None" in capsys.readouterr().err
     assert _run(sweep, "--runs", "other") == 2
     assert "has no run 'other'" in capsys.readouterr().err
+
+
+def test_the_code_is_named_with_its_mark(sweep: Path, capsys) -> None:
+    record = sweep / "out/gqa/none.run.json"
+    code = {"environment": {"git_commit": "0123abc", "git_dirty": True}}
+    record.write_text(json.dumps(json.loads(record.read_text()) | code))
+    assert _run(sweep, "--runs", "none", "no-image") == 0
+    out = capsys.readouterr().out
+    assert "Made with git_commit 0123abc (with uncommitted changes)." in out
+    assert json.loads(out.splitlines()[-1])["git_commits"] == ["0123abc (with uncommitted changes)"]

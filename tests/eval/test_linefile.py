@@ -33,6 +33,77 @@ def test_only_a_half_written_last_line_is_lost(tmp_path_factory, whole, half):
     assert [number for number, _, _ in found] == list(range(1, len(found) + 1))
 
 
+@pytest.mark.parametrize("end", ["", "\r", "\n", "\r\n", "\n\n", "\n \t\r\n\n", "\n\r"])
+def test_a_whole_last_line_counts_however_it_ends(tmp_path, end):
+    """Editors, other programs and '"\\n".join' leave such files."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"n": 1}\r\n\n{"n": 2}' + end.encode())
+    assert [entry["n"] for _, _, entry in read_lines(path)] == [1, 2]
+    file = LineFile(path)
+    offset = file.append({"n": 3})
+    file.verify()
+    file.close()
+    found = list(read_lines(path))
+    assert [entry["n"] for _, _, entry in found] == [1, 2, 3]
+    assert found[-1][1] == offset and path.read_bytes()[offset:] == b'{"n": 3}\n'
+
+
+@pytest.mark.parametrize("half", [b'{"n": 2', b'{"n": 2}}', b"2", b"[1]", b"\0\0", b'{"n": 2, '])
+def test_what_is_no_whole_object_is_cut_off(tmp_path, half):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"n": 1}\r\n' + half)
+    LineFile(path).close()
+    assert path.read_bytes() == b'{"n": 1}\r\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b'{"n": 1}\n{"n":', 'line 2: expected a JSON object, got {"n":. The last line is cut'),
+        (b'{"n": 1}\noops\n{"n": 3}\n', "line 2: expected a JSON object, got oops. Correct the"),
+        (b'[{"n": 1},\n{"n": 2}]\n', "line 1: .* An array does not do: write each"),
+        (b'{"n": 1} {"n": 2}\n', "line 1: .* begin a line with each of them"),
+        (b'{"n": 1}{"n": 2}', "line 1: .* begin a line with each of them"),
+    ],
+    ids=["cut off", "wrong", "an array", "two on a line", "two on the last line"],
+)
+def test_no_error_advises_to_remove_a_line(tmp_path, content, advice):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=advice) as raised:
+        list(read_lines(path))
+    assert "emove" not in str(raised.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"n": 1}\n{"n": 2}\n')
+    assert [(at, entry["n"]) for _, at, entry in read_lines(path)] == [(3, 1), (12, 2)]
+
+
+def test_a_line_that_a_signal_cuts_is_taken_back(tmp_path, monkeypatch):
+    """A handler may raise after the system took the line and before anybody noted it."""
+    file = LineFile(tmp_path / "a.jsonl")
+    file.append({"n": 1})
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def write(self, fd, data):
+            os.write(fd, data)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llava.eval.linefile.os", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            file.append({"n": 2})
+    file.append({"n": 3})
+    file.verify()
+    file.close()
+    assert [entry["n"] for _, _, entry in read_lines(tmp_path / "a.jsonl")] == [1, 3]
+
+
 def test_the_file_is_locked_until_it_is_closed(tmp_path):
     path = tmp_path / "new folder" / "a.jsonl"
     first = LineFile(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,16 @@ def test_no_run_of_the_tables_benchmarks_gives_only_the_published_half(data) -> 
     assert [row["published"]["a_8"] for row in table["rows"]] == [1.5, 2.5]
     assert all(cell is None for row in table["rows"] for cell in row["measured"].values())
     assert "Not measured." in "\n".join(notes(table))
+
+
+def test_code_that_is_not_all_in_its_commit_is_marked_beside_it(data) -> None:
+    write_both(data)
+    record = data / "out" / "alpha" / "ours.run.json"
+    code = {"environment": {"git_commit": "0123abc", "git_dirty": True}}
+    record.write_text(json.dumps(json.loads(record.read_text()) | code))
+    table = filled(data)
+    assert "git_commit 0123abc (with uncommitted changes)." in "\n".join(notes(table))
+    write_csv(data / "t.csv", table)
+    with (data / "t.csv").open() as file:
+        commits = [line["git_commit"] for line in csv.DictReader(file)]
+    assert sorted(set(commits)) == ["", "0123abc (with uncommitted changes)"]

@@ -250,3 +250,25 @@ def test_a_setting_of_all_rows_stands_below_and_others_in_the_row(data, capsys) 
 def test_standard_errors() -> None:
     assert standard_error(50, 25) == 10 and standard_error(100, 25) == 0
     assert standard_error(None, 25) is None and standard_error(50, 0) is None
+
+
+MARKED = "0123abc (with uncommitted changes)"
+
+
+def test_code_that_is_not_all_in_its_commit_is_marked_beside_it(data, capsys) -> None:
+    """Also that of an earlier session of the run."""
+    dirty, clean = (
+        {"git_commit": commit, "git_dirty": dirty}
+        for commit, dirty in (("0123abc", True), ("4567def", False))
+    )
+    file = write_run(data, "beta/none", 4)
+    record = file.with_suffix(".run.json")
+    entry = json.loads(record.read_text()) | {"environment": clean, "earlier_environments": [dirty]}
+    record.write_text(json.dumps(entry))
+    table = data / "t.csv"
+    assert report(data, data / "out", "--csv", table) == 0
+    _, notes, found = printed(capsys)
+    assert f"git_commit {MARKED} and 4567def." in notes
+    assert found["made_with"]["git_commit"] == [MARKED, "4567def"]
+    (line,) = csv.DictReader(table.open())
+    assert line["git_commit"] == f"{MARKED} and 4567def"

@@ -51,6 +51,22 @@ def test_a_killed_run_continues_and_a_half_line_is_cut_off(tmp_path, use):
         assert record[key] == whole[key]
 
 
+@pytest.mark.parametrize("end", ["", "\r\n", "\n\n"])
+def test_a_whole_last_answer_is_not_asked_again(tmp_path, use, end):
+    questions = write_data(tmp_path)
+    use(StubModel())
+    assert main(command(tmp_path)) == 0
+    file = tmp_path / "out" / "answers.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_bytes(("\r\n".join(lines[:3]) + end).encode())
+    model = use(StubModel())
+    assert main(command(tmp_path)) == 0
+    assert len(model.calls) == 2
+    written = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    assert written[:3] == lines[:3]
+    assert essence([json.loads(line) for line in written]) == expected(questions)
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "named"),
     [

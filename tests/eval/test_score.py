@@ -164,3 +164,13 @@ def test_wrong_flags_are_a_usage_error(flags, textvqa, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([*flags, "--data", str(textvqa), str(answers)])
     assert "--benchmark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["", "\n\n", "\r\n"])
+def test_lines_may_end_as_other_programs_end_them(textvqa, capsys, end) -> None:
+    answers = textvqa_answers(textvqa, "Red.", "y")
+    answers.write_bytes(
+        (end or "\n").join(answers.read_text().splitlines()).encode() + end.encode()
+    )
+    assert run("textvqa-noocr", textvqa, answers) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["samples"] == 2

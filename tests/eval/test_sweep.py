@@ -280,3 +280,26 @@ def test_a_cache_that_is_too_small_says_so(data, tiny_model, capsys):
     flags = ("--runs", "none", "--max_new_tokens", "1", "--feature-cache-gb", "5e-6")
     assert sweep(data, *flags, cached=True) == 0
     assert "feature cache was full and dropped 5 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [(2, "replaced by another file"), (7, "has changed it since")],
+    ids=["during its run", "when it is complete"],
+)
+def test_answers_that_are_lost_are_an_error_of_the_sweep(data, monkeypatch, capsys, call, told):
+    """Six answers of alpha, then those of beta."""
+    file = data / "out" / "alpha" / "none.jsonl"
+
+    def change(number: int) -> None:
+        if number == call:
+            file.unlink()
+            file.write_text("another's\n")
+            file.with_suffix(".run.json").unlink()
+
+    monkeypatch.setattr("llava.model.builder.load_pretrained_model", StubModel(change).load)
+    assert sweep(data, "--runs", "none") == 1
+    out, err = capsys.readouterr()
+    assert told in err and "Traceback" not in err
+    assert file.read_text() == "another's\n"
+    assert list(json.loads(out.splitlines()[-1])["benchmarks"]) == ["beta"]

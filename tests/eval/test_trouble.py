@@ -145,13 +145,15 @@ def test_a_checkpoint_that_cannot_prepare_images_is_not_the_images_fault(tmp_pat
     assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_and_continues(tmp_path, use, capsys, signal_number):
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_says_so_and_continues(tmp_path, use, capsys, signal_number, workers):
     questions = write_data(tmp_path)
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    handlers = [signal.getsignal(number) for number in signals]
     use(StubModel(lambda call: call == 3 and os.kill(os.getpid(), signal_number)))
-    assert main(command(tmp_path)) == 130
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert main(command(tmp_path, "--num-workers", workers)) == 130
+    assert [signal.getsignal(number) for number in signals] == handlers
     out, err = capsys.readouterr()
     assert "Interrupted" in err and "2 of 5 answers are safe" in err and "Traceback" not in err
     assert json.loads(out.splitlines()[-1])["status"] == "interrupted"
