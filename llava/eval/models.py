@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from llava import json_files
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.pruning.cost import DecoderShape
 
@@ -93,7 +95,17 @@ def decoder_layers(model_path: str) -> int:
     Raises:
         ValueError, OSError: no LLaVA checkpoint; says which.
     """
-    return int(_config(model_path)["num_hidden_layers"])
+    path = Path(model_path) / "config.json"
+    # Without the model's code, which brings transformers: a complete run must not wait for it.
+    layers = json_files.read(path).get("num_hidden_layers") if path.is_file() else None
+    if layers is None:
+        layers = _config(model_path).get("num_hidden_layers")
+    if not json_files.is_one_of(layers, int) or layers < 1:
+        raise ValueError(
+            f"{path}: num_hidden_layers must be a whole number above 0, got "
+            f"{json_files.shorten(layers)}"
+        )
+    return layers
 
 
 def decoder_shape(model_path: str) -> DecoderShape:

@@ -25,10 +25,11 @@ from contextlib import contextmanager, suppress
 from threading import Event
 
 from llava.eval.arguments import Help
+from llava.eval.depths import pruner_in_decoder
 
 from .chat import Chat, ContextFull, Turn
 from .pictures import open_picture
-from .startup import add_checkpoint_arguments, load, quiet, scaled_pruner
+from .startup import add_checkpoint_arguments, load, quiet
 
 _RESET = "/reset"
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded = load(args)
         chat = Chat(
             *(loaded.tokenizer, loaded.model, loaded.image_processor, images),
-            scaled_pruner(args, loaded.layers),
+            pruner_in_decoder(args, loaded.layers),
             conv_mode=args.conv_mode,
             temperature=args.temperature,
             max_new_tokens=args.max_new_tokens,

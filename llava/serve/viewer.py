@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 
 from llava.eval.arguments import Help
+from llava.eval.depths import pruner_in_decoder
 
 from .handler import ViewerServer
-from .startup import add_checkpoint_arguments, load, quiet, scaled_pruner
+from .startup import add_checkpoint_arguments, load, quiet
 from .viewing import Viewer
 
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= args.port <= 65535:
             raise ValueError(f"--port must be 0 to 65535, got {args.port}")
         loaded = load(args)
-        pruner = scaled_pruner(args, loaded.layers)
+        pruner = pruner_in_decoder(args, loaded.layers)
         if any(getattr(pruner, name, None) is not None for name in ("target_flops", "target_kv")):
             raise ValueError(
                 "the page's budget is a number of tokens: give --target-token-num or "

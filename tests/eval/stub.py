@@ -19,6 +19,8 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import load_image_processor
 from llava.pruning.trace import SampleTrace
 
+from ..checkpoints import published_config
+
 LAYERS, VISUAL = 4, 16
 
 
@@ -130,10 +132,20 @@ def write_questions(folder: Path, questions: list[dict[str, Any]]) -> None:
     (folder / "questions.jsonl").write_text("".join(lines))
 
 
+def write_checkpoint(folder: Path, layers: int = 32) -> str:
+    """A folder stub-7b with all that is read of a checkpoint before it is loaded; its path."""
+    path = folder / "stub-7b"
+    path.mkdir(exist_ok=True)
+    config = {**published_config("llava-v1.5-7b"), "num_hidden_layers": layers}
+    with (path / "config.json").open("w") as file:
+        json.dump(config, file)
+    return str(path)
+
+
 def command(folder: Path, *more: str) -> list[str]:
     """Arguments of model_vqa_loader for the data of `write_data`, without worker processes."""
     return [
-        *("--model-path", "stub-7b", "--image-folder", str(folder / "images")),
+        *("--model-path", write_checkpoint(folder), "--image-folder", str(folder / "images")),
         *("--question-file", str(folder / "questions.jsonl")),
         *("--answers-file", str(folder / "out" / "answers.jsonl")),
         *("--num-workers", "0", *more),
