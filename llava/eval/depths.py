@@ -25,11 +25,12 @@ def meant_for(layers: int) -> int:
 
 
 def in_decoder(
-    pruner: Pruner, given: Collection[str], layers: int, depth_layers: int | None = None
+    pruner: Pruner, given: Collection[str], layers: int | None, depth_layers: int | None = None
 ) -> tuple[Pruner, list[str]]:
     """The pruner in a decoder of `layers` layers, and a sentence for each depth that changed.
 
     given: fields that the user set; the others have the method's defaults.
+    layers: None where there is no decoder to ask, and depths stay.
     depth_layers: --depth-layers, None where it is not given.
 
     Raises:
@@ -37,6 +38,8 @@ def in_decoder(
     """
     if depth_layers is not None and depth_layers < 1:
         raise ValueError(f"--depth-layers must be at least 1, got {depth_layers}.")
+    if layers is None:
+        return pruner, []
     given_for = meant_for(layers) if depth_layers is None else depth_layers
     names = [name for name in pruner.depths if depth_layers is not None or name not in given]
     moved = pruner.scaled(given_for, layers, names)
@@ -50,8 +53,8 @@ def in_decoder(
     return moved, said
 
 
-def pruner_in_decoder(args: argparse.Namespace, layers: int) -> Pruner:
-    """The method of a parsed command line in a decoder of `layers` layers; says what changed.
+def pruner_in_decoder(args: argparse.Namespace, layers: int | None) -> Pruner:
+    """The method of a parsed command line, as `in_decoder` decides; says what changed.
 
     Raises:
         ValueError: settings that do not exist or do not fit; see `pruner_from_args`.

@@ -29,7 +29,7 @@ from .arguments import (
     settings_given,
 )
 from .depths import pruner_in_decoder
-from .models import decoder_layers
+from .models import layers_to_scale_to
 from .questions import QuestionFile
 from .runner import run
 from .settings import RunSettings
@@ -79,9 +79,9 @@ def settings_from(args: argparse.Namespace) -> RunSettings:
     """The settings of a parsed command line, depths those of the checkpoint's decoder.
 
     Raises:
-        ValueError, OSError: a number out of its range; no checkpoint.
+        ValueError, OSError: a number out of its range; no checkpoint to scale to.
     """
-    pruner = pruner_in_decoder(args, decoder_layers(args.model_path))
+    pruner = pruner_in_decoder(args, layers_to_scale_to(args))
     return RunSettings(**settings_given(args), pruner=pruner)
 
 

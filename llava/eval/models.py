@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,21 @@ def decoder_layers(model_path: str) -> int:
             f"{json_files.shorten(layers)}"
         )
     return layers
+
+
+def layers_to_scale_to(args: argparse.Namespace) -> int | None:
+    """`decoder_layers` for a parsed command line; None where there is no checkpoint, which loading
+    it says better, or nobody needs to hear: a complete run is complete without it.
+
+    Raises:
+        ValueError, OSError: no LLaVA checkpoint; or none at all, with --depth-layers.
+    """
+    try:
+        return decoder_layers(args.model_path)
+    except FileNotFoundError:
+        if args.depth_layers is not None:
+            raise
+        return None
 
 
 def decoder_shape(model_path: str) -> DecoderShape:

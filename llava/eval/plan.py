@@ -58,7 +58,7 @@ def parse_runs(
 
 
 def runs_in_decoder(
-    runs: Sequence[PlannedRun], layers: int, depth_layers: int | None
+    runs: Sequence[PlannedRun], layers: int | None, depth_layers: int | None
 ) -> list[PlannedRun]:
     """The runs with their depths as `in_decoder` decides them; says each change once."""
     moved = [in_decoder(run.pruner, run.given, layers, depth_layers) for run in runs]

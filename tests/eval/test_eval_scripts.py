@@ -13,7 +13,6 @@ import pytest
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.sweep import build_parser
 
-from ..checkpoints import published_config
 from .programs import calls, value, write_recorder, write_stub_python
 from .test_mini_runs import cut_gqa
 
@@ -237,8 +236,6 @@ def test_a_part_that_fails_is_not_merged(user):
 def test_two_real_processes_answer_merge_and_score(user):
     """On CPU, where the devices are only numbers; the model is the stub."""
     cut_gqa(ROOT / "playground/data/mini/gqa", user / "gqa")
-    config = json.dumps(published_config("llava-v1.5-7b"))
-    (user / "my models/llava-v1.5-7b/config.json").write_text(config)
     write_stub_python(user / "python")
     done = subprocess.run(
         ["bash", str(SCRIPT.with_name("gqa.sh")), "64"],

@@ -81,8 +81,7 @@ def test_answers_of_other_settings_are_not_mixed(
 def test_depths_are_the_decoders_and_the_record_names_them(tmp_path, use, no_model, capsys):
     """A run of an earlier version, which took 14.9 in any decoder, goes on by saying so."""
     write_data(tmp_path)
-    flags = command(tmp_path)
-    write_checkpoint(tmp_path, layers=12)
+    flags = [*command(tmp_path), "--model-path", write_checkpoint(tmp_path, layers=12)]
     use(StubModel())
     assert main(flags) == 0
     assert read_record(tmp_path)["settings"]["pruner"]["x0"] == 5.5875

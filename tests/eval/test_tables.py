@@ -12,7 +12,7 @@ from llava.eval.tables import main, planned
 
 from .benchmark_files import BENCHMARKS, write_benchmark
 from .paper_tables import ABLATION, TABLE, TABLES
-from .stub import StubModel, write_checkpoint
+from .stub import StubModel
 
 
 @pytest.fixture
@@ -25,8 +25,7 @@ def data(tmp_path):
 def tables(folder, *flags: str, table: str = "1", run: bool = True) -> int:
     command = ["--table", table, "--data", str(folder / "data"), "--out", str(folder / "out")]
     if run:
-        command += ["--model-path", write_checkpoint(folder)]
-        command += ["--num-workers", "0", "--no-feature-cache"]
+        command += ["--model-path", "stub-7b", "--num-workers", "0", "--no-feature-cache"]
     else:
         command += ["--render-only"]
     return main([*command, *flags], BENCHMARKS, TABLES)
