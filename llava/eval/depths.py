@@ -12,8 +12,8 @@ import argparse
 import sys
 from collections.abc import Collection, Iterable
 
-from llava.pruning import Pruner, build
-from llava.pruning.arguments import method_settings
+from llava.pruning import Pruner
+from llava.pruning.arguments import method_settings, pruner_from_args
 
 PUBLISHED_LAYERS = 32
 _TAKEN_AS_THEY_ARE = (32, 40)
@@ -59,9 +59,8 @@ def pruner_in_decoder(args: argparse.Namespace, layers: int | None) -> Pruner:
     Raises:
         ValueError: settings that do not exist or do not fit; see `pruner_from_args`.
     """
-    settings = method_settings(args)
-    pruner = build(args.method, preset=args.preset, **settings)
-    moved, said = in_decoder(pruner, settings.keys(), layers, args.depth_layers)
+    pruner, given = pruner_from_args(args), method_settings(args)
+    moved, said = in_decoder(pruner, given.keys(), layers, args.depth_layers)
     tell(said)
     return moved
 

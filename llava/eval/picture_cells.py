@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from llava import json_files
 
 _DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
+_NO_DIGIT = re.compile("[^0-9A-Za-z+/]")
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -61,14 +62,14 @@ def find_places(index: str, cells: Mapping[str, Cell]) -> list[Place] | str:
 
 
 def decode(text: str, entry: int) -> bytes:
-    """The bytes of a picture in a cell.
+    """The bytes of a picture in a cell; what is no digit of base64 is skipped, as LLaVA does.
 
     Raises:
-        ValueError: not base64.
+        ValueError: cut off behind a digit.
     """
     data = _DATA_URL.sub("", _entries(text)[entry].lstrip(), count=1)
-    data = "".join(data.split()).rstrip("=").translate(_URL_SAFE)
-    return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
+    data = _NO_DIGIT.sub("", data.translate(_URL_SAFE))
+    return base64.b64decode(data + "=" * (-len(data) % 4))
 
 
 def _entries(text: str) -> list[str]:
@@ -80,9 +81,9 @@ def _entries(text: str) -> list[str]:
     except ValueError:
         try:
             found = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return [text]
-    return list(map(str, found))
+    return [entry if isinstance(entry, str) else json_files.shorten(entry) for entry in found]
 
 
 def _reference(entry: str) -> str | None:

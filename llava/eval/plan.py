@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llava.pruning import METHODS, Pruner, build
-from llava.pruning.arguments import add_pruning_arguments, method_settings
+from llava.pruning.arguments import add_pruning_arguments, method_settings, pruner_from_args
 
 from .depths import in_decoder, tell
 
@@ -116,5 +116,4 @@ def _run(
     given = {**flags, "method": method, _BUDGET: budget, "preset": own.get("preset")}
     vars(args).update(given)
     args.set = [f"{name}={value}" for name, value in own.items() if name != "preset"]
-    settings = method_settings(args)
-    return PlannedRun(name, build(method, preset=args.preset, **settings), frozenset(settings))
+    return PlannedRun(name, pruner_from_args(args), frozenset(method_settings(args)))

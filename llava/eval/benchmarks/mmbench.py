@@ -86,9 +86,9 @@ def score(
     Returns:
         benchmark, samples and missing (rows with and without answer), circular, vanilla, questions
         (those with an answer to every row, which alone count in `circular`), rotations (how many
-        questions have 4, 3, ... rows), unparsed (how many answers) and unparsed_share
-        (in percent of them), categories and l2_categories: for each, its questions, circular and
-        vanilla. An accuracy or a share of nothing is None.
+        questions have 4, 3, ... rows), unparsed (how many answers) and unparsed_share (percent),
+        categories and l2_categories: for each, its questions, circular and vanilla. An accuracy or
+        a share of nothing is None.
 
     Raises:
         FileNotFoundError: no such file.

@@ -1,9 +1,9 @@
 """The TSV files of MMBench: what their rows ask, and the questions a run gets of them.
 
 A row has index, question, hint, A to D, answer, category, image, source, l2-category, comment and
-split; some of these are missing in some releases, and of the image there is more in
-`llava.eval.picture_cells`. LLaVA asks the hint, the question and
-the options up to the first empty one, a line each, and then for the letter alone.
+split; some of these are missing in some releases, and `llava.eval.picture_cells` says what an image
+may be. LLaVA asks the hint, the question and the options up to the first empty one, a line each,
+and then for the letter alone.
 Prompt: haotian-liu/LLaVA, llava/eval/model_vqa_mmbench.py.
 """
 
