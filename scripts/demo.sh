@@ -12,13 +12,12 @@ LIMIT=${LIMIT:-40} # two minutes on two cores
 
 prepare_environment
 
-# The released x0 of 14.9 is meant for 32 layers; the embedded decoder has fewer. A folder for each
-# limit, because answers to different questions are never mixed.
+# A folder for each limit, because answers to different questions are never mixed.
 exec .venv/bin/python -m llava.eval.sweep \
     --model-path playground/demo/llava-demo \
     --data playground/data/mini \
     --out "playground/data/mini/answers/demo-$LIMIT" \
     --runs none autoprune:192,128,64,32 autoprune:64@positions=original no-image \
-    --depth-layers 32 --limit "$LIMIT" \
+    --limit "$LIMIT" \
     --dtype float32 --batch-size 8 \
     "$@"

@@ -16,7 +16,6 @@ evaluate() {
     need_model "checkpoint $checkpoint on the Hugging Face hub"
     "benchmark_$benchmark"
     stop_if_missing
-    scale_depths
 
     local subfolder=$CKPT/$METHOD/n_$TOKENS
     if [[ $CHUNKS != 1 ]]; then
@@ -28,9 +27,8 @@ evaluate() {
         --question-file "$QUESTIONS" \
         --image-folder "$IMAGES" \
         --answers-file "$ANSWERS" \
-        --conv-mode vicuna_v1 --temperature 0 \
+        --conv-mode vicuna_v1 \
         --visual-token-num "$visual" "${BUDGET[@]}" \
-        --x0 14.9 --k0 0.4 --gamma 0.2 ${DEPTHS[@]+"${DEPTHS[@]}"} \
         ${PROMPT[@]+"${PROMPT[@]}"} \
         ${FLAGS[@]+"${FLAGS[@]}"}
 

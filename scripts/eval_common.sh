@@ -82,23 +82,6 @@ EOF
     DATA=$(from_caller "${DATA:-$PWD/playground/data/eval/$folder}")
 }
 
-# scale_depths: sets DEPTHS to the flag that scales published depths, meant for 32 layers, to this
-# decoder. The paper's 13B numbers were made without, so decoders of 32 and of 40 layers take them as
-# they are, and so does a name on the hub, whose config.json is not here. So does a caller who gives
-# --x0 or --depth-layers.
-scale_depths() {
-    local layers flag
-    DEPTHS=()
-    [[ -e $MODEL_PATH/config.json ]] || return 0
-    for flag in ${FLAGS[@]+"${FLAGS[@]}"}; do
-        [[ ${flag%%=*} != --x0 && ${flag%%=*} != --depth-layers ]] || return 0
-    done
-    layers=$("$PYTHON" -c "import json, sys; config = json.load(open(sys.argv[1]))
-print((config.get('text_config') or config).get('num_hidden_layers', 32))" \
-        "$MODEL_PATH/config.json" 2>/dev/null) || return 0
-    [[ $layers == 32 || $layers == 40 ]] || DEPTHS=(--depth-layers 32)
-}
-
 MISSING=""
 
 # need PATH SOURCE: note that PATH is missing, if it is, and where it comes from.

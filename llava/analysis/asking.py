@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 
 from llava.eval.arguments import add_checkpoint_arguments, add_depth_argument
-from llava.eval.depths import meant_for
 from llava.eval.plan import PlannedRun, parse_runs, runs_in_decoder
 from llava.pruning import find
 
@@ -51,11 +50,8 @@ def planned(args: argparse.Namespace) -> list[PlannedRun]:
 
 
 def scaled(runs: Sequence[PlannedRun], args: argparse.Namespace, layers: int) -> list[PlannedRun]:
-    """The methods for a decoder of `layers` layers; says each depth that changed on stderr.
-
-    Without --depth-layers and --x0, depths are taken to be meant for 32 layers, as the scripts do.
-    """
-    return runs_in_decoder(runs, meant_for(args.depth_layers, args.x0, layers), layers)
+    """The methods in a decoder of `layers` layers; says each depth that changed on stderr."""
+    return runs_in_decoder(runs, layers, args.depth_layers)
 
 
 def _with_budget(spec: str, tokens: float | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import ascii_uppercase
 from time import perf_counter
 from typing import Any
 
@@ -219,14 +220,26 @@ class Answerer:
             metadata["image_token_removed"] = True
         if full:
             metadata["context_full"] = True
+        round_id, options = _of_options(question)
         return {
             "question_id": question.question_id,
+            **round_id,
             "prompt": question.prompt,
             "text": text,
+            **options,
             "answer_id": shortuuid.uuid(),
             "model_id": self._model_id,
             "metadata": metadata,
         }
+
+
+def _of_options(question: Question) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """What LLaVA logs of MMBench's options, before and behind prompt and text. Its rotations are
+    rows of the question file, so there is one round."""
+    if question.options is None:
+        return {}, {}
+    letters = list(ascii_uppercase[: len(question.options)])
+    return {"round_id": 0}, {"options": list(question.options), "option_char": letters}
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> set[int]:

@@ -92,8 +92,9 @@ def add_depth_argument(parser: argparse._ActionsContainer) -> None:
         "--depth-layers",
         type=int,
         metavar="L",
-        help="depths (x0, the layers at which methods prune), also the default ones, are meant for "
-        "a decoder of L layers: scale them to this one's",
+        help="all depths (x0, the layers at which methods prune) are meant for a decoder of L "
+        "layers: scale them to this one's. Default: those given are meant for this one, the others "
+        "for 32, and are taken as they are by a decoder of 32 or 40",
     )
 
 

@@ -1,6 +1,6 @@
 """How much faster pruning makes the prefill: measured, beside what its FLOPs would allow.
 
-    python -m llava.eval.bench_latency --depth-layers 32 --target-token-nums 192 128 64
+    python -m llava.eval.bench_latency --target-token-nums 192 128 64
 
 Dense and pruned prefills of the same random decoder take turns in one process, so that a slow
 moment of the machine hits both: the speed-up is the median over the turns of dense / pruned within
@@ -41,10 +41,12 @@ from ..model.language_model.llava_llama import (
     LlavaLlamaForCausalLM,
     LlavaLlamaModel,
 )
-from ..pruning.arguments import add_pruning_arguments, pruner_from_args
+from ..pruning.arguments import add_pruning_arguments
 from ..pruning.cache import PrunedCache
 from ..pruning.cost import DecoderShape, measure
 from ..pruning.layout import Segment, TokenLayout
+from .arguments import add_depth_argument
+from .depths import pruner_in_decoder
 from .environment import device_name, peak_memory_bytes, synchronize
 
 #: hidden, intermediate, layers, heads
@@ -268,14 +270,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--depth-layers",
-        type=int,
-        metavar="N",
-        help="depths of the method (x0, the layers at which it prunes), also the default ones, are "
-        "meant for N layers; scale them to the shape's",
-    )
     add_pruning_arguments(parser)
+    add_depth_argument(parser)
     return parser.parse_args(argv)
 
 
@@ -284,9 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        pruner = pruner_from_args(args)
-        if args.depth_layers:
-            pruner = pruner.scaled(args.depth_layers, SHAPES[args.shape][2])
+        pruner = pruner_in_decoder(args, SHAPES[args.shape][2])
         rows = bench(args, pruner)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

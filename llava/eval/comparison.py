@@ -38,6 +38,10 @@ class Cell:
     def percents(self) -> list[float]:
         return [result.percent for result in self.results if result.percent is not None]
 
+    @property
+    def unparsed(self) -> list[float]:
+        return [result.unparsed for result in self.results if result.unparsed is not None]
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON of a cell; `standard_error` is that of one run, see `standard_error`."""
         raw = [result.raw for result in self.results if result.raw is not None]
@@ -48,6 +52,7 @@ class Cell:
             "raw": _mean(raw),
             "raw_sd": _deviation(raw),
             "standard_error": standard_error(percent, counted),
+            "unparsed": _mean(self.unparsed),
             "runs": len(self.results),
             "answers_files": [str(result.answers_file) for result in self.results],
         }

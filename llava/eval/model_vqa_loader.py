@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
+from llava.pruning.arguments import add_pruning_arguments
 
 from .answers import QuestionSource
 from .arguments import (
@@ -28,9 +28,9 @@ from .arguments import (
     setting_defaults,
     settings_given,
 )
-from .depths import in_decoder
+from .depths import pruner_in_decoder
 from .interruption import Interruption
-from .models import decoder_layers
+from .models import layers_to_scale_to
 from .questions import QuestionFile
 from .runner import EXIT_INTERRUPTED, run
 from .settings import RunSettings
@@ -77,15 +77,12 @@ def build_parser(
 
 
 def settings_from(args: argparse.Namespace) -> RunSettings:
-    """The settings of a parsed command line, depths scaled to the checkpoint's.
+    """The settings of a parsed command line, depths those of the checkpoint's decoder.
 
     Raises:
         ValueError, OSError: a number out of its range; no checkpoint to scale to.
     """
-    pruner = pruner_from_args(args)
-    if args.depth_layers is not None:
-        layers = decoder_layers(args.model_path)
-        pruner = in_decoder([pruner], args.depth_layers, layers)[0]
+    pruner = pruner_in_decoder(args, layers_to_scale_to(args))
     return RunSettings(**settings_given(args), pruner=pruner)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from llava import json_files
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.pruning.cost import DecoderShape
 
@@ -93,7 +96,32 @@ def decoder_layers(model_path: str) -> int:
     Raises:
         ValueError, OSError: no LLaVA checkpoint; says which.
     """
-    return int(_config(model_path)["num_hidden_layers"])
+    path = Path(model_path) / "config.json"
+    # Without the model's code, which brings transformers: a complete run must not wait for it.
+    layers = json_files.read(path).get("num_hidden_layers") if path.is_file() else None
+    if layers is None:
+        layers = _config(model_path).get("num_hidden_layers")
+    if not json_files.is_one_of(layers, int) or layers < 1:
+        raise ValueError(
+            f"{path}: num_hidden_layers must be a whole number above 0, got "
+            f"{json_files.shorten(layers)}"
+        )
+    return layers
+
+
+def layers_to_scale_to(args: argparse.Namespace) -> int | None:
+    """`decoder_layers` for a parsed command line; None where there is no checkpoint, which loading
+    it says better, or nobody needs to hear: a complete run is complete without it.
+
+    Raises:
+        ValueError, OSError: no LLaVA checkpoint; or none at all, with --depth-layers.
+    """
+    try:
+        return decoder_layers(args.model_path)
+    except FileNotFoundError:
+        if args.depth_layers is not None:
+            raise
+        return None
 
 
 def decoder_shape(model_path: str) -> DecoderShape:

@@ -148,6 +148,7 @@ class _Measured:
             "value": fmean(values),
             "sd": stdev(values) if len(values) > 1 else None,
             "runs": len(values),
+            "unparsed": cell["unparsed"],
             "answers_files": cell["answers_files"],
         }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .markdown import table as write_table
 from .published import ROW
-from .report import budget_text, provenance, with_deviation
+from .report import UNPARSED, budget_text, provenance, score_text, with_deviation
 
 _DERIVED_HEADINGS = {"ratio": "ratio %", "flops": "FLOPs %"}
 _COSTS = (("tokens entering", "tokens_entering"), ("tokens leaving", "tokens_leaving"))
@@ -79,6 +79,8 @@ def notes(table: Mapping[str, Any]) -> Iterator[str]:
         yield "- Rows with empty cells have tokens and FLOPs of fewer questions than the others."
     if any(cell and cell["sd"] is not None for row in table["rows"] for cell in _cells(row)):
         yield "- ± is the standard deviation over seeds (n - 1), the number before it their mean."
+    if any(cell and cell.get("unparsed") for row in table["rows"] for cell in _cells(row)):
+        yield UNPARSED
     if not table["same_model"]:
         models = ", ".join(table["made_with"]["model"])
         yield (
@@ -93,7 +95,7 @@ def write_csv(path: Path, table: Mapping[str, Any]) -> None:
     """One line a row: numbers unrounded, marks in columns of their own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = [*(column["key"] for column in table["columns"]), *_DERIVED_HEADINGS]
-    ends = ("published", "marks", "measured", "sd", "runs")
+    ends = ("published", "marks", "measured", "sd", "runs", "unparsed")
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -111,7 +113,7 @@ def write_csv(path: Path, table: Mapping[str, Any]) -> None:
             for key in keys:
                 cell = row["measured"][key] or {}
                 line += [row["published"].get(key), row["marks"].get(key)]
-                line += [cell.get(name) for name in ("value", "sd", "runs")]
+                line += [cell.get(name) for name in ("value", "sd", "runs", "unparsed")]
             line += [row[key] for _, key in _COSTS]
             writer.writerow([*line, " and ".join(row["git_commits"])])
 
@@ -134,7 +136,7 @@ def _partial(row: Mapping[str, Any], table: Mapping[str, Any]) -> bool:
 
 def _measured(row: Mapping[str, Any], key: str) -> str:
     cell = row["measured"][key]
-    return "" if cell is None else with_deviation(cell["value"], cell["sd"])
+    return "" if cell is None else score_text(cell["value"], cell["sd"], cell.get("unparsed"))
 
 
 def _marked(text: str, marks: str) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llava.pruning import METHODS, Pruner, build
-from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
+from llava.pruning.arguments import add_pruning_arguments, method_settings, pruner_from_args
 
-from .depths import in_decoder
+from .depths import in_decoder, tell
 
 _SPEC = re.compile(r"(?P<method>[\w+-]+)(:(?P<budgets>[^@]*))?(@(?P<fields>.*))?")
 _VALUE = re.compile(r"[\w.+-]+")  # what a file may be called anywhere
@@ -24,10 +24,14 @@ _BUDGET = "target_token_num"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run and its name, which is also that of its files: `autoprune-64@budget_mode=strict`."""
+    """A run and its name, which is also that of its files: `autoprune-64@budget_mode=strict`.
+
+    `given` are the fields of `pruner` that somebody set; the others have their defaults.
+    """
 
     name: str
     pruner: Pruner
+    given: frozenset[str] = frozenset()
 
 
 def parse_runs(
@@ -53,10 +57,13 @@ def parse_runs(
     return list(runs.values())
 
 
-def runs_in_decoder(runs: Sequence[PlannedRun], given_for: int, layers: int) -> list[PlannedRun]:
-    """The runs with their depths scaled as `in_decoder` scales them, which says each change."""
-    pruners = in_decoder([run.pruner for run in runs], given_for, layers)
-    return [replace(run, pruner=pruner) for run, pruner in zip(runs, pruners)]
+def runs_in_decoder(
+    runs: Sequence[PlannedRun], layers: int | None, depth_layers: int | None
+) -> list[PlannedRun]:
+    """The runs with their depths as `in_decoder` decides them; says each change once."""
+    moved = [in_decoder(run.pruner, run.given, layers, depth_layers) for run in runs]
+    tell(sentence for _, said in moved for sentence in said)
+    return [replace(run, pruner=pruner) for run, (pruner, _) in zip(runs, moved)]
 
 
 def _parse(spec: str, flags: Mapping[str, float | None]) -> list[PlannedRun]:
@@ -81,10 +88,7 @@ def _parse(spec: str, flags: Mapping[str, float | None]) -> list[PlannedRun]:
         if both := own.keys() & {_BUDGET, "target_fraction", "target_flops", "target_kv"}:
             raise ValueError(f"give the budget or {both.pop()}, not both")
         budgets = [_number(text) for text in parts["budgets"].split(",")]
-    return [
-        PlannedRun(_name(method, budget, own), _pruner(method, budget, own, flags))
-        for budget in budgets
-    ]
+    return [_run(_name(method, budget, own), method, budget, own, flags) for budget in budgets]
 
 
 def _number(text: str) -> float:
@@ -99,13 +103,17 @@ def _name(method: str, budget: float | None, own: Mapping[str, str]) -> str:
     return method + (f"-{budget:g}" if budget is not None else "") + (settings and f"@{settings}")
 
 
-def _pruner(
-    method: str, budget: float | None, own: Mapping[str, str], flags: Mapping[str, float | None]
-) -> Pruner:
+def _run(
+    name: str,
+    method: str,
+    budget: float | None,
+    own: Mapping[str, str],
+    flags: Mapping[str, float | None],
+) -> PlannedRun:
     parser = argparse.ArgumentParser()
     add_pruning_arguments(parser)
     args = parser.parse_args([])
     given = {**flags, "method": method, _BUDGET: budget, "preset": own.get("preset")}
     vars(args).update(given)
     args.set = [f"{name}={value}" for name, value in own.items() if name != "preset"]
-    return pruner_from_args(args)
+    return PlannedRun(name, pruner_from_args(args), frozenset(method_settings(args)))

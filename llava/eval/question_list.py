@@ -5,16 +5,15 @@ ScienceQA's file is one JSON array, MMBench's a tab-separated table with the ima
 
 from __future__ import annotations
 
-import base64
 import csv
 import hashlib
 import io
-from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .picture_cells import Place, decode
 from .questions import Question, chunk_bounds, open_in_folder
 from .watched import ChangedError, WatchedFile, file_sha256, file_status
 
@@ -155,9 +154,9 @@ class Table:
 
 
 class TableQuestions(QuestionList):
-    """Questions whose images are base64 cells of a table's column `image`.
+    """Questions whose images are in the cells of a table's column `image`; see `picture_cells`.
 
-    `offsets` are the byte offsets of the table's rows, one for every question of the whole file.
+    `places` are, for every question of the whole file, those of its images, or why there are none.
     """
 
     images_inside = True
@@ -167,25 +166,28 @@ class TableQuestions(QuestionList):
         table: Table,
         sha256: str,
         questions: Sequence[Question],
-        offsets: Iterable[int],
+        places: Sequence[list[Place] | str],
         num_chunks: int = 1,
         chunk_idx: int = 0,
     ) -> None:
         super().__init__(table.path, sha256, questions, num_chunks, chunk_idx)
         start, stop = chunk_bounds(self.total, num_chunks, chunk_idx)
         self._table = table
-        self._offsets = array("Q", offsets)[start:stop]
+        self._places = places[start:stop]
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
-        """The RGB image in the question's own row; `folder` does not matter."""
+        """The RGB image in the row that has it; `folder` does not matter."""
         from llava.images import read
 
         position = self.position(question.index)
         if position is None:
             raise ValueError(f"{question} is not in this part of {self.path}.")
-        cell = self._table.row(self._offsets[position])["image"]
+        if isinstance(places := self._places[position], str):
+            raise OSError(f"cannot read {question.image}: {places}")
+        place = places[self[position].images.index(question.image)]
+        cell = self._table.row(place.offset)["image"]
         try:
-            return read(io.BytesIO(base64.b64decode(cell)))
+            return read(io.BytesIO(decode(cell, place.entry)))
         # Pillow's decoders raise SyntaxError, ValueError, EOFError, struct.error... on damaged data
         except Exception as error:
             raise OSError(f"cannot read {question.image}: {error}") from error

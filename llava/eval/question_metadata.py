@@ -89,7 +89,10 @@ def read_answered(name: str, answers_file: Path, data: Path) -> AnsweredRun:
         index = metadata.get("index") if isinstance(metadata, dict) else None
         question = questions.get(index) if isinstance(index, int) else None
         asked = (answer.get("question_id"), answer.get("prompt"))
-        if question is None or asked != (question.question_id, question.prompt):
+        # Older versions logged MMBench's prompts with the instruction.
+        if question is None or asked not in (
+            (question.question_id, prompt) for prompt in (question.prompt, question.text)
+        ):
             raise ValueError(
                 f"{where}: no answer to a question of {source}: index {index!r}, question_id "
                 f"{asked[0]!r}, prompt {str(asked[1])[:80]!r}. Was the run made with these files?"

@@ -39,7 +39,8 @@ class Question:
 
     `logged` is what the answers file has as `prompt`, None for the text. `views` are several images
     whose places the text marks with <image>, `image` being the first; empty for an image that goes
-    in front of the text.
+    in front of the text, and `more` behind it. `options` are those of a question whose answer is a
+    letter, where the answers file is to have them.
     """
 
     index: int
@@ -48,13 +49,15 @@ class Question:
     image: str | None = None
     logged: str | None = None
     views: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    options: tuple[str, ...] | None = None
 
     @property
     def images(self) -> tuple[str, ...]:
         """All images, in order."""
         if self.views or self.image is None:
             return self.views
-        return (self.image,)
+        return (self.image, *self.more)
 
     @property
     def in_front(self) -> int:

@@ -36,6 +36,11 @@ _COSTS = (
     ("prefill ms", "prefill_ms", "{:.1f}"),
 )
 
+UNPARSED = (
+    "- % unparsed: the share of answers that give no letter, or more than one, and count as wrong. "
+    "MMBench's and ScienceQA's scores without it have none."
+)
+
 
 def main(
     argv: Sequence[str] | None = None, benchmarks: Mapping[str, Benchmark] = BENCHMARKS
@@ -128,7 +133,7 @@ def cells(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             [
                 row_label(row),
                 budget_text(row["budget"]),
-                *(with_deviation(cell["percent"], cell["sd"]) for cell in scores),
+                *(score_text(c["percent"], c["sd"], c.get("unparsed")) for c in scores),
                 with_deviation(row["relative"], row["relative_sd"]),
                 *("" if row[key] is None else shown.format(row[key]) for _, key, shown in _COSTS),
             ]
@@ -152,6 +157,9 @@ def notes(table: Mapping[str, Any]) -> Iterator[str]:
     )
     if any(len(row["seeds"]) > 1 for row in table["rows"]):
         yield "- ± is the standard deviation over seeds (n - 1), the number before it their mean."
+    cells = (cell for row in table["rows"] for cell in row["benchmarks"].values())
+    if any(cell and cell.get("unparsed") for cell in cells):
+        yield UNPARSED
     yield (
         "- Relative: mean over the benchmarks of score / unpruned score, in percent; empty unless "
         "all are there."
@@ -229,11 +237,11 @@ def _write_csv(path: Path, table: Mapping[str, Any]) -> None:
     columns = ["relative", "relative_sd", *(key for _, key, _ in _COSTS), "questions"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        scores = [n + end for n in table["benchmarks"] for end in ("", "_sd", "_raw")]
+        scores = [n + end for n in table["benchmarks"] for end in ("", "_sd", "_raw", "_unparsed")]
         writer.writerow(["method", "budget", "seeds", *scores, *columns, "git_commit"])
         for row in table["rows"]:
             cells = [cell or {} for cell in row["benchmarks"].values()]
-            values = [cell.get(k) for cell in cells for k in ("percent", "sd", "raw")]
+            values = [cell.get(k) for cell in cells for k in ("percent", "sd", "raw", "unparsed")]
             start = [row_label(row), budget_text(row["budget"]), " ".join(map(str, row["seeds"]))]
             costs = [row[column] for column in columns]
             writer.writerow([*start, *values, *costs, " and ".join(row["git_commits"])])
@@ -259,6 +267,12 @@ def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "+".join(map(_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def score_text(value: float | None, deviation: float | None, unparsed: float | None) -> str:
+    """A score and, where there are any, the share of answers that could not be read, in percent."""
+    text = with_deviation(value, deviation)
+    return f"{text} ({unparsed:.1f} % unparsed)" if unparsed else text
 
 
 def with_deviation(value: float | None, deviation: float | None) -> str:

@@ -17,6 +17,9 @@ from .settings import OLDER
 # How many answers or questions a metric is a mean of, where it is not every answer.
 _COUNTED_BY = {"img_accuracy": "img_samples", "circular": "questions"}
 
+# How many answers gave no letter, as MMBench's and ScienceQA's scores call it.
+_UNPARSED = ("unparsed", "failed")
+
 _NEEDED = {
     "settings": ("model_path", "question_file"),
     "pruner": ("method",),
@@ -63,6 +66,15 @@ class Result:
     def percent(self) -> float | None:
         """The headline number in percent of the best."""
         return None if self.raw is None else 100 * self.raw / self.best
+
+    @property
+    def unparsed(self) -> float | None:
+        """The answers that give no letter and count as wrong, in percent; None where a benchmark
+        asks for none."""
+        for name in _UNPARSED:
+            if name in self.score and self.score["samples"]:
+                return 100 * self.score[name] / self.score["samples"]
+        return None
 
     @property
     def counted(self) -> int:

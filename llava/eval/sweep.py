@@ -37,7 +37,7 @@ from .arguments import (
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
 from .interruption import Interruption
-from .models import ModelOnce, decoder_layers
+from .models import ModelOnce, layers_to_scale_to
 from .plan import PlannedRun, parse_runs, runs_in_decoder
 from .record import COMPLETE, FAILURES, RunRecord, sibling
 from .report import add_output_arguments, report, start_logging
@@ -162,8 +162,7 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
     runs = parse_runs(args.runs, {name: getattr(args, name) for name in _CURVE})
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}.")
-    if args.depth_layers is not None:
-        runs = runs_in_decoder(runs, args.depth_layers, decoder_layers(args.model_path))
+    runs = runs_in_decoder(runs, layers_to_scale_to(args), args.depth_layers)
     for benchmark in _chosen(args, benchmarks):
         folder = args.data / benchmark.folder
         whole = benchmark.load_questions(folder)

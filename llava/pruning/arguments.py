@@ -15,7 +15,7 @@ from . import METHODS, build, find
 from .autoprune import PRESETS
 from .base import Pruner
 
-# The scripts always pass these; a method without them ignores them.
+# A command may give these for several methods; one without them ignores them.
 _COMMON = (
     *("target_token_num", "target_fraction", "budget_per", "budget_mode"),
     *("x0", "k0", "gamma", "beta"),
@@ -71,9 +71,14 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def pruner_from_args(args: argparse.Namespace) -> Pruner:
-    """The pruner that the parsed flags describe.
+    """The pruner that the parsed flags describe; raises what `method_settings` and `build` do."""
+    return build(args.method, preset=args.preset, **method_settings(args))
 
-    Token budgets and curve flags that the method lacks are ignored: one script serves all methods.
+
+def method_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the parsed flags give, by field; the rest are the method's defaults.
+
+    Token budgets and curve flags that the method lacks are ignored: one command serves all methods.
     Raises ValueError for a fraction of FLOPs or KV bytes that the method cannot aim at, for unknown
     fields in --set and for values of the wrong type.
     """
@@ -94,7 +99,7 @@ def pruner_from_args(args: argparse.Namespace) -> Pruner:
         if not separator:
             raise ValueError(f"--set takes FIELD=VALUE, got {item!r}")
         settings[name] = _parse(cls, name, text) if name in known else text
-    return build(args.method, preset=args.preset, **settings)
+    return settings
 
 
 def _method(name: str) -> str:

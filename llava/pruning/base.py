@@ -17,7 +17,7 @@ The decoder asks the run, in this order:
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
@@ -134,10 +134,11 @@ class Pruner(abc.ABC):
         """Whether a number of visual tokens can be set."""
         return "target_token_num" in {field.name for field in fields(cls)}
 
-    def scaled(self, given_for: int, layers: int) -> Pruner:
+    def scaled(self, given_for: int, layers: int, names: Collection[str] | None = None) -> Pruner:
         """The same with each depth, given for a decoder of `given_for` layers, in one of `layers`.
 
         Whole numbers stay whole, and at least 1 where they were; others get six decimals.
+        `names` are those of `depths` to move, None for all.
         """
 
         def here(depth: float) -> float:
@@ -147,7 +148,8 @@ class Pruner(abc.ABC):
         def all_here(value: Any) -> Any:
             return tuple(map(here, value)) if isinstance(value, tuple) else here(value)
 
-        return replace(self, **{name: all_here(getattr(self, name)) for name in self.depths})
+        moved = self.depths if names is None else names
+        return replace(self, **{name: all_here(getattr(self, name)) for name in moved})
 
     def tower_layers(self, ran: int) -> tuple[int, ...]:
         """Which layers of the vision tower to probe, 0 .. `ran`, the number of layers that run."""

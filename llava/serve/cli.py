@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from llava.eval.arguments import Help
+from llava.eval.depths import pruner_in_decoder
 from llava.pruning.checks import PromptError
 from llava.signals import EXIT_INTERRUPTED
 
@@ -40,7 +41,6 @@ from .startup import (
     leave_at_once,
     load,
     quiet,
-    scaled_pruner,
 )
 
 _RESET = "/reset"
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             loaded = load(args)
             chat = Chat(
                 *(loaded.tokenizer, loaded.model, loaded.image_processor, images),
-                scaled_pruner(args, loaded.layers),
+                pruner_in_decoder(args, loaded.layers),
                 conv_mode=args.conv_mode,
                 temperature=args.temperature,
                 max_new_tokens=args.max_new_tokens,

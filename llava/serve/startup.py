@@ -17,10 +17,8 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from llava.eval import arguments
-from llava.eval.depths import in_decoder, meant_for
 from llava.eval.models import load_checkpoint
-from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
-from llava.pruning.base import Pruner
+from llava.pruning.arguments import add_pruning_arguments
 from llava.signals import ending_signals, leave
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -57,19 +55,6 @@ def load(args: argparse.Namespace) -> Loaded:
     if args.load_4bit and args.load_8bit:
         raise ValueError("--load-4bit and --load-8bit exclude each other; give one of them")
     return Loaded(*load_checkpoint(args))
-
-
-def scaled_pruner(args: argparse.Namespace, layers: int) -> Pruner:
-    """The method of a parsed command line, its depths those of a decoder of `layers` layers.
-
-    Without --depth-layers and --x0 they are taken to be the published ones, for 32 layers. Says
-    each depth that changed on stderr.
-
-    Raises:
-        ValueError: settings that do not exist or do not fit; see `pruner_from_args`.
-    """
-    given_for = meant_for(args.depth_layers, args.x0, layers)
-    return in_decoder([pruner_from_args(args)], given_for, layers)[0]
 
 
 def quiet() -> None:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from threading import Thread
 
 from llava.eval.arguments import Help
+from llava.eval.depths import pruner_in_decoder
 
 from .handler import ViewerServer
 from .startup import (
@@ -32,7 +33,6 @@ from .startup import (
     leave_at_once,
     load,
     quiet,
-    scaled_pruner,
 )
 from .viewing import Viewer
 
@@ -79,7 +79,7 @@ def _server(args: argparse.Namespace) -> ViewerServer:
     if not 0 <= args.port <= 65535:
         raise ValueError(f"--port must be 0 to 65535, got {args.port}")
     loaded = load(args)
-    pruner = scaled_pruner(args, loaded.layers)
+    pruner = pruner_in_decoder(args, loaded.layers)
     if any(getattr(pruner, name, None) is not None for name in ("target_flops", "target_kv")):
         raise ValueError(
             "the page's budget is a number of tokens: give --target-token-num or "

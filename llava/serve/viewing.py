@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from llava.analysis import overlay, traced
-from llava.eval.depths import meant_for
+from llava.eval.depths import in_decoder
 from llava.images import note
 from llava.json_files import check, shorten
 from llava.mm_utils import demand_characters, get_model_name_from_path
@@ -88,7 +88,7 @@ class Viewer:
 
     Args:
         pruner: the method of the command line; its settings hold for that method.
-        depth_layers: the decoder that other methods' default depths are for, None as published.
+        depth_layers: how many layers other methods' depths are for; see `llava.eval.depths`.
 
     Raises:
         ValueError: a checkpoint whose tokens are no patches of one square.
@@ -107,7 +107,7 @@ class Viewer:
         self._loaded, self._pruner = loaded, pruner
         self._name, self._conv_mode = get_model_name_from_path(name), conv_mode
         self._max_new_tokens = max_new_tokens
-        self._depth_layers = meant_for(depth_layers, None, loaded.layers)
+        self._depth_layers = depth_layers
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
         traced.demand_square(loaded.model.config)
@@ -182,7 +182,7 @@ class Viewer:
         if method == self._pruner.method:
             chosen = self._pruner
         else:
-            chosen = build(method).scaled(self._depth_layers, self._loaded.layers)
+            chosen, _ = in_decoder(build(method), (), self._loaded.layers, self._depth_layers)
         if tokens is None or not chosen.takes_budget():
             return chosen
         # A budget of another kind on the command line gives way to the one that is asked for.

@@ -20,7 +20,6 @@ need "$QUESTIONS" "questions: not published; python -m llava.eval.senna.build ma
 IMAGES=${IMAGES:-$DATA}
 need "$IMAGES" "images: nuScenes from nuscenes.org, where the questions' paths lead"
 stop_if_missing
-scale_depths
 
 SUBFOLDER=$CKPT/$METHOD/n_$TOKENS
 if [[ $CHUNKS != 1 ]]; then
@@ -32,9 +31,7 @@ answer model_vqa_senna \
     --question-file "$QUESTIONS" \
     --image-folder "$IMAGES" \
     --answers-file "$ANSWERS" \
-    --temperature 0 \
     "${BUDGET[@]}" \
-    --x0 14.9 --k0 0.4 --gamma 0.2 ${DEPTHS[@]+"${DEPTHS[@]}"} \
     ${FLAGS[@]+"${FLAGS[@]}"}
 
 if [[ $CHUNKS != 1 ]]; then

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ BETA = Benchmark(
     group=lambda question: question.image,
 )
 BENCHMARKS = {"alpha": ALPHA, "beta": BETA}
+
+
+def score_letters(folder: Path, answers: Iterable[dict[str, Any]], **options: Any) -> dict:
+    """As `score` of alpha, and counts what is not yes as an answer that gives no letter."""
+    lines = list(answers)
+    unparsed = sum(line["text"] != "yes" for line in lines)
+    return ALPHA.score(folder, lines, **options) | {"unparsed": unparsed}
+
+
+#: The same with an alpha whose answers are letters.
+OF_LETTERS = BENCHMARKS | {"alpha": replace(ALPHA, score=score_letters)}
 
 
 def write_benchmark(data: Path, name: str, count: int, right: list[str] | None = None) -> None:

@@ -19,6 +19,8 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import load_image_processor
 from llava.pruning.trace import SampleTrace
 
+from ..checkpoints import published_config
+
 LAYERS, VISUAL = 4, 16
 
 
@@ -130,6 +132,15 @@ def write_data(folder: Path, count: int = 5) -> list[dict[str, Any]]:
 def write_questions(folder: Path, questions: list[dict[str, Any]]) -> None:
     lines = [json.dumps(question) + "\n" for question in questions]
     (folder / "questions.jsonl").write_text("".join(lines))
+
+
+def write_checkpoint(folder: Path, layers: int = 32) -> str:
+    """A folder stub-7b with all that is read of a checkpoint before it is loaded; its path."""
+    path = folder / "stub-7b"
+    path.mkdir(exist_ok=True)
+    config = {**published_config("llava-v1.5-7b"), "num_hidden_layers": layers}
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
 
 
 def command(folder: Path, *more: str) -> list[str]:

@@ -77,7 +77,7 @@ def test_every_method_can_be_measured(capsys, monkeypatch, method) -> None:
         "--warmup",
         "0",
     )
-    _, result = run(capsys, *flags, "--depth-layers", "32", "--method", method)
+    _, result = run(capsys, *flags, "--method", method)
     (row,) = result["rows"]
     assert row["dense_seconds"] > 0 and row["seconds"] > 0
     assert row["tokens_entering"] < 36 or method == "none"
@@ -90,6 +90,9 @@ def test_depths_are_scaled_to_the_shape(capsys) -> None:
     assert result["rows"][0]["tokens_entering"] == (48 + 48 + 16 + 16) / 4
     assert main([*SMALL, *flags]) == 2
     assert "method topv cuts after 16 layers, but this decoder has 4" in capsys.readouterr().err
+    assert main([*SMALL, "--method", "fastv", "--target-token-nums", "24"]) == 0
+    # Its default, which nobody gave, is for 32.
+    assert "fastv: depth 2 is for 32 layers; this decoder has 4: 1" in capsys.readouterr().err
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,12 +165,8 @@ def check_run(checkout: Path, version: str, name: str, size: str, script: Script
         "--image-folder": str(data / script.images),
         "--answers-file": str(answers),
         "--conv-mode": "vicuna_v1",
-        "--temperature": "0",
         "--visual-token-num": visual,
         "--target-token-num": "640",
-        "--x0": "14.9",
-        "--k0": "0.4",
-        "--gamma": "0.2",
     }
     assert {flag: value(answering, flag) for flag in wanted} == wanted
     own = answering[3 + 2 * len(wanted) :]

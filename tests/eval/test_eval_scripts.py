@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -69,12 +68,8 @@ def test_answers_and_scores_from_any_folder(user):
         "--image-folder": str(user / "data/train_images"),
         "--answers-file": answers,
         "--conv-mode": "vicuna_v1",
-        "--temperature": "0",
         "--visual-token-num": "576",
         "--target-token-num": "64",
-        "--x0": "14.9",
-        "--k0": "0.4",
-        "--gamma": "0.2",
     }
     assert {flag: value(answering, flag) for flag in wanted} == wanted
     assert scoring[1:3] == ["-m", "llava.eval.score"] and scoring[-1] == answers
@@ -155,37 +150,16 @@ def test_a_model_may_be_a_name_on_the_hub(user):
     assert value(calls(user)[2], "--model-path") == "liuhaotian/llava-v1.5-13b"
 
 
-@pytest.mark.parametrize(
-    ("config", "scaled"),
-    [
-        ('{"num_hidden_layers": 12}', True),
-        ('{"num_hidden_layers": 48}', True),
-        ('{"num_hidden_layers": 40}', False),  # the published 13B numbers were made unscaled
-        ('{"num_hidden_layers": 32}', False),
-        ('{"text_config": {"num_hidden_layers": 16}}', True),
-        ('{"text_config": {"vocab_size": 9}}', False),  # llava-hf leaves the 7B's sizes out
-        ("no JSON", False),  # the program says what is wrong with it
-    ],
-)
-def test_published_depths_are_scaled_to_the_decoder(user, config, scaled):
-    (user / "my models/llava-v1.5-7b/config.json").write_text(config)
-    write_recorder(user / "python", asked=sys.executable)
-    done = run_user(user, "64")
-    assert done.returncode == 0, done.stderr
-    assert value(calls(user)[0], "--x0") == "14.9"
-    assert ("--depth-layers" in calls(user)[0]) == scaled
-    if scaled:
-        assert value(calls(user)[0], "--depth-layers") == "32"
-
-
-@pytest.mark.parametrize("flags", [["--x0", "7"], ["--x0=7"], ["--depth-layers", "40"]])
-def test_the_users_own_depths_are_taken_as_they_are(user, flags):
+@pytest.mark.parametrize("flags", [[], ["--x0", "7"], ["--depth-layers=40", "--k0", "0.3"]])
+def test_a_script_says_nothing_of_depths_and_curves_but_what_the_user_says(user, flags):
+    """The defaults are the method's, and how depths scale is for the programs to decide."""
     (user / "my models/llava-v1.5-7b/config.json").write_text('{"num_hidden_layers": 12}')
-    write_recorder(user / "python", asked=sys.executable)
-    done = run_user(user, "64", *flags)
-    assert done.returncode == 0
-    assert calls(user)[0][-len(flags) :] == flags
-    assert calls(user)[0].count("--depth-layers") == flags.count("--depth-layers")
+    assert run_user(user, "64", *flags).returncode == 0
+    answering = calls(user)[0]
+    assert answering[len(answering) - len(flags) :] == flags
+    of_methods = {"--x0", "--k0", "--gamma", "--beta", "--depth-layers"}
+    given = {word.partition("=")[0] for word in answering}
+    assert given & of_methods == {word.partition("=")[0] for word in flags} & of_methods
 
 
 def test_the_demo_is_one_sweep(tmp_path):
@@ -213,7 +187,8 @@ def test_the_demo_is_one_sweep(tmp_path):
     own_positions = "autoprune:64@positions=original"
     assert args.runs == ["none", "autoprune:192,128,64,32", own_positions, "no-image"]
     assert args.benchmarks == ["pope"]
-    assert (args.limit, args.depth_layers, args.dtype, args.batch_size) == (6, 32, "float32", 8)
+    assert (args.limit, args.dtype, args.batch_size) == (6, "float32", 8)
+    assert (args.x0, args.depth_layers) == (None, None)  # the sweep scales depths by itself
     assert (ROOT / args.model_path / "config.json").is_file() and (ROOT / args.data).is_dir()
     ignored = subprocess.run(["git", "check-ignore", str(args.out / "pope")], cwd=ROOT)
     assert ignored.returncode in (0, 128)  # 128: not a git checkout

@@ -20,6 +20,7 @@ from llava.eval.benchmarks.mmbench import (
     read_questions,
     write_submission,
 )
+from llava.eval.question_metadata import read_answered
 
 from .stub import StubModel, command, read_answers, read_record
 
@@ -85,15 +86,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def answers(folder, texts=TEXTS, suffix: bool = True) -> list[dict]:
-    """As this package logs them, or as LLaVA does: without the instruction."""
+def answers(folder, texts=TEXTS, older: bool = False) -> list[dict]:
+    """As LLaVA and this package log them, or as older versions of it: with the instruction."""
     questions = MMBENCH.load_questions(folder)
     return [
         {
             "question_id": q.question_id,
-            "prompt": q.text if suffix else q.text.removesuffix(SUFFIX),
+            "prompt": q.text if older else q.prompt,
             "text": text,
-            **({} if suffix else {"round_id": 0, "options": []}),
+            **({} if older else {"round_id": 0, "options": list(q.options)}),
         }
         for q, text in zip(questions, texts)
     ]
@@ -154,17 +155,39 @@ def test_a_damaged_image_is_named(folder):
         *[("C, s", "C"), ("A。", "A"), ("（B）", "B"), ("A\nbecause", "A"), ("(A", "A")],
         *[("", None), ("a", None), ("E", None), ("A dog", None), ("AB", None), ("s", None)],
         *[("The answer is A.", None), ("答案是A", None), ("D4", None)],
+        # more than one letter
+        *[("A, B", None), ("A. B", None), ("A\nB", None), ("(A) (B)", None), ("A/B", None)],
+        *[
+            ("A and B", None),
+            ("A. or B", None),
+            ("B,A", None),
+            ("A、B", None),
+            ("C. x\nD. y", None),
+        ],
+        *[("A, A", "A"), ("B. A dog", "B"), ("B: A dog or A", None), ("C. CD4, D2", "C")],
     ],
 )
 def test_letters(text, letter):
     assert parse_letter(text) == letter
 
 
-@pytest.mark.parametrize("suffix", [True, False])
-def test_score(folder, suffix):
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        *[("A. Sample B", "A"), ("A: sample b.", "A"), ("(B) Sample A", "B"), ("C. A and B", "C")],
+        *[("A. Sample A", "A"), ("A. Sample B or C", None), ("B. Sample B", "B"), ("C. B", None)],
+    ],
+)
+def test_a_letter_in_the_text_of_the_option_is_no_second_one(text, letter):
+    """Many options of MMBench name a letter, and a model may repeat its option."""
+    assert parse_letter(text, ["Sample B", "Sample A", "A and B"]) == letter
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_score(folder, older):
     # Circular: only question 1 has all rows right, 1 of 3. Vanilla: base rows of 1 and 2, 2 of 3.
     # Perception has questions 1 and 3, reasoning 2.
-    assert MMBENCH.score(folder, answers(folder, suffix=suffix)) == {
+    assert MMBENCH.score(folder, answers(folder, older=older)) == {
         "benchmark": "mmbench",
         "samples": 9,
         "missing": 0,
@@ -173,6 +196,7 @@ def test_score(folder, suffix):
         "vanilla": pytest.approx(200 / 3),
         "rotations": {"4": 1, "3": 1, "2": 1},
         "unparsed": 0,
+        "unparsed_share": 0.0,
         "categories": {
             "colour": {"questions": 1, "circular": 0.0, "vanilla": 0.0},
             "place": {"questions": 1, "circular": 100.0, "vanilla": 100.0},
@@ -186,9 +210,10 @@ def test_score(folder, suffix):
 
 
 def test_one_wrong_rotation_loses_a_question_but_not_its_base_row(folder):
-    texts = [*TEXTS[:8], "s, the last"]
-    result = MMBENCH.score(folder, answers(folder, texts))
-    assert (result["circular"], result["unparsed"]) == (0, 1)
+    for unclear in ("s, the last", "D. w or A. n"):  # no letter, two letters
+        result = MMBENCH.score(folder, answers(folder, [*TEXTS[:8], unclear]))
+        assert (result["circular"], result["unparsed"]) == (0, 1)
+        assert result["unparsed_share"] == pytest.approx(100 / 9)
     assert result["vanilla"] == pytest.approx(200 / 3)
 
 
@@ -205,7 +230,7 @@ def test_holes_are_refused_or_take_their_question_out(folder):
     assert (result["samples"], result["missing"], result["questions"]) == (8, 1, 2)
     assert result["circular"] == 0 and result["vanilla"] == pytest.approx(200 / 3)
     nothing = MMBENCH.score(folder, [], allow_missing=True)
-    assert (nothing["circular"], nothing["vanilla"]) == (None, None)
+    assert nothing["circular"] is nothing["vanilla"] is nothing["unparsed_share"] is None
 
 
 def test_wrong_answers_are_named(folder):
@@ -282,14 +307,49 @@ def test_the_answering_program(folder, use):
     assert model.calls[0]["max_new_tokens"] == 1024
     assert model.calls[0]["pruner"].target_token_num == 64
     assert MMBENCH.score(folder, found)["unparsed"] == 9
+    # LLaVA's fields in LLaVA's order, and the prompt without the instruction.
+    assert list(found[2]) == [
+        *("question_id", "round_id", "prompt", "text", "options", "option_char"),
+        *("answer_id", "model_id", "metadata"),
+    ]
+    assert found[2]["prompt"] == "Is it red?\nA. yes\nB. no"
+    assert (found[2]["options"], found[2]["option_char"]) == (["yes", "no"], ["A", "B"])
+    assert {answer["round_id"] for answer in found} == {0}
+    assert SUFFIX in model.prompts[2]
     digest = read_record(folder)["settings"]["question_sha256"]
     assert digest == MMBENCH.load_questions(folder).sha256
 
 
-def test_languages_are_not_mixed(folder, use, capsys):
+def test_a_run_of_an_older_version_goes_on_and_is_joined_with_its_metadata(folder, use):
+    """It logged the instruction with the prompt, and no options."""
+    data = folder / "mmbench"
+    data.mkdir()
+    (folder / "mmbench_dev_20230712.tsv").rename(data / "mmbench_dev_20230712.tsv")
+    (data / "images").mkdir()
     use(StubModel())
+    assert answering(data, "--single-pred-prompt") == 0
+    path = data / "out" / "answers.jsonl"
+    older = [{**line, "prompt": line["prompt"] + SUFFIX} for line in read_answers(data)[:4]]
+    for line in older:
+        del line["round_id"], line["options"], line["option_char"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in older))
+    record = {**read_record(data), "status": "interrupted"}
+    (data / "out" / "answers.run.json").write_text(json.dumps(record))
+    assert answering(data, "--single-pred-prompt") == 0
+    found = read_answers(data)
+    assert found[:4] == older and [line.get("round_id") for line in found[4:]] == [0] * 5
+    assert MMBENCH.score(data, found)["samples"] == 9
+    known = {"kind": "k", "hops": 1, "distractors": None, "target_patches": None}
+    lines = [{"index": i, "question_id": row[0], **known} for i, row in enumerate(ROWS)]
+    (data / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(read_answered("mmbench", path, folder).answers) == 9
+
+
+def test_languages_are_not_mixed(folder, use, capsys):
+    model = use(StubModel())
     assert answering(folder, "--single-pred-prompt", "--lang", "cn") == 0
-    assert read_answers(folder)[2]["prompt"] == "Is it red?\nA. yes\nB. no" + SUFFIX_CN
+    assert read_answers(folder)[2]["prompt"] == "Is it red?\nA. yes\nB. no"
+    assert all(SUFFIX_CN in prompt for prompt in model.prompts)
     assert answering(folder, "--single-pred-prompt", "--lang", "en") == 2
     assert "question_sha256" in capsys.readouterr().err
 

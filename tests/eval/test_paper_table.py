@@ -14,7 +14,7 @@ from llava.eval.paper_table import fill
 from llava.eval.paper_table_text import markdown, notes, write_csv
 from llava.eval.report import collect
 
-from .benchmark_files import BENCHMARKS, write_benchmark
+from .benchmark_files import BENCHMARKS, OF_LETTERS, write_benchmark
 from .paper_tables import ABLATION, TABLE
 from .run_files import write_run
 
@@ -66,6 +66,14 @@ def test_published_and_measured_stand_side_by_side(data) -> None:
         "40.0", "33.3",
     ]  # fmt: skip
     assert len(rows) == 5
+
+
+def test_answers_without_a_letter_stand_beside_the_measured_score(data) -> None:
+    write_both(data)
+    table = fill(TABLE, collect([data / "out"], data / "data", OF_LETTERS))
+    assert cells(table)[2][4] == "100.0" and cells(table)[4][4] == "75.0 (25.0 % unparsed)"
+    assert any(line.startswith("- % unparsed:") for line in notes(table))
+    assert not any("unparsed" in line for line in notes(filled(data)))
 
 
 def test_a_row_with_one_benchmark_has_no_ratio(data) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.benchmarks.mmbench_rows import INSTRUCTIONS
 from llava.model.tokenizer import load_tokenizer
 
 from .programs import write_lines
@@ -118,11 +119,16 @@ def test_prompts(name, tmp_path, use):
     answers = ask(tmp_path, name, model)
     assert [spell(ids) for ids in model.heard] == SAMPLES[name]["prompts"]
     # What is logged is the question alone, and with it the scorers find it again. LLaVA's scorer
-    # of ScienceQA also reads off it whether there was an image.
+    # of ScienceQA also reads off it whether there was an image, and LLaVA logs MMBench's without
+    # the instruction behind it.
     for answer, prompt in zip(answers, SAMPLES[name]["prompts"]):
         asked = prompt.split(" USER: ")[1].removesuffix(" ASSISTANT:")
         token = f"{DEFAULT_IMAGE_TOKEN}\n"
-        assert answer["prompt"] == (asked if name == "scienceqa" else asked.removeprefix(token))
+        asked = asked if name == "scienceqa" else asked.removeprefix(token)
+        if name.startswith("mmbench"):
+            asked, _, instruction = asked.rpartition("\n")
+            assert instruction in INSTRUCTIONS.values()
+        assert answer["prompt"] == asked
 
 
 @pytest.mark.parametrize("name", SAMPLES)

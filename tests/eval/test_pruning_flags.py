@@ -19,7 +19,8 @@ from llava.pruning.arguments import add_pruning_arguments
 from ..checkpoints import published_config
 
 PROGRAMS = [model_vqa, model_vqa_loader, model_vqa_science, model_vqa_mmbench]
-# Depths meant for 32 layers, in the checkpoint's 12: 16 * 12 / 32 = 6 and 8 * 12 / 32 = 3.
+# Depths meant for 32 layers, in the checkpoint's 12: 16 * 12 / 32 = 6, 8 * 12 / 32 = 3, and the
+# default of 14.9 is 5.5875.
 LINES = {
     "--preset paper --target-token-num 48 --budget-mode strict --x0 16 --k0 0.5 --gamma 0.3 "
     "--beta -0.1 --set mi_layer=2 --set log_base=10 --depth-layers 32": build(
@@ -34,9 +35,11 @@ LINES = {
         mi_layer=2,
         log_base=10.0,
     ),
-    "--method autoprune --target-flops 0.25": AutoPrune(target_flops=0.25),
-    "--target-kv 0.5": AutoPrune(target_kv=0.5),
-    "--target-fraction 0.1 --budget-per image": AutoPrune(target_fraction=0.1, budget_per="image"),
+    "--method autoprune --target-flops 0.25": AutoPrune(target_flops=0.25, x0=5.5875),
+    "--target-kv 0.5": AutoPrune(target_kv=0.5, x0=5.5875),
+    "--target-fraction 0.1 --budget-per image --x0 14.9": AutoPrune(
+        target_fraction=0.1, budget_per="image"
+    ),
     "--method fastv --target-token-num 64 --set depth=8 --depth-layers 32": FastV(
         target_token_num=64.0, depth=3
     ),

@@ -13,7 +13,7 @@ from llava import pruning
 from llava.eval.comparison import budget, settings_of, standard_error
 from llava.eval.report import main
 
-from .benchmark_files import BENCHMARKS, write_benchmark
+from .benchmark_files import BENCHMARKS, OF_LETTERS, write_benchmark
 from .run_files import DENSE, write_run
 
 
@@ -128,6 +128,26 @@ def test_csv_and_json_files(data, capsys) -> None:
     assert (line["method"], line["beta"], line["beta_raw"], line["questions"]) == (
         "none", "50.0", "100.0", "8",
     )  # fmt: skip
+
+
+def test_the_share_of_answers_without_a_letter_stands_beside_the_score(data, capsys) -> None:
+    """Beside each score that has any; a benchmark without letters has no share."""
+    write_run(data, "alpha/none", 4)
+    write_run(data, "beta/none", 4)
+    seeds = [pruning.build("random", target_token_num=8, seed=seed) for seed in (0, 1)]
+    for right, pruner in zip((3, 2), seeds):
+        write_run(data, f"alpha/{right}", right, pruner)
+    csv_file = data / "t.csv"
+    argv = [str(data / "out"), "--data", str(data / "data"), "--csv", str(csv_file)]
+    assert main(argv, OF_LETTERS) == 0
+    rows, notes, table = printed(capsys)
+    assert rows[2].startswith("| none |  | 100.0 | 50.0 |")
+    assert rows[3].startswith("| random | 8 | 62.5 ± 17.7 (37.5 % unparsed) |  |")
+    assert "- % unparsed: the share of answers that give no letter" in notes
+    shares = [[c and c["unparsed"] for c in row["benchmarks"].values()] for row in table["rows"]]
+    assert shares == [[0, None], [37.5, None]]
+    assert [line["alpha_unparsed"] for line in csv.DictReader(csv_file.open())] == ["0.0", "37.5"]
+    assert report(data) == 0 and "unparsed:" not in capsys.readouterr().out
 
 
 def test_a_part_of_the_questions_is_told(data, capsys) -> None:

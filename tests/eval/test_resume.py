@@ -16,6 +16,7 @@ from .stub import (
     expected,
     read_answers,
     read_record,
+    write_checkpoint,
     write_data,
     write_questions,
 )
@@ -91,6 +92,27 @@ def test_answers_of_other_settings_are_not_mixed(
     err = capsys.readouterr().err
     assert named in err and "--answers-file" in err
     assert (tmp_path / "out" / "answers.jsonl").read_bytes() == before
+
+
+def test_depths_are_the_decoders_and_the_record_names_them(tmp_path, use, no_model, capsys):
+    """A run of an earlier version, which took 14.9 in any decoder, goes on by saying so."""
+    write_data(tmp_path)
+    flags = [*command(tmp_path), "--model-path", write_checkpoint(tmp_path, layers=12)]
+    use(StubModel())
+    assert main(flags) == 0
+    assert read_record(tmp_path)["settings"]["pruner"]["x0"] == 5.5875
+    assert capsys.readouterr().err.count("this decoder has 12: 5.5875") == 1
+    no_model()
+    record = read_record(tmp_path)
+    record["settings"]["pruner"]["x0"] = 14.9
+    (tmp_path / "out" / "answers.run.json").write_text(json.dumps(record))
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert "pruner.x0: 14.9 in the record, 5.5875 now" in error
+    assert "--depth-layers 12 takes it as it is" in error
+    for same in (["--x0", "14.9"], ["--depth-layers", "12"]):
+        assert main([*flags, *same]) == 0
+    assert "already" in capsys.readouterr().err
 
 
 def test_dtype_auto_is_compared_once_the_model_is_there(tmp_path, use, capsys):

@@ -12,7 +12,7 @@ from llava.mm_utils import load_image_processor
 
 from .. import tiny
 from .benchmark_files import BENCHMARKS, write_benchmark
-from .stub import StubModel
+from .stub import StubModel, write_checkpoint
 from .test_with_model import TinyTokenizer
 
 RUNS = ("--runs", "none", "autoprune:64,32", "random:8@seed=0", "random:8@seed=1")
@@ -114,6 +114,20 @@ def test_other_settings_are_refused_before_the_model_is_loaded(data, monkeypatch
     assert "limit: None in the record, 4 now" in capsys.readouterr().err
     assert sweep(data, *RUNS, cached=True) == 2
     assert "feature_cache: False in the record, True now" in capsys.readouterr().err
+
+
+def test_depths_are_those_of_the_decoder(data, monkeypatch, capsys):
+    loads(monkeypatch)
+    runs = ("--runs", "autoprune:64,32", "fastv:64", "fastv:64@depth=2", "--benchmarks", "alpha")
+    assert sweep(data, *runs, "--model-path", write_checkpoint(data, layers=12)) == 0
+    pruners = {
+        run: record(data, f"alpha/{run}")["settings"]["pruner"]
+        for run in ("autoprune-64", "autoprune-32", "fastv-64", "fastv-64@depth=2")
+    }
+    assert [pruners[f"autoprune-{tokens}"]["x0"] for tokens in (64, 32)] == [5.5875, 5.5875]
+    assert (pruners["fastv-64"]["depth"], pruners["fastv-64@depth=2"]["depth"]) == (1, 2)
+    err = capsys.readouterr().err
+    assert err.count("x0 14.9 is for 32 layers") == err.count("depth 2 is for 32 layers") == 1
 
 
 def test_a_limit_takes_whole_groups_and_is_told(data, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from llava import pruning
+from llava.eval.depths import pruner_in_decoder
 from llava.serve import cli, startup
 
 from .paths import DEMO, PICTURE
@@ -221,16 +222,12 @@ def test_wrong_input_is_named(flags, message, demo, monkeypatch, capsys) -> None
     assert error.splitlines()[-1].startswith("error: ") and message in error
 
 
-def test_pruning_flags_arrive(monkeypatch) -> None:
-    args = cli.build_parser().parse_args(
-        [*FLAGS, "--method", "fastv", "--target-token-num", "64", "--set", "depth=8"]
-    )
-    # Depths are for 32 layers unless the user says otherwise: 8 * 12 / 32 = 3.
-    assert cli.scaled_pruner(args, 12) == pruning.build("fastv", target_token_num=64.0, depth=3)
-    args = cli.build_parser().parse_args([*FLAGS, "--x0", "5.6"])
-    assert cli.scaled_pruner(args, 12).x0 == 5.6
-    args = cli.build_parser().parse_args(FLAGS)
-    assert cli.scaled_pruner(args, 40).x0 == pruning.build("autoprune").x0
+def test_pruning_flags_arrive() -> None:
+    flags = [*FLAGS, "--method", "fastv", "--target-token-num", "64", "--set", "depth=8"]
+    args = cli.build_parser().parse_args(flags)
+    assert pruner_in_decoder(args, 12) == pruning.build("fastv", target_token_num=64.0, depth=8)
+    args = cli.build_parser().parse_args([*flags, "--depth-layers", "32"])
+    assert pruner_in_decoder(args, 12).depth == 3  # 8 * 12 / 32
 
 
 def test_a_prompt_beyond_the_context_does_not_end_the_chat(talk) -> None:

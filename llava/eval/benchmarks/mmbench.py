@@ -7,8 +7,10 @@ answered right; *vanilla* counts the base rows alone. For LLaVA-1.5 13B the same
 circular and 75.4 vanilla, so the two must not be mixed.
 
 Reading a letter: an answer gives an option if it begins with a capital A to D, in brackets or not,
-and then ends or goes on with a line break or one of . : , ) or their Chinese forms. The official
-server asks a language model about anything else; here it is wrong, and counted as `unparsed`.
+and then ends or goes on with a line break or one of . : , ) or their Chinese forms, and if no other
+letter of A to D stands alone in it, but for the text of that option and the article of "B. A dog".
+The official server asks a language model about anything else; here it is wrong, and counted as
+`unparsed`.
 Prompt and submission: haotian-liu/LLaVA, llava/eval/model_vqa_mmbench.py and
 scripts/convert_mmbench_for_submission.py; circular evaluation: open-compass/MMBench.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,8 @@ from .mmbench_rows import (
 )
 
 _LETTER = re.compile(r"[(（]?([A-D])(?:$|[.:,)\n。：，）、．])")
+_ALONE = re.compile(r"(?<![0-9A-Za-z])[A-D](?![0-9A-Za-z])")
+_ARTICLE = re.compile(r"(?<=[.:!?)]\s)A(?= [a-z])")
 _NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")
 
 
@@ -52,10 +56,21 @@ class Verdict:
     circular: bool | None
 
 
-def parse_letter(text: str) -> str | None:
-    """The letter of an answer by the rule at the top of this file, None if it gives none."""
-    found = _LETTER.match(text.strip())
-    return found[1] if found else None
+def parse_letter(text: str, options: Sequence[str] = ()) -> str | None:
+    """The letter of an answer by the rule at the top of this file, None if it gives none.
+
+    options: those of its question, in the order of their letters.
+    """
+    text = text.strip()
+    found = _LETTER.match(text)
+    if found is None:
+        return None
+    letter, rest = found[1], text[found.end() :]
+    if (place := LETTERS.index(letter)) < len(options):
+        echo = rf"\A\s*{re.escape(options[place].strip())}"
+        rest = re.sub(echo, "", rest, flags=re.IGNORECASE)
+    letters = _ALONE.findall(_ARTICLE.sub("", found[0] + rest))
+    return letter if set(letters) == {letter} else None
 
 
 def score(
@@ -71,8 +86,9 @@ def score(
     Returns:
         benchmark, samples and missing (rows with and without answer), circular, vanilla, questions
         (those with an answer to every row, which alone count in `circular`), rotations (how many
-        questions have 4, 3, ... rows), unparsed, categories and l2_categories: for each, its
-        questions, circular and vanilla. An accuracy of nothing is None.
+        questions have 4, 3, ... rows), unparsed (how many answers) and unparsed_share (percent),
+        categories and l2_categories: for each, its questions, circular and vanilla. An accuracy or
+        a share of nothing is None.
 
     Raises:
         FileNotFoundError: no such file.
@@ -86,7 +102,9 @@ def score(
     found = _join(rows, answers, path)
     missing = [row.index for row in rows if row.index not in found]
     require_complete(missing, len(rows), allow_missing=allow_missing)
-    letters = {index: parse_letter(text) for index, text in found.items()}
+    options = {row.index: row.options for row in rows}
+    letters = {index: parse_letter(text, options[index]) for index, text in found.items()}
+    unparsed = [letter is None for letter in letters.values()]
     verdicts = [_judge(group, letters) for group in groups]
     return {
         "benchmark": name,
@@ -96,7 +114,8 @@ def score(
         "rotations": {
             str(n): count for n, count in sorted(Counter(map(len, groups)).items(), reverse=True)
         },
-        "unparsed": sum(letter is None for letter in letters.values()),
+        "unparsed": sum(unparsed),
+        "unparsed_share": percentage(unparsed),
         "categories": _by("category", verdicts),
         "l2_categories": _by("l2_category", verdicts),
     }

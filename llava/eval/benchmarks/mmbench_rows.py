@@ -1,8 +1,9 @@
 """The TSV files of MMBench: what their rows ask, and the questions a run gets of them.
 
-A row has index, question, hint, A to D, answer, category, image (base64), source, l2-category,
-comment and split; some of these are missing in some releases. LLaVA asks the hint, the question and
-the options up to the first empty one, a line each, and then for the letter alone.
+A row has index, question, hint, A to D, answer, category, image, source, l2-category, comment and
+split; some of these are missing in some releases, and `llava.eval.picture_cells` says what an image
+may be. LLaVA asks the hint, the question and the options up to the first empty one, a line each,
+and then for the letter alone.
 Prompt: haotian-liu/LLaVA, llava/eval/model_vqa_mmbench.py.
 """
 
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
+from ..picture_cells import Cell, find_places, read_cell
 from ..question_list import Table, TableQuestions, file_digest
 from ..questions import Question
 from .base import existing
@@ -36,8 +39,9 @@ class Row:
     """A row without its image. `text` is the question as LLaVA asks it, without instruction."""
 
     index: int
-    offset: int
+    picture: Cell
     text: str
+    options: tuple[str, ...]
     answer: str | None
     category: str | None
     l2_category: str | None
@@ -59,18 +63,14 @@ def read_questions(
     """
     table = open_table(path)
     rows = read_rows(table)
+    cells = {str(row.index): row.picture for row in rows}
+    places = [find_places(str(row.index), cells) for row in rows]
     questions = [
-        Question(
-            position,
-            row.index,
-            row.text if instruction is None else f"{row.text}\n{instruction}",
-            f"the image of index {row.index} in {path.name}",
-        )
-        for position, row in enumerate(rows)
+        _question(position, row, 1 if isinstance(found, str) else len(found), path, instruction)
+        for position, (row, found) in enumerate(zip(rows, places))
     ]
-    offsets = [row.offset for row in rows]
     digest = file_digest(path, instruction)
-    return TableQuestions(table, digest, questions, offsets, num_chunks, chunk_idx)
+    return TableQuestions(table, digest, questions, places, num_chunks, chunk_idx)
 
 
 def open_table(path: Path) -> Table:
@@ -94,29 +94,45 @@ def read_rows(table: Table) -> list[Row]:
     return list(rows.values())
 
 
+def _question(
+    position: int, row: Row, pictures: int, path: Path, instruction: str | None
+) -> Question:
+    where = f"of index {row.index} in {path.name}"
+    several = [f"image {number} {where}" for number in range(1, pictures + 1)]
+    first, *more = several if pictures > 1 else [f"the image {where}"]
+    return Question(
+        position,
+        row.index,
+        row.text if instruction is None else f"{row.text}\n{instruction}",
+        first,
+        logged=row.text,
+        more=tuple(more),
+        options=row.options,
+    )
+
+
 def _row(cells: dict[str, str], offset: int, path: Path) -> Row:
     index, question = cells["index"], cells["question"]
-    if not re.fullmatch("[0-9]+", index) or not question.strip() or not cells["image"]:
+    if not re.fullmatch("[0-9]+", index) or not question.strip() or not cells["image"].strip():
         raise ValueError(
             f"{path}, row at byte {offset}: expected a whole number as index, a question and an "
             f"image, got index {index[:40]!r}, question {question[:80]!r} and "
             f"{len(cells['image'])} characters of image."
         )
     hint = cells.get("hint", "")
+    options = tuple(takewhile(lambda option: not _is_empty(option), map(cells.get, LETTERS)))
     lines = [question] if _is_empty(hint) else [hint, question]
-    for letter in LETTERS:
-        if _is_empty(option := cells.get(letter, "")):
-            break
-        lines.append(f"{letter}. {option}")
+    lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
     return Row(
         int(index),
-        offset,
+        read_cell(cells["image"], offset),
         "\n".join(lines),
+        options,
         answer=cells.get("answer") or None,
         category=cells.get("category") or None,
         l2_category=cells.get("l2-category") or None,
     )
 
 
-def _is_empty(cell: str) -> bool:
-    return cell in _EMPTY or cell.lower() in ("nan", "none")
+def _is_empty(cell: str | None) -> bool:
+    return cell is None or cell in _EMPTY or cell.lower() in ("nan", "none")

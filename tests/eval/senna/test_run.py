@@ -128,7 +128,7 @@ def test_a_sweep_has_senna_as_a_benchmark(place, tmp_path, capsys) -> None:
     argv = [
         *("--model-path", str(place / "Senna"), "--vision-tower", str(place / "clip")),
         *("--data", str(place), "--out", str(tmp_path), "--benchmarks", "senna"),
-        *("--runs", "fastervlm:192", "none", "autoprune:192", "--depth-layers", "32"),
+        *("--runs", "fastervlm:192", "none", "autoprune:192"),
         *("--num-workers", "0", "--device", "cpu", "--dtype", "float32"),
         *("--max_new_tokens", "3"),
     ]
