@@ -29,7 +29,14 @@ def add_model_arguments(group: argparse._ArgumentGroup, default: str | None = No
         "--model-path", required=default is None, default=default, help="checkpoint folder"
     )
     group.add_argument("--model-base", help="base checkpoint, for projector-only checkpoints")
-    group.add_argument("--vision-tower", help="CLIP folder instead of the one the config names")
+    group.add_argument(
+        "--vision-tower",
+        help="CLIP folder instead of the one the config names; to a checkpoint with a tower inside "
+        "it lends config and image processor",
+    )
+    group.add_argument(
+        "--offline", action="store_true", help="download nothing from the Hugging Face hub"
+    )
     group.add_argument(
         "--merge-type",
         choices=MERGE_TYPES,

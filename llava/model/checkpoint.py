@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from ..anyres import read_pinpoints
+from ..image_processor import PLAIN_FILE, describe_processor
 from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
-from .reading import PROCESSOR_FILE, read_checkpoint, resolve
+from .reading import read_checkpoint, resolve
+from .vision_tower import was_trained
 from .weights import VISION, rename, write_json, write_tensors, write_vision_tower
 
 #: Rows that llava-hf appends to the vocabulary: <image>, <pad>, and padding to a multiple of 64.
@@ -38,20 +40,27 @@ _TOKENIZER_FILES = (
 
 
 def convert(
-    source: str | Path, target: Path, to: str, vision_tower: str | Path | None = None
+    source: str | Path,
+    target: Path,
+    to: str,
+    vision_tower: str | Path | None = None,
+    *,
+    offline: bool = False,
 ) -> None:
     """Write the checkpoint in `source` to `target` in the format `to`, as safetensors.
 
     Every tensor keeps its values and dtype. "original" puts the vision tower into
-    `target`/vision_tower, in CLIP's format; of LLaVA-1.6 only its config, the tensors stay inside.
-    Files of tokenizer and processor are copied.
+    `target`/vision_tower, in CLIP's format; where it was trained along (LLaVA-1.6) only its config,
+    the tensors stay inside.
+    Files of tokenizer and processor are copied. vision_tower, offline: see `read_checkpoint`.
 
     Raises FileExistsError when `target` holds anything, ValueError or FileNotFoundError for a
     damaged source or one that `to` cannot express.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; choose a new or an empty folder")
-    checkpoint = read_checkpoint(resolve(source), vision_tower)
+    folder = resolve(source, offline=offline)
+    checkpoint = read_checkpoint(folder, vision_tower, offline=offline)
     write = _to_hf if to == "llava-hf" else _to_original
     values, state = write(checkpoint.config, dict(checkpoint.state))
     target.mkdir(parents=True, exist_ok=True)
@@ -61,12 +70,16 @@ def convert(
         inside = any(name.startswith(VISION) for name in state)
         tensors = {} if inside else checkpoint.state
         write_vision_tower(tower, checkpoint.config["mm_vision_config"], tensors)
-    for name, folder, place in (
-        *((name, checkpoint.tokenizer_folder, target) for name in _TOKENIZER_FILES),
-        (PROCESSOR_FILE, checkpoint.processor_folder, tower),
-    ):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, place / name)
+    for name in _TOKENIZER_FILES:
+        if (checkpoint.tokenizer_folder / name).is_file():
+            shutil.copyfile(checkpoint.tokenizer_folder / name, target / name)
+    if description := describe_processor(checkpoint.processor_folder):
+        # Where it was nested it comes out alone, which all releases of transformers read.
+        path, processor = description
+        if path.name == PLAIN_FILE:
+            shutil.copyfile(path, tower / PLAIN_FILE)
+        else:
+            write_json(tower / PLAIN_FILE, processor)
     write_tensors(target, state)
     # Last, so that a conversion that was cut short is not taken for a checkpoint.
     write_json(target / "config.json", values)
@@ -92,13 +105,13 @@ def _to_original(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict
         architectures=["LlavaLlamaForCausalLM"],
         mm_vision_tower="vision_tower",
     )
-    if _tiles(config):
+    if _tiles(config) or was_trained(config):
         return {**values, "unfreeze_mm_vision_tower": True}, state
     return values, {k: v for k, v in state.items() if not k.startswith(VISION)}
 
 
 def _tiles(config: dict[str, Any]) -> bool:
-    """Whether it is LLaVA-1.6, which trained its vision tower along."""
+    """Whether it is LLaVA-1.6, whose vision tower was trained along, also where nothing says so."""
     return config.get("image_aspect_ratio") == "anyres"
 
 
@@ -162,9 +175,10 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("target", type=Path)
     command.add_argument("--to", choices=("original", "llava-hf"), required=True)
     command.add_argument("--vision-tower", help="folder of the CLIP checkpoint")
+    command.add_argument("--offline", action="store_true", help="download nothing")
     args = parser.parse_args(argv)
     try:
-        convert(args.source, args.target, args.to, args.vision_tower)
+        convert(args.source, args.target, args.to, args.vision_tower, offline=args.offline)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
