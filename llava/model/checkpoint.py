@@ -175,7 +175,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("target", type=Path)
     command.add_argument("--to", choices=("original", "llava-hf"), required=True)
     command.add_argument("--vision-tower", help="folder of the CLIP checkpoint")
-    command.add_argument("--offline", action="store_true", help="download nothing")
+    command.add_argument(
+        "--offline", action="store_true", help="download nothing; the hub's cache is read"
+    )
     args = parser.parse_args(argv)
     try:
         convert(args.source, args.target, args.to, args.vision_tower, offline=args.offline)
