@@ -24,7 +24,7 @@ from ..image_processor import NESTED_FILE, PLAIN_FILE, describe_processor
 from .config_json import check_images, detect_format, end_tokens, from_hf
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from .senna import adapter_sizes
-from .vision_tower import Find, choose_tower, part
+from .vision_tower import Find, choose_tower, differ, part
 from .weights import read_projector, read_tensors, rename, weight_files
 
 _NEWLINE = "model.image_newline"
@@ -91,9 +91,10 @@ def resolve(
         wanted = {"allow_patterns": [only]} if only else {"ignore_patterns": ["*.h5", "*.msgpack"]}
         return Path(snapshot_download(text, **wanted))
     except Exception as error:
+        reason = str(error).partition("\n")[0]
         raise FileNotFoundError(
             f"{text} is neither a folder nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}: {error}); download it and give its folder"
+            f"({type(error).__name__}: {reason}); download it and give its folder"
         ) from error
 
 
@@ -162,7 +163,14 @@ def _read_language_model(
     if model_base is None:
         source = "llava-hf" if kind == "llava-hf" else "module"
         state = {rename(k, source, "original"): v for k, v in read_tensors(folder).items()}
-        return {**read_projector(folder), **state}, str(folder), folder
+        projector = read_projector(folder)
+        both = projector.keys() & state.keys()
+        if differ({k: projector[k] for k in both}, {k: state[k] for k in both}):
+            logger.warning(
+                "%s holds another projector in mm_projector.bin than in its weights, which answer.",
+                folder,
+            )
+        return {**projector, **state}, str(folder), folder
     base, projector = find(model_base), read_projector(folder)
     if not projector:
         raise FileNotFoundError(

@@ -171,7 +171,7 @@ def misfit(tower: Mapping[str, Tensor], config: Mapping[str, Any]) -> str | None
 
 
 def differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two towers hold other numbers, as far as the coarser of their dtypes tells."""
+    """Whether tensors of two places are others, as far as the coarser of their dtypes tells."""
     return one.keys() != other.keys() or any(
         not _equal(tensor, other[name]) for name, tensor in one.items()
     )

@@ -72,6 +72,16 @@ def test_of_a_tensor_in_two_shards_the_index_names_the_right_one(tmp_path, expec
     check(answer(tmp_path), expected)
 
 
+def test_another_projector_beside_the_weights_is_said(tmp_path, expected, caplog):
+    checkpoints.write_original(tmp_path)
+    check(answer(tmp_path), expected)
+    assert not caplog.records
+    stale = {k: v + 1 for k, v in checkpoints.projector().items()}
+    torch.save(stale, tmp_path / "mm_projector.bin")
+    check(answer(tmp_path), expected)
+    assert f"{tmp_path} holds another projector in mm_projector.bin" in caplog.text
+
+
 def test_projector_on_a_base_model(tmp_path, expected):
     folder, base = tmp_path / "projector", tmp_path / "vicuna"
     checkpoints.write_projector_only(folder, base, mm_vision_tower="tower")
