@@ -110,10 +110,14 @@ class Page:
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Page]:
-    """A page of a browser with its profile in `folder`; skips the test where there is none."""
+    """A page of a browser with its profile in `folder`.
+
+    Where there is none the test is skipped; with REQUIRE_BROWSER=1 in the environment it fails.
+    """
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip(f"no headless browser here: none of {', '.join(NAMES)} on the PATH")
+        without = pytest.fail if os.environ.get("REQUIRE_BROWSER") == "1" else pytest.skip
+        without(f"no headless browser here: none of {', '.join(NAMES)} on the PATH")
     (commands_out, commands_in), (answers_out, answers_in) = os.pipe(), os.pipe()
     # 3 and 4 in the browser; bash puts them there, for the numbers here are any.
     command = f'exec "$0" "$@" 3<&{commands_out} 4>&{answers_in}'

@@ -21,6 +21,7 @@ from llava.pruning.cache import PrunedCache
 from llava.pruning.indicators import mutual_information
 from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.schedules import logistic
+from tests.closeness import FLOAT32, assert_close
 
 DATA = Path(__file__).parent / "data" / "golden"
 CASES = ("a_t64", "b_t128", "c_t192")
@@ -90,10 +91,10 @@ def test_mutual_information_of_the_first_two_layers(golden: Golden) -> None:
     first = golden.first_rows
     heads = mutual_information(first.rows, first.row_mask, first.layout.is_visual, eps=1e-6)
     expected = torch.tensor(golden.facts["mi_layer0_per_head"])
-    torch.testing.assert_close(heads[0], expected, atol=1e-4, rtol=0)
+    assert_close(heads[0], expected, FLOAT32)
     measured = golden.cache.trace.samples[0].complexity
-    assert measured["mi"] == pytest.approx(golden.facts["mi_layer1"], abs=1e-4)
-    assert measured["k"] == pytest.approx(golden.facts["k"], abs=1e-4)
+    assert measured["mi"] == pytest.approx(golden.facts["mi_layer1"], rel=FLOAT32)
+    assert measured["k"] == pytest.approx(golden.facts["k"], rel=FLOAT32)
 
 
 def test_scaled_retention(golden: Golden) -> None:
@@ -105,7 +106,7 @@ def test_scaled_retention(golden: Golden) -> None:
         * logistic(layer, complexity["k"], complexity["x0"], 0)
         for layer in range(1, layers)
     ]
-    assert retention == pytest.approx(facts["scaled_retention"], abs=1e-3)
+    assert retention == pytest.approx(facts["scaled_retention"], rel=FLOAT32)
 
 
 def test_lengths_and_text_rows(golden: Golden) -> None:
@@ -113,6 +114,4 @@ def test_lengths_and_text_rows(golden: Golden) -> None:
     assert [layer.keys.shape[-2] for layer in golden.cache.layers] == facts["kv_lengths"]
     assert golden.hidden.shape[1] == facts["final_length"]
     text = facts["text_tokens"]
-    torch.testing.assert_close(
-        golden.hidden[:, -text:], golden.recorded[:, -text:], atol=1e-3, rtol=0
-    )
+    assert_close(golden.hidden[:, -text:], golden.recorded[:, -text:], FLOAT32)

@@ -23,6 +23,7 @@ from llava.mm_utils import (
     process_images,
     tokenizer_image_token,
 )
+from tests.closeness import FLOAT32, assert_close
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -122,7 +123,7 @@ def test_old_style_preprocessor_config(tmp_path: Path) -> None:
     image = picture("RGB", (56, 56))
     expected = np.asarray(image.crop((7, 7, 49, 49))).transpose(2, 0, 1) / 255 * 4 - 2
     pixels = process_images([image], processor, SimpleNamespace())
-    assert np.allclose(pixels[0], expected, atol=1e-5)
+    assert_close(pixels[0], torch.tensor(expected).float(), FLOAT32)
 
 
 def test_current_preprocessor_config_equals_the_defaults(tmp_path: Path, processor) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from llava.analysis import attention, keep, page
 from llava.eval import model_vqa_loader, model_vqa_science, sweep
-from llava.eval.settings import decisive
 from llava.model import checkpoint, reading
 from llava.serve import cli, viewer
 
@@ -58,7 +57,3 @@ def test_other_programs_have_the_flag(program, capsys):
     with pytest.raises(SystemExit):
         program.main(["--help"])
     assert "--offline" in capsys.readouterr().out
-
-
-def test_it_decides_no_answer():
-    assert decisive({"offline": True}) == decisive({"offline": False})

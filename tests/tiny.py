@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaForConditionalGeneration
 from transformers import LlavaConfig as StockLlavaConfig
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
@@ -61,6 +62,18 @@ def model(seed: int = 0, **kwargs) -> LlavaLlamaForCausalLM:
     made.generation_config.eos_token_id = None
     made.generation_config.pad_token_id = 0
     return made
+
+
+def double(model: LlavaLlamaForCausalLM) -> LlavaLlamaForCausalLM:
+    """The model in float64 throughout; transformers' norms alone would go on in float32."""
+    model.double()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LlamaRMSNorm):
+                norm = torch.nn.RMSNorm(len(child.weight), child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return model
 
 
 def stock(ours: LlavaLlamaForCausalLM, attn: str = "sdpa") -> LlavaForConditionalGeneration:

@@ -18,10 +18,43 @@ OLDER = {
     "pruner.regions": "tiles",
 }
 
-# Where the files lie and how the work is spread changes no answer.
-_FREE = frozenset(
-    {"question_file", "image_folder", "answers_file", "device", "num_workers", "offline"}
-)
+ALWAYS, SAMPLED, NEVER = "always", "sampled", "never"
+
+#: When a setting decides what the answers are: always, only where they are sampled, or never. Where
+#: files lie and how the work is spread changes no answer; greedy decoding depends neither on the
+#: seed nor on what else is in the batch. A feature cache changes what `prefill` measures, which
+#: `decisive` looks at by itself.
+DECIDES = {
+    "model_path": ALWAYS,
+    "question_file": NEVER,  # its digest decides
+    "answers_file": NEVER,
+    "image_folder": NEVER,
+    "model_base": ALWAYS,
+    "vision_tower": ALWAYS,
+    "load_4bit": ALWAYS,
+    "load_8bit": ALWAYS,
+    "dtype": ALWAYS,
+    "attn_implementation": ALWAYS,
+    "merge_type": ALWAYS,
+    "processing": ALWAYS,
+    "offline": NEVER,
+    "conv_mode": ALWAYS,
+    "visual_token_num": ALWAYS,
+    "pruner": ALWAYS,
+    "temperature": ALWAYS,
+    "top_p": SAMPLED,
+    "num_beams": ALWAYS,
+    "max_new_tokens": ALWAYS,
+    "seed": SAMPLED,
+    "num_chunks": ALWAYS,  # which questions the file answers
+    "chunk_idx": ALWAYS,
+    "batch_size": SAMPLED,
+    "num_workers": NEVER,
+    "device": NEVER,
+    "limit": ALWAYS,
+    "feature_cache_gb": NEVER,
+    "question_sha256": ALWAYS,
+}
 
 
 @dataclass(frozen=True)
@@ -122,13 +155,15 @@ class RunSettings:
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The part of `RunSettings.to_dict` that decides the answers; the pruner's get dotted names.
 
-    Greedy decoding depends neither on the seed nor on what else is in the batch; sampling does.
-    A feature cache changes no answer, but what `prefill` measures, which one run must not mix.
+    A feature cache changes no answer, but what `prefill` measures, which one run must not mix. A
+    setting that `DECIDES` does not know, of a newer version, decides.
     """
-    free = {*_FREE, "feature_cache_gb"}
-    if not settings.get("temperature"):
-        free |= {"seed", "top_p", "batch_size"}
-    flat = {name: value for name, value in settings.items() if name not in free | {"pruner"}}
+    decided = (ALWAYS, SAMPLED) if settings.get("temperature") else (ALWAYS,)
+    flat = {
+        name: value
+        for name, value in settings.items()
+        if DECIDES.get(name, ALWAYS) in decided and name != "pruner"
+    }
     pruner = settings.get("pruner") or {}
     flat["feature_cache"] = settings.get("feature_cache_gb") is not None
     return flat | {f"pruner.{name}": value for name, value in pruner.items()}

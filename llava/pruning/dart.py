@@ -36,7 +36,7 @@ from torch.nn.functional import normalize
 from .base import Observation
 from .checks import demand_count
 from .cost import DecoderShape
-from .layout import TokenLayout, take
+from .layout import TokenLayout, precise, take
 from .staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 
@@ -107,14 +107,14 @@ class DARTRun(StagedRun):
         found = [self._pivots(k, t) for k, t in zip(keep, layout.tail)]
         shares = [_shares(k, *pair, config) for k, pair in zip(keep, found)]
 
-        norms = observation.keys.float().abs().sum((1, 3))
+        norms = precise(observation.keys).abs().sum((1, 3))
         column = torch.arange(n, device=device)
         behind = column >= n - torch.tensor(layout.tail, device=device)[:, None]
         visual = layout.is_patch
         image = _largest(norms, visual, config.image_pivots)
         pivots = torch.cat([image, _largest(norms, behind, config.text_pivots)], 1)
 
-        features = normalize(observation.ahead.final_norm().float(), dim=-1)
+        features = normalize(precise(observation.ahead.final_norm()), dim=-1)
         cosine = take(features, pivots) @ features.transpose(1, 2)
         chosen = torch.zeros_like(visual)
         own = torch.tensor([pair[0] for pair in found], device=device)[:, None]

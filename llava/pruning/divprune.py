@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .entry import EntryPruner, ImageTokens
+from .layout import precise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def farthest(embeds: Tensor, count: int) -> list[int]:
     """
     if not count:
         return []
-    unit = torch.nn.functional.normalize(embeds.float(), dim=-1)
+    unit = torch.nn.functional.normalize(precise(embeds), dim=-1)
     distance = 1 - unit @ unit.T
     nearest = distance.fill_diagonal_(torch.inf).amin(1)
     # argmax gives the first of equals. From here on a chosen row is farther than none.

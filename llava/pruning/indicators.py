@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .layout import precise
+
 
 def mutual_information(
     rows: Tensor,
@@ -88,14 +90,14 @@ def cosine_similarity(hidden: Tensor, row_mask: Tensor, visual: Tensor) -> Tenso
     hidden: (batch, n, d); row_mask: (batch, r), of the last r tokens; visual: (batch, n).
     """
     # The mean over pairs is the product of the two means of unit vectors.
-    states = torch.nn.functional.normalize(hidden.float(), dim=-1)
+    states = torch.nn.functional.normalize(precise(hidden), dim=-1)
     text = _mean_state(states[:, -row_mask.shape[1] :], row_mask)
     return (text * _mean_state(states, visual)).sum(-1)
 
 
 def _mean_state(states: Tensor, mask: Tensor) -> Tensor:
     """Mean (batch, d) of the states (batch, m, d) that `mask` (batch, m) counts; 0 for none."""
-    weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    weight = mask.to(states) / mask.sum(-1, keepdim=True).clamp(min=1)
     return (weight[:, None, :] @ states)[:, 0]
 
 

@@ -276,10 +276,15 @@ def take(hidden: Tensor, index: Tensor) -> Tensor:
     return rows.view(batch, -1, width)
 
 
+def precise(values: Tensor) -> Tensor:
+    """`values` in the precision that this package measures and averages in: at least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def apply(selection: Selection, hidden: Tensor) -> Tensor:
     """Carry out `selection` on `hidden` (batch, n, d): kept rows as they are, merged rows averaged.
 
-    Averages are taken in float32. The result is (batch, m, d) in the dtype of `hidden`.
+    Averages are taken in at least float32. The result is (batch, m, d) in the dtype of `hidden`.
     """
     out = take(hidden, selection.index)
     merge = selection.merge
@@ -287,7 +292,7 @@ def apply(selection: Selection, hidden: Tensor) -> Tensor:
         return out
     width = hidden.shape[-1]
     batch, clusters = merge.column.shape
-    pooled = take(hidden, merge.source).float()
+    pooled = precise(take(hidden, merge.source))
     sums = pooled.new_zeros(batch, clusters + 1, width)
     sums.scatter_add_(1, merge.cluster[..., None].expand(-1, -1, width), pooled)
     sizes = pooled.new_zeros(batch, clusters + 1)

@@ -46,7 +46,7 @@ from torch import Tensor
 from .base import PrunerRun
 from .checks import demand
 from .cost import DecoderShape, TowerShape
-from .layout import TokenLayout
+from .layout import TokenLayout, precise
 from .shares import divide
 from .tower import TowerPruner, top
 from .vision import Groups, Reduced, VisionFeatures
@@ -107,7 +107,7 @@ class PruMerge(TowerPruner):
         keys = features.probes[features.ran].one(image).joined().keys[0, 0, 1:]
         patches = features.patches[image]
         weights = neighbour_weights(keys, attention, kept, self.neighbours)
-        points = patches.float()
+        points = precise(patches)
         merged = points[kept] + weights @ points
         ids = kept
         if len(kept) < len(patches):
@@ -178,7 +178,7 @@ def neighbour_weights(keys: Tensor, attention: Tensor, kept: Tensor, neighbours:
 
     keys: (p, d); attention: (p,); kept: (K,). The nearest are by cosine; the patch is not its own.
     """
-    unit = F.normalize(keys.float(), dim=-1)
+    unit = F.normalize(precise(keys), dim=-1)
     similar = (unit[kept] @ unit.T).scatter_(1, kept[:, None], -torch.inf)
     nearest = similar.argsort(dim=1, descending=True, stable=True)
     nearest = nearest[:, : min(neighbours, len(keys) - 1)]

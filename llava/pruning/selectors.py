@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layout import TEXT, Merge, Selection, TokenLayout, take
+from .layout import TEXT, Merge, Selection, TokenLayout, precise, take
 from .per_image import order_within_images
 
 
@@ -134,7 +134,7 @@ def density_peaks(
     c = max(clusters)
     if c == 1:
         return (~member).long(), torch.zeros(batch, 1, dtype=torch.long, device=device)
-    points = features.float()
+    points = precise(features)
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / d**0.5
     pair = member[:, None, :] & member[:, :, None]
     far = distance.masked_fill(~pair, torch.inf)

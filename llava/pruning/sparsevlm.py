@@ -49,7 +49,7 @@ from .base import Observation
 from .checks import demand, demand_count, demand_depths
 from .cost import DecoderShape
 from .indicators import text_relevance
-from .layout import Selection, TokenLayout
+from .layout import Selection, TokenLayout, precise
 from .staged import Cut, StagedPruner, StagedRun, Stages
 
 #: Tokens kept at the three stages, for a target of 576 tokens and 32 layers.
@@ -155,8 +155,9 @@ class SparseVLMRun(StagedRun):
         if self.config.version == "1.5":
             return text_relevance(rows, raters)
         shape, positions = self.shape, layout.positions(self.positions)
-        rows = rows / gravity(positions, rows.shape[2], shape.head_dim, shape.rope_theta)[:, None]
-        weight = raters / raters.sum(1, keepdim=True).clamp(min=1)
+        pull = gravity(positions.to(rows), rows.shape[2], shape.head_dim, shape.rope_theta)
+        rows = rows / pull[:, None]
+        weight = raters.to(rows) / raters.sum(1, keepdim=True).clamp(min=1)
         per_head = (weight[:, None, None, :] @ rows)[:, :, 0]
         mass = (per_head * layout.is_patch[:, None, :]).sum(-1)
         order = mass.argsort(dim=1, descending=True, stable=True)[:, : self.config.top_heads]
@@ -172,7 +173,7 @@ def find_raters(layout: TokenLayout, embeds: Tensor) -> Tensor:
     width = max(layout.tail)
     tail = torch.tensor(layout.tail, device=embeds.device)[:, None]
     own = torch.arange(width, 0, -1, device=embeds.device) <= tail
-    states = embeds.float()
+    states = precise(embeds)
     logits = states @ states[:, -width:].transpose(1, 2)
     # A sample without visual tokens has no text to look at; its rows are masked below.
     weights = logits.masked_fill(~(own | (tail == 0))[:, None, :], -torch.inf).softmax(-1)
@@ -183,12 +184,14 @@ def find_raters(layout: TokenLayout, embeds: Tensor) -> Tensor:
 
 
 def gravity(positions: Tensor, queries: int, head_dim: int, theta: float) -> Tensor:
-    """Logits of all-ones queries and keys under rotary positions: (batch, queries, n) float32.
+    """Logits of all-ones queries and keys under rotary positions: (batch, queries, n).
 
-    positions: (batch, n); queries: the last ones. Equal to 2 sum_f cos((p_i - p_j) theta_f) /
-    sqrt(head_dim), theta_f = theta^(-2 f / head_dim), f = 0 .. head_dim / 2 - 1.
+    positions: (batch, n), of the dtype of the result; queries: how many, the last ones. Equal to
+    2 sum_f cos((p_i - p_j) theta_f) / sqrt(head_dim), theta_f = theta^(-2 f / head_dim),
+    f = 0 .. head_dim / 2 - 1.
     """
-    exponent = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
-    angle = positions[..., None].float() * theta**-exponent
+    even = torch.arange(0, head_dim, 2, device=positions.device)
+    exponent = even.to(positions.dtype) / head_dim
+    angle = positions[..., None] * theta**-exponent
     turned = torch.cat([angle.cos(), angle.sin()], -1)
     return turned[:, -queries:] @ turned.transpose(1, 2) * (2 / head_dim**0.5)

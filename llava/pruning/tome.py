@@ -50,7 +50,7 @@ from torch.nn.functional import normalize
 
 from .base import PrunerRun
 from .cost import DecoderShape, TowerShape
-from .layout import TokenLayout, take
+from .layout import TokenLayout, precise, take
 from .target import WholeTarget
 from .tower import TowerPruned, view_counts
 from .vision import Groups, TowerRun
@@ -156,11 +156,11 @@ class Merging(TowerRun):
         r = self._removed[layer]
         if not r:
             return hidden
-        size = self._size
+        states, size = precise(hidden), self._size
         if size is None:
-            size = torch.ones(images, tokens, device=hidden.device)
+            size = states.new_ones(images, tokens)
 
-        unit = normalize(keys.float().mean(1), dim=-1)
+        unit = normalize(precise(keys).mean(1), dim=-1)
         similarity = unit[:, ::2] @ unit[:, 1::2].mT
         similarity[:, 0] = -torch.inf
         edge, partner = similarity.max(-1)
@@ -170,9 +170,9 @@ class Merging(TowerRun):
         # A sum as a product with zeros and ones: unlike scatter_add it repeats exactly on a GPU.
         target = partner.gather(1, merged)
         slots = torch.arange(similarity.shape[2], device=hidden.device)
-        joins = (target[:, None, :] == slots[:, None]).float()
+        joins = (target[:, None, :] == slots[:, None]).to(size)
         sizes_a, sizes_b = size[:, ::2], size[:, 1::2]
-        weighted = hidden.float() * size[..., None]
+        weighted = states * size[..., None]
         total = weighted[:, 1::2] + joins @ take(weighted[:, ::2], merged)
         sizes_b = sizes_b + (joins @ sizes_a.gather(1, merged)[..., None])[..., 0]
         means = (total / sizes_b[..., None]).to(hidden.dtype)

@@ -49,7 +49,7 @@ from .base import Observation, PrunerRun
 from .checks import demand, demand_later_layers
 from .cost import DecoderShape
 from .entry import ImageTokens, select_in_images
-from .layout import Selection, TokenLayout
+from .layout import Selection, TokenLayout, precise
 from .target import Budgeted
 from .uniform_grid import centres
 
@@ -165,7 +165,7 @@ def _count(config: TopV, layers: int, visual: int) -> int:
 def costs(config: TopV, source: Tensor, target: Tensor, side: int | None) -> Tensor:
     """C (n, n), float32, of the tokens (n, d) of one image; `side` as in `ImageTokens`."""
     n = len(source)
-    unit = [torch.nn.functional.normalize(x.float(), dim=-1) for x in (source, target)]
+    unit = [torch.nn.functional.normalize(precise(x), dim=-1) for x in (source, target)]
     cost = config.feature_weight * (1 - unit[0] @ unit[1].T) / 2
     index = torch.arange(n, device=source.device)
     width = side or n

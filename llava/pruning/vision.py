@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .layout import precise
+
 #: For each sample, how many views each of its pictures has.
 Groups = Sequence[Sequence[int]]
 
@@ -39,7 +41,7 @@ class Probe:
 
         Softmaxed over CLS and patches, so a row sums to 1 less what CLS gives itself.
         """
-        query, keys = self.query.float(), self.keys.float()
+        query, keys = precise(self.query), precise(self.keys)
         scores = torch.einsum("ihd,ihnd->ihn", query, keys) * query.shape[-1] ** -0.5
         return scores.softmax(-1)[..., 1:]
 

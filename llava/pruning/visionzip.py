@@ -38,6 +38,7 @@ from torch import Tensor
 
 from .checks import demand
 from .cost import TowerShape
+from .layout import precise
 from .tower import TowerPruner, cls_attention, top
 from .vision import Reduced, VisionFeatures
 
@@ -72,7 +73,7 @@ class VisionZip(TowerPruner):
         cls_patch = kept.new_tensor([len(patches)])
         made, centres = patches[:0], kept[:0]
         if contextual:
-            keys = features.probes[features.ran - 1].keys[image].float().mean(0)[1:]
+            keys = precise(features.probes[features.ran - 1].keys[image]).mean(0)[1:]
             metric = F.normalize(keys[rest], dim=-1)
             made, targets = contextual_tokens(patches[rest], metric, contextual)
             centres = rest[targets]
@@ -101,8 +102,8 @@ def contextual_tokens(patches: Tensor, metric: Tensor, count: int) -> tuple[Tens
     # A stable sort instead of a mask: the number of others is known and the device need not wait.
     others = (~is_other).to(torch.uint8).argsort(stable=True)[: m - count]
     nearest = (metric[others] @ metric[targets].T).argmax(-1)
-    points = patches.float()
+    points = precise(patches)
     # A product with the memberships, not a scatter: its sums have one order on every device.
-    joins = (nearest == torch.arange(count, device=device)[:, None]).float()
+    joins = (nearest == torch.arange(count, device=device)[:, None]).to(points)
     means = joins @ points[others] / joins.sum(1, keepdim=True).clamp(min=1)
     return (points[targets] + means).to(patches.dtype), targets

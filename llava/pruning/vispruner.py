@@ -43,6 +43,7 @@ from torch.nn.functional import normalize
 
 from .checks import demand
 from .cost import TowerShape
+from .layout import precise
 from .tower import TowerPruner, cls_attention, keep_patches, top
 from .vision import Reduced, VisionFeatures
 
@@ -86,7 +87,7 @@ def least_alike(features: Tensor, count: int) -> Tensor:
     left = torch.arange(len(features), device=features.device)
     if count == 0:
         return left[:0]
-    unit = normalize(features.float(), dim=-1)
+    unit = normalize(precise(features), dim=-1)
     cosine = unit @ unit.mT
     while drop := min(_A_ROUND, len(left) - count, (len(left) + 1) // 2):
         a, b = left[::2], left[1::2]

@@ -47,7 +47,7 @@ from .base import Observation, PrunerRun
 from .checks import demand, demand_later_layers, demand_text_behind
 from .cost import DecoderShape
 from .entry import find_images
-from .layout import Merge, Selection, TokenLayout
+from .layout import Merge, Selection, TokenLayout, precise
 from .selectors import keep_top
 from .shares import divide, share_out
 from .target import WholeTarget
@@ -230,7 +230,7 @@ def unpack_ranks(packed: Tensor, count: int, windows: int) -> tuple[Tensor, Tens
 
 def most_similar(tokens: Tensor, among: Tensor) -> Tensor:
     """For each of `tokens` (m, d) the index of the row of `among` (k, d) with highest cosine."""
-    rows, columns = (F.normalize(x.float(), dim=-1) for x in (tokens, among))
+    rows, columns = (F.normalize(precise(x), dim=-1) for x in (tokens, among))
     return (rows @ columns.T).argmax(-1)
 
 

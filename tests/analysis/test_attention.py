@@ -13,6 +13,7 @@ from llava.analysis.attention import AttentionMap, Probe, figure, look, main, pa
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.pruning.autoprune import AutoPrune
 from tests import tiny
+from tests.closeness import FLOAT32, assert_close
 
 from .conftest import DEMO, QUESTION, SCENE
 
@@ -45,7 +46,7 @@ def test_maps_are_the_attention_of_transformers() -> None:
     for layer in (1, 4):
         # BOS and three of text, 16 patches, seven of text.
         wanted = whole[layer][0, :, -7:, 4:20].mean((0, 1))
-        torch.testing.assert_close(torch.tensor(probe.found[layer].weights), wanted)
+        assert_close(torch.tensor(probe.found[layer].weights), wanted, FLOAT32)
     assert sorted(probe.found) == [1, 4]
 
 
@@ -55,7 +56,7 @@ def test_mutual_information_is_what_autoprune_measures(demo, wide) -> None:
     # Without a pre-selection AutoPrune's layer 1 has all patches too.
     pruner = pruning.build("autoprune", target_token_num=64, preselect_ratio=None)
     pruned = traced.run(model, tokenizer, image_processor, wide, QUESTION, pruner, max_new_tokens=1)
-    assert row.maps[0].mutual_information == pytest.approx(pruned.mutual_information, rel=1e-5)
+    assert row.maps[0].mutual_information == pytest.approx(pruned.mutual_information, rel=1e-4)
     dense = traced.run(model, tokenizer, image_processor, wide, QUESTION, max_new_tokens=1)
     assert row.answer == dense.text
 

@@ -9,6 +9,7 @@ from llava import pruning
 from llava.eval.feature_cache import FeatureCache, install, pixel_key
 
 from .. import tiny
+from ..closeness import FLOAT32, assert_close
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_an_image_is_encoded_once_wherever_it_stands(model):
     assert cache.encoded == 3
     images = torch.stack([c, a])
     with torch.inference_mode():
-        torch.testing.assert_close(cache(images).patches, tower(images).patches)
+        assert_close(cache(images).patches, tower(images).patches, FLOAT32)
     assert cache.encoded == 3
 
 
@@ -64,8 +65,8 @@ def test_views_of_a_tiled_picture_are_kept_together(model):
         cache.prepare(images, [keys[i] for i in order], (1,))
         with torch.inference_mode():
             found, full = (f(torch.cat(images), probe=(1,)) for f in (cache, tower))
-        torch.testing.assert_close(found.patches, full.patches)
-        torch.testing.assert_close(found.probes[1].keys, full.probes[1].keys)
+        assert_close(found.patches, full.patches, FLOAT32)
+        assert_close(found.probes[1].keys, full.probes[1].keys, FLOAT32)
     assert (cache.encoded, len(found.patches)) == (2, 8)
 
 

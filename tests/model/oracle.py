@@ -3,6 +3,7 @@
 The oracle knows nothing of caches, selections or per-layer lengths. It keeps all tokens in all
 layers and gives each layer a mask: the tokens dropped before it are invisible as keys. For the
 compact position policy each layer gets the rotary positions that the tokens left have in it.
+The model is in float64 (`tiny.double`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from llava import pruning
 from llava.pruning.cache import PrunedCache
 from llava.pruning.trace import SampleTrace
 from tests import tiny
+from tests.closeness import assert_close
 
 
 def oracle(model, embeds: Tensor, kept: list[set[int]], positions: str) -> Tensor:
@@ -25,7 +27,7 @@ def oracle(model, embeds: Tensor, kept: list[set[int]], positions: str) -> Tenso
         position = torch.arange(n) if positions == "original" else here.long().cumsum(0) - 1
         rope = model.model.rotary_emb(hidden, position.clamp(min=0)[None])
         visible = torch.ones(n, n).tril().bool() & (here[None] | torch.eye(n).bool())
-        mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None]
+        mask = torch.where(visible, 0.0, -torch.inf).to(hidden)[None, None]
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rope)
     return model.model.norm(hidden)[0]
 
@@ -60,7 +62,7 @@ def check_against_the_oracle(
     full = oracle(model, whole.embeds, seen, positions)
     last = sorted(seen[-1])
     pruned = out.logits[0]
-    torch.testing.assert_close(pruned, model.lm_head(full[last]), atol=1e-5, rtol=0)
+    assert_close(pruned, model.lm_head(full[last]))
 
     # Decode: every step against an oracle run over the whole sequence so far.
     embeds = whole.embeds
@@ -71,6 +73,6 @@ def check_against_the_oracle(
         embeds = torch.cat([embeds, model.model.embed_tokens(token[None, None])], 1)
         seen = [alive | {new} for alive in seen]
         full = oracle(model, embeds, seen, positions)
-        torch.testing.assert_close(step.logits[0, -1], model.lm_head(full[-1]), atol=1e-5, rtol=0)
+        assert_close(step.logits[0, -1], model.lm_head(full[-1]))
         token = step.logits[0, -1].argmax()
     return cache.trace.samples[0]

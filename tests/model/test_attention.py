@@ -10,6 +10,7 @@ from llava.model.language_model import attention
 from llava.model.language_model.attention import attention_rows, causal_mask, kept_queries
 from llava.pruning.cache import PrunedCache
 from tests import tiny
+from tests.closeness import FLOAT32, assert_close
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -32,7 +33,7 @@ def test_rows_equal_the_eager_matrix(kv_heads: int, padded: bool) -> None:
         layer.self_attn, queries[0], rope, cache.layers[0].keys, count, valid if padded else None
     )
     assert rows.shape == (2, 4, count, n) and rows.dtype == torch.float32
-    torch.testing.assert_close(rows, weights[:, :, -count:], atol=1e-6, rtol=0)
+    assert_close(rows, weights[:, :, -count:], FLOAT32)
 
 
 @pytest.mark.parametrize("queries", [1, 3, 6])

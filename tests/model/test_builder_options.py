@@ -14,6 +14,7 @@ from llava.model.builder import load_pretrained_model
 
 from .. import checkpoints, tiny
 from ..answers import answer, ask, check, inputs, refused
+from ..closeness import FLOAT32, assert_close
 
 
 class TestOptions:
@@ -65,7 +66,7 @@ class TestOptions:
         tower = model.get_vision_tower()
         assert model.config._attn_implementation == tower.config._attn_implementation == "eager"
         result = ask(loaded)
-        torch.testing.assert_close(result.logits, expected.logits, atol=1e-5, rtol=0)
+        assert_close(result.logits, expected.logits, FLOAT32)
         assert result.tokens == expected.tokens
 
     def test_the_device_given_is_where_everything_is(self, original):

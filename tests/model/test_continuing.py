@@ -8,6 +8,7 @@ import torch
 from llava import pruning
 from llava.constants import IMAGE_TOKEN_INDEX
 from tests import tiny
+from tests.closeness import ROUNDED, assert_close
 
 from .oracle import oracle
 
@@ -22,7 +23,7 @@ PRUNERS = {
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.model(11)
+    return tiny.double(tiny.model(11))
 
 
 def say(model, ids, images=None, cache=None, pruner=None, new=4):
@@ -66,7 +67,7 @@ def test_three_turns_equal_one_masked_forward(model, name) -> None:
     starts = [first, first + 4 + 4, first + 4 + 4 + 4 + 2]
     assert starts[-1] + 4 == embeds.shape[1] - 1
     for start, got in zip(starts, logits):
-        torch.testing.assert_close(got, full[start : start + 4], atol=1e-5, rtol=0)
+        assert_close(got, full[start : start + 4].float(), ROUNDED)
 
 
 def test_pictures_are_encoded_once(model, monkeypatch) -> None:
@@ -104,7 +105,7 @@ def test_a_later_picture_enters_whole(model) -> None:
     with torch.no_grad():
         for embed in new.embeds[0]:
             out = model(inputs_embeds=embed[None, None], past_key_values=slow)
-    torch.testing.assert_close(second.logits[0], out.logits[:, -1], atol=1e-5, rtol=0)
+    assert_close(second.logits[0], out.logits[:, -1].float(), ROUNDED)
 
 
 def test_a_batch_goes_on_like_its_samples(model) -> None:

@@ -11,6 +11,7 @@ import torch
 from llava import pruning
 from llava.pruning.cost import DecoderShape, measure
 from tests import tiny
+from tests.closeness import FLOAT32, assert_close
 
 from .prompts import SAMPLES, generate, one, text_of
 
@@ -56,7 +57,7 @@ def test_a_conversation_goes_on_without_the_image(model) -> None:
     cache = first.past_key_values
     _, logits = generate(model, more[None], None, tiny.pixels(8), past_key_values=cache)
     _, expected = generate(model, text_of(more)[None])
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert_close(logits, expected, FLOAT32)
 
 
 @pytest.mark.parametrize(

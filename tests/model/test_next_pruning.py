@@ -10,6 +10,7 @@ import torch
 from llava import pruning
 from llava.pruning.layout import NEWLINE
 from tests import tiny, tiny_next
+from tests.closeness import ROUNDED, assert_close
 
 from .oracle import check_against_the_oracle
 
@@ -68,12 +69,12 @@ def built(case) -> pruning.Pruner:
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_next.model(7, attn="eager", layers=LAYERS)
+    return tiny.double(tiny_next.model(7, layers=LAYERS))
 
 
 @pytest.fixture(scope="module")
 def spatial():
-    return tiny_next.model(7, attn="eager", layers=LAYERS, mm_patch_merge_type="spatial")
+    return tiny.double(tiny_next.model(7, layers=LAYERS, mm_patch_merge_type="spatial"))
 
 
 def generate(model, chosen, prompts=PROMPTS, images=slice(None)):
@@ -122,7 +123,7 @@ def assert_batch_equals_samples(case, model, visual: list[int]) -> None:
     assert [sample.n_visual for sample in trace.samples] == visual
     for i, own in enumerate(OWN):
         alone, single = generate(model, built(case) if visual[i] else None, [PROMPTS[i]], own)
-        torch.testing.assert_close(logits[i], alone[0], atol=1e-5, rtol=0)
+        assert_close(logits[i], alone[0], ROUNDED)
         assert single.kept_patches(0) == trace.kept_patches(i)
 
 
@@ -145,7 +146,7 @@ def test_newlines_go_before_any_patch_of_their_picture(case, model):
 @pytest.mark.parametrize("method", IN_THE_TOWER)
 def test_tower_methods_choose_in_the_tiles(method, merge_type):
     """Eight views of 16 patches, of an overview and two tiles, and of one and four, share T."""
-    model = tiny_next.model(7, attn="eager", layers=LAYERS, mm_patch_merge_type=merge_type)
+    model = tiny.double(tiny_next.model(7, layers=LAYERS, mm_patch_merge_type=merge_type))
     sizes = [(40, 20), (112, 112)]
     pixels = tiny_next.views(sizes, model.config)
     chosen = pruning.build(method, target_token_num=24)

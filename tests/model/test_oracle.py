@@ -7,6 +7,7 @@ import torch
 
 from llava import pruning
 from tests import tiny
+from tests.closeness import FLOAT32, assert_close
 
 from .oracle import check_against_the_oracle
 
@@ -27,7 +28,7 @@ def pruner(positions: str, **settings):
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.model(0, attn="eager")
+    return tiny.double(tiny.model(0))
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
@@ -70,14 +71,14 @@ def test_the_two_position_policies_differ(model) -> None:
 
 
 @torch.no_grad()
-def test_backends_agree_under_pruning(model) -> None:
-    other = tiny.model(0, attn="sdpa")
+def test_backends_agree_under_pruning() -> None:
+    models = [tiny.model(0, attn=attn) for attn in ("eager", "sdpa")]
     prompts = [tiny.prompt(i, before=i, after=4 + i) for i in range(4)]
     ids, mask = tiny.batch(prompts)
     for recycle in (0.0, 0.3):
         chosen = pruner("compact", recycle_ratio=recycle)
         a, b = (
             m(ids, images=tiny.pixels(3, 4), attention_mask=mask, pruner=chosen).logits
-            for m in (model, other)
+            for m in models
         )
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+        assert_close(a, b, FLOAT32)

@@ -14,6 +14,7 @@ from llava.model.builder import load_pretrained_model
 from llava.pruning.layout import TEXT
 from tests import senna_files, tiny
 from tests.answers import refused
+from tests.closeness import ROUNDED, assert_close
 from tests.senna_files import LAYERS
 
 from .oracle import check_against_the_oracle
@@ -32,7 +33,7 @@ def tower(folder):
 
 @pytest.fixture(scope="module")
 def model():
-    return senna_files.model()
+    return tiny.double(senna_files.model())
 
 
 def test_a_checkpoint_in_upstreams_names_loads(folder, tower) -> None:
@@ -101,7 +102,7 @@ def test_each_view_is_projected_and_mixed_on_the_token_axis(model) -> None:
             weight = w[f"model.img_adapter.adapter.{layer}.weight"]
             columns = columns @ weight.T + w[f"model.img_adapter.adapter.{layer}.bias"]
             columns = gelu(columns) if layer < 4 else columns
-        torch.testing.assert_close(tokens.embeds, columns.T, atol=1e-5, rtol=1e-5)
+        assert_close(tokens.embeds, columns.T)
         assert tokens.cls is None and tokens.letterbox is None and tokens.mixed
 
 
@@ -136,9 +137,8 @@ def pruner(name: str) -> pruning.Pruner:
 
 
 @pytest.mark.parametrize("name", ["autoprune", "autoprune-paper", "fastv", "pdrop", "random"])
-def test_pruned_equals_the_oracle(name) -> None:
-    eager = senna_files.model("eager")
-    counts = check_against_the_oracle(eager, pruner(name), images=6, steps=2).entering
+def test_pruned_equals_the_oracle(name, model) -> None:
+    counts = check_against_the_oracle(model, pruner(name), images=6, steps=2).entering
     assert counts[-1] < 48
 
 
@@ -156,7 +156,7 @@ def test_a_batch_equals_its_samples(name, model) -> None:
     for i, (sample, start, count) in enumerate(zip(samples, starts, views)):
         own = pixels[start : start + count]
         alone, own_logits = generate(model, sample[None], None, own, pruner(name))
-        torch.testing.assert_close(logits[i], own_logits[0], atol=1e-5, rtol=0)
+        assert_close(logits[i], own_logits[0], ROUNDED)
         assert torch.equal(together.sequences[i], alone.sequences[0])
         traces = together.past_key_values.trace.samples[i], alone.past_key_values.trace.samples[0]
         assert traces[0].entering == traces[1].entering

@@ -14,13 +14,14 @@ from llava.pruning.cost import DecoderShape, measure
 from llava.pruning.layout import TEXT
 from llava.pruning.tome import Merging
 from tests import tiny
+from tests.closeness import assert_close
 
 from .prompts import SAMPLES, one
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def model(request):
-    return tiny.model(7, attn=request.param, layers=2)
+    return tiny.double(tiny.model(7, attn=request.param, layers=2))
 
 
 @torch.no_grad()
@@ -80,13 +81,13 @@ def test_what_the_decoder_gets_is_what_the_equations_say(model, method, settings
         expected, patch = loop(features)
         assert tokens.patch.tolist() == patch
         projected = model.get_model().mm_projector(torch.stack(expected))
-        torch.testing.assert_close(tokens.embeds, projected, atol=1e-5, rtol=1e-5)
+        assert_close(tokens.embeds, projected)
 
 
 @torch.no_grad()
 def test_vscan_merges_as_its_equations_say() -> None:
     """64 patches in 16 windows of 4, T = 22: T1 = 33, one local token a window, 17 global ones."""
-    model = tiny.model(7, image_size=112)
+    model = tiny.double(tiny.model(7, image_size=112))
     pruner = pruning.build("vscan", target_token_num=22, layer=3)
     ids, images, tower = tiny.prompt(1)[None], tiny.pixels(5, 1, size=112), model.get_vision_tower()
     prompt = model.embed_prompt(ids, None, images, pruner=pruner)
@@ -113,7 +114,7 @@ def test_vscan_merges_as_its_equations_say() -> None:
         groups[kept[int(similar.argmax())]].append(embeds[i])
     expected = torch.stack([torch.stack(groups[i]).mean(0) for i in kept])
     merged = pruning.apply(selection, prompt.embeds)[0]
-    torch.testing.assert_close(merged[after.is_visual[0]], expected, atol=1e-5, rtol=1e-5)
+    assert_close(merged[after.is_visual[0]], expected)
     assert torch.equal(merged[~after.is_visual[0]], prompt.embeds[0, ~prompt.layout.is_visual[0]])
     assert run.scoring_flops() == [2 * 64 * (31 * 33 + 31)]
 

@@ -14,6 +14,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.pruning.layout import TEXT
 from llava.pruning.vision import TowerRun
 from tests import tiny
+from tests.closeness import FLOAT32, assert_close
 
 
 def tower(attn: str = "sdpa", select: int = -2) -> CLIPVisionTower:
@@ -46,28 +47,28 @@ def test_the_cls_row_equals_the_eager_attention() -> None:
     # hidden_states[-2] is the output of the last layer but one; its attention is attentions[-2].
     expected = attentions[-2][:, :, 0, 1:].mean(1)
     last = (made.run_layers - 1,)
-    torch.testing.assert_close(made(images, probe=last).cls, expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(tower("sdpa")(images, probe=last).cls, expected, atol=1e-6, rtol=0)
+    assert_close(made(images, probe=last).cls, expected, FLOAT32)
+    assert_close(tower("sdpa")(images, probe=last).cls, expected, FLOAT32)
     assert (expected.sum(-1) < 1).all(), "the CLS token's own share is not a patch's"
 
 
 @torch.no_grad()
 def test_any_layer_can_be_probed_and_the_one_behind_the_features() -> None:
-    made, images = tower("eager"), tiny.pixels(0, 2)
+    made, images = tower("eager").double(), tiny.pixels(0, 2).double()
     attentions = made.vision_tower(images, output_attentions=True).attentions
     features = made(images, probe=(0, made.run_layers))
     assert sorted(features.probes) == [0, 2] and features.ran == 2
     for layer, probe in features.probes.items():
         expected = attentions[layer][:, :, 0, 1:]
-        torch.testing.assert_close(probe.cls_attention(), expected, atol=1e-6, rtol=0)
+        assert_close(probe.cls_attention().float(), expected.float(), FLOAT32)
     joined = features.probes[2].joined()
     attention = made.vision_tower.encoder.layers[2].self_attn
     states = made.vision_tower.encoder.layers[2].layer_norm1(
         torch.cat([features.token[:, None], features.patches], 1)
     )
-    torch.testing.assert_close(joined.keys[:, 0], attention.k_proj(states))
+    assert_close(joined.keys[:, 0], attention.k_proj(states))
     scores = attention.q_proj(states[:, :1]) @ attention.k_proj(states).mT * 32**-0.5
-    torch.testing.assert_close(joined.cls_attention()[:, 0], scores.softmax(-1)[:, 0, 1:])
+    assert_close(joined.cls_attention()[:, 0], scores.softmax(-1)[:, 0, 1:])
 
 
 class Nothing(TowerRun):
@@ -92,7 +93,7 @@ class Nothing(TowerRun):
 def test_the_merging_loop_is_the_stock_one_around_the_run(attn: str) -> None:
     made, images, run = tower(attn), tiny.pixels(0, 2), Nothing()
     features = made.merge(images, run)
-    torch.testing.assert_close(features.patches, made(images).patches, atol=1e-6, rtol=0)
+    assert_close(features.patches, made(images).patches, FLOAT32)
     assert run.seen == [(0, (2, 4, 17, 8)), (1, (2, 4, 17, 8))]
     assert torch.equal(features.patch, run.patch())
 

@@ -51,11 +51,11 @@ def test_slope_and_inflection_follow_the_indicator(preset, mi_rows, indicator) -
         value = cosine_similarity(at.hidden, mask, seen[1].is_visual).item()
     measured = run.complexity()[0]
     assert set(measured) == {indicator, "k", "x0", "scale"}
-    assert measured[indicator] == pytest.approx(value, abs=1e-6)
+    assert measured[indicator] == pytest.approx(value, abs=1e-9)
     k = 0.4 - 0.3 * value
-    assert measured["k"] == pytest.approx(k, abs=1e-6)
+    assert measured["k"] == pytest.approx(k, abs=1e-9)
     shift = k if preset == "released" else 0.7 * value
-    assert measured["x0"] == pytest.approx(14.9 + shift, abs=1e-6)
+    assert measured["x0"] == pytest.approx(14.9 + shift, abs=1e-9)
 
 
 def test_mutual_information_keeps_its_short_name() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -128,12 +130,12 @@ def test_slope_and_inflection(preset: str, sharpness: float, mi_rows: str) -> No
         k = max(0.4 - 0.9 * mi, 0.0)
         x0 = 14.9 + k
     else:
-        nats = mutual_information(rows, mask, seen[1].is_visual, normalise=True, base=2.718281828)
+        nats = mutual_information(rows, mask, seen[1].is_visual, normalise=True, base=math.e)
         mi = nats.mean().item()
         k, x0 = 0.4 - 0.9 * mi, 14.9 + 0.7 * mi
-    assert measured["mi"] == pytest.approx(mi, abs=1e-5)
-    assert measured["k"] == pytest.approx(k, abs=1e-5)
-    assert measured["x0"] == pytest.approx(x0, abs=1e-5)
+    assert measured["mi"] == pytest.approx(mi, abs=1e-9)
+    assert measured["k"] == pytest.approx(k, abs=1e-9)
+    assert measured["x0"] == pytest.approx(x0, abs=1e-9)
     if sharpness > 1 and mi_rows == "text":
         assert measured["k"] == 0 if preset == "released" else measured["k"] < 0
 

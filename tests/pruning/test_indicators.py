@@ -16,6 +16,7 @@ from llava.pruning.indicators import (
     mutual_information,
     text_relevance,
 )
+from tests.closeness import assert_close
 
 
 def attention(seed: int, batch: int, heads: int, rows: int, n: int) -> Tensor:
@@ -58,7 +59,7 @@ def paper_formula(block: list[list[float]]) -> float:
 def test_identical_rows_tell_nothing(scale: float) -> None:
     rows = attention(0, 1, 3, 1, 20).expand(1, 3, 7, 20) * scale
     value = mutual_information(rows, *everything(rows), normalise=True)
-    torch.testing.assert_close(value, torch.zeros(1, 3), atol=1e-6, rtol=0)
+    assert_close(value, torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("n_text", [2, 5, 16])
@@ -76,9 +77,9 @@ def test_rows_that_are_slices_sum_to_their_mass(mass: float) -> None:
     rows = attention(1, 1, 4, 9, 30)
     masks = everything(rows)
     whole, part = mutual_information(rows, *masks), mutual_information(rows * mass, *masks)
-    torch.testing.assert_close(part, mass * whole, atol=1e-5, rtol=0)
+    assert_close(part, mass * whole)
     renormalised = mutual_information(rows * mass, *masks, normalise=True)
-    torch.testing.assert_close(renormalised, whole, atol=1e-5, rtol=0)
+    assert_close(renormalised, whole)
 
 
 @pytest.mark.parametrize("mass", [0.1, 0.3, 1.0])
@@ -87,7 +88,7 @@ def test_released_formula(mass: float, n_text: int, n: int) -> None:
     rows = attention(2, 2, 3, n_text, n) * mass
     value = mutual_information(rows, *everything(rows), eps=1e-6)
     expected = [[released_formula(head.tolist()) for head in sample] for sample in rows]
-    torch.testing.assert_close(value, torch.tensor(expected), atol=1e-5, rtol=0)
+    assert_close(value, torch.tensor(expected))
 
 
 def test_epsilon_turns_the_released_value_negative_on_many_columns() -> None:
@@ -103,7 +104,7 @@ def test_paper_formula() -> None:
     rows[:, :, :, 4:6] = 0.0
     value = mutual_information(rows, *everything(rows), normalise=True, base=math.e)
     expected = [[paper_formula(head.tolist()) for head in sample] for sample in rows]
-    torch.testing.assert_close(value, torch.tensor(expected), atol=1e-5, rtol=0)
+    assert_close(value, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
@@ -128,9 +129,9 @@ def test_masked_rows_and_columns_change_nothing(
     row_mask = torch.arange(r + more_rows)[None] >= more_rows
     visual = torch.arange(n + more_columns)[None] >= more_columns
     actual = mutual_information(wide, row_mask, visual, **options)
-    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+    assert_close(actual, expected)
     relevance = text_relevance(wide, row_mask)[:, more_columns:]
-    torch.testing.assert_close(relevance, text_relevance(rows, everything(rows)[0]))
+    assert_close(relevance, text_relevance(rows, everything(rows)[0]))
 
 
 def test_samples_of_a_batch_do_not_mix() -> None:
@@ -143,7 +144,7 @@ def test_samples_of_a_batch_do_not_mix() -> None:
     for i in range(3):
         block = rows[i][:, row_mask[i]][:, :, visual[i]]
         expected = [released_formula(head.tolist()) for head in block]
-        torch.testing.assert_close(together[i], torch.tensor(expected), atol=1e-5, rtol=0)
+        assert_close(together[i], torch.tensor(expected))
 
 
 def test_text_relevance_is_the_mean_over_heads_and_valid_rows() -> None:
@@ -171,7 +172,7 @@ def test_mean_attention_by_hand() -> None:
     visual = torch.tensor([[False, True, True, False]] * 2)
     # Masses on the image: 0.6 and 0.5 in the first head, 1 and 0.1 in the second.
     expected = torch.tensor([(0.6 + 0.5 + 1.0 + 0.1) / 4, (0.5 + 0.1) / 2])
-    torch.testing.assert_close(mean_attention(rows, row_mask, visual), expected)
+    assert_close(mean_attention(rows, row_mask, visual), expected)
 
 
 def test_mean_attention_does_not_depend_on_the_number_of_tokens() -> None:
@@ -182,8 +183,8 @@ def test_mean_attention_does_not_depend_on_the_number_of_tokens() -> None:
     split = (0.4 * rows).repeat_interleave(2, -1) / 2
     both = torch.ones(1, 24, dtype=torch.bool)
     once = mean_attention(0.4 * rows, row_mask, visual)
-    torch.testing.assert_close(once, torch.tensor([0.4]))
-    torch.testing.assert_close(mean_attention(split, row_mask, both), once)
+    assert_close(once, torch.tensor([0.4]))
+    assert_close(mean_attention(split, row_mask, both), once)
 
 
 def test_mean_attention_at_its_ends() -> None:
@@ -203,9 +204,9 @@ def test_cosine_similarity_by_hand() -> None:
     # Cosines: (1, 0), (0, -1), and the diagonal's root of 1/2 with both.
     root = math.sqrt(0.5)
     expected = torch.tensor([(1 - 1 + 2 * root) / 6, (-1 + 2 * root) / 4])
-    torch.testing.assert_close(cosine_similarity(hidden, row_mask, visual), expected)
+    assert_close(cosine_similarity(hidden, row_mask, visual), expected)
     lengths = torch.tensor([2.0, 5.0, 0.1, 7.0, 3.0, 100.0])[:, None]
-    torch.testing.assert_close(cosine_similarity(hidden * lengths, row_mask, visual), expected)
+    assert_close(cosine_similarity(hidden * lengths, row_mask, visual), expected)
 
 
 def test_cosine_similarity_at_its_ends() -> None:
@@ -237,7 +238,7 @@ def test_other_indicators_do_not_mix_the_samples_of_a_batch() -> None:
     together = mean_attention(rows, row_mask, visual), cosine_similarity(hidden, row_mask, visual)
     for i in range(3):
         mass = rows[i][:, row_mask[i]][:, :, visual[i]].sum(-1).mean()
-        torch.testing.assert_close(together[0][i], mass)
+        assert_close(together[0][i], mass)
         text, image = hidden[i, -6:][row_mask[i]], hidden[i][visual[i]]
         pairs = torch.cosine_similarity(text[:, None], image[None], dim=-1).mean()
-        torch.testing.assert_close(together[1][i], pairs)
+        assert_close(together[1][i], pairs)

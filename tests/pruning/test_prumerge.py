@@ -14,6 +14,7 @@ from llava.pruning.cost import TowerShape
 from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.prumerge import adaptive, fixed, outliers
 from llava.pruning.vision import Probe, VisionFeatures
+from tests.closeness import assert_close
 
 from .common import vicuna
 
@@ -109,7 +110,7 @@ def test_all_heads_are_one() -> None:
     total = math.e**2 + 1 + math.e + 1
     assert made.patch.tolist() == [0, 2], "the extra token carries the heaviest it has"
     expected = torch.tensor([1.0, (10 + 100 * math.e) / total])
-    torch.testing.assert_close(made.features[:, 0], expected)
+    assert_close(made.features[:, 0], expected)
 
 
 def test_the_adaptive_count_is_what_the_image_says() -> None:
@@ -117,7 +118,7 @@ def test_the_adaptive_count_is_what_the_image_says() -> None:
     seen = image([[float(i)] for i in range(16)], [[0.0, 0.0]] * 16)
     (made,) = PruMerge(adaptive=True, neighbours=0, target_token_num=9).reduce(seen, [[1]])
     assert made.patch.tolist() == [0, 5, 10, 1]
-    torch.testing.assert_close(made.features[:, 0], torch.tensor([0.0, 5, 10, (120 - 15) / 17]))
+    assert_close(made.features[:, 0], torch.tensor([0.0, 5, 10, (120 - 15) / 17]))
     (made,) = PruMerge(neighbours=0, target_token_num=9).reduce(seen, [[1]])
     # 8 patches: two by attention (ties: the first), 6 of 14 others at 0, 2, 4, 7, 9, 11.
     assert made.patch.tolist() == [0, 1, 2, 4, 6, 9, 11, 13, 3]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llava.pruning.layout import TEXT, Segment, Selection, TokenLayout, apply
 from llava.pruning.selectors import density_peaks, keep_top
+from tests.closeness import assert_close
 
 
 def image(length: int, index: int = 0) -> Segment:
@@ -167,12 +168,12 @@ def test_a_merged_token_is_the_mean_of_its_members() -> None:
     for c in range(3):
         members = merge.source[0][merge.cluster[0] == c]
         sizes.append(len(members))
-        torch.testing.assert_close(out[0, merge.column[0, c]], features[members].mean(0))
+        assert_close(out[0, merge.column[0, c]], features[members].mean(0))
     assert min(sizes) >= 1
     assert sum(sizes) == 7
     weights = torch.tensor(sizes, dtype=torch.float32)[:, None]
     mass = (out[0, merge.column[0]] * weights).sum(0)
-    torch.testing.assert_close(mass, features[merge.source[0]].sum(0))
+    assert_close(mass, features[merge.source[0]].sum(0))
 
 
 def test_merged_tokens_stand_behind_the_visual_tokens_and_before_the_text() -> None:
@@ -224,7 +225,7 @@ def test_a_batch_gives_what_its_samples_give_alone(seed: int, keep, pools, clust
             length = expected.lengths[0]
         assert after.lengths[i] == length
         assert after.n_visual[i] == expected.n_visual[0]
-        torch.testing.assert_close(out[i, after.n - length :], features[0])
+        assert_close(out[i, after.n - length :], features[0])
         for name in ("image", "patch", "position", "valid"):
             own = getattr(after, name)[i, after.n - length :]
             assert torch.equal(own, getattr(expected, name)[0]), name

@@ -12,6 +12,7 @@ from llava.pruning import SparseVLM
 from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.sparsevlm import find_raters, gravity
+from tests.closeness import assert_close
 
 from .common import entering, figures, kept, layout, leaving_average, vicuna
 
@@ -171,15 +172,15 @@ def test_only_raters_score() -> None:
 
 
 def test_gravity_of_one_pair_of_frequencies() -> None:
-    positions = torch.tensor([[0, 1, 3]])
+    positions = torch.tensor([[0.0, 1, 3]])
     found = gravity(positions, 2, 2, 10000.0)
     # One frequency of 1: 2 cos(p_i - p_j) / sqrt(2).
     expected = [[2 * math.cos(i - j) / math.sqrt(2) for j in (0, 1, 3)] for i in (1, 3)]
-    torch.testing.assert_close(found, torch.tensor([expected]))
+    assert_close(found, torch.tensor([expected]))
     # Two frequencies, 1 and 1 / sqrt(theta), and at distance 0 sqrt(head_dim).
     found = gravity(positions, 1, 4, 100.0)[0, 0]
     expected = [math.cos(3 - j) + math.cos((3 - j) / 10) for j in (0, 1, 3)]
-    torch.testing.assert_close(found, torch.tensor(expected))
+    assert_close(found, torch.tensor(expected))
     assert found[-1] == pytest.approx(2.0)
 
 
@@ -187,13 +188,13 @@ def test_gravity_is_what_rotated_ones_give() -> None:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     d, theta = 16, 500.0
-    positions = torch.tensor([[0, 0, 1, 5, 6, 40]])
-    frequency = theta ** -(torch.arange(0, d, 2).float() / d)
+    positions = torch.tensor([[0.0, 0, 1, 5, 6, 40]])
+    frequency = theta ** -(torch.arange(0, d, 2) / d)
     angle = torch.cat([positions[..., None] * frequency] * 2, -1)
     ones = torch.ones(1, 1, 6, d)
     query, key = apply_rotary_pos_emb(ones, ones, angle.cos(), angle.sin())
     expected = (query @ key.transpose(2, 3) / d**0.5)[0, 0]
-    torch.testing.assert_close(gravity(positions, 6, d, theta)[0], expected, atol=1e-5, rtol=1e-5)
+    assert_close(gravity(positions, 6, d, theta)[0], expected)
 
 
 def test_plus_corrects_for_distance() -> None:
@@ -203,7 +204,7 @@ def test_plus_corrects_for_distance() -> None:
     assert run.positions == "original"
     keep = run.plans[0][0].keep
     observation = Observation(0, tokens, torch.zeros(1, 9, 2), torch.full((1, 2, 2, 9), 1 / 9))
-    weight = gravity(tokens.position, 1, 128, 10000.0)[0, 0, 1:7]
+    weight = gravity(tokens.position.double(), 1, 128, 10000.0)[0, 0, 1:7]
     assert all(a < b for a, b in pairwise(weight))
     assert kept(tokens, run.after_layer(observation)) == [list(range(keep))]
     # Raters: 6 x 2 pairs of width 2. Gravity: 2 rows of text, 9 tokens, heads of width 128.
@@ -216,7 +217,7 @@ def test_plus_averages_the_heads_that_look_most(top: int, first: int) -> None:
     than both. With 1 or 2 heads it has no say; 14 heads of 3 are all."""
     tokens = layout(6, text=1)
     run = start(tokens, rating(tokens, 1), version="plus", target_token_num=2, top_heads=top)
-    bare = gravity(tokens.position, 1, 128, 10000.0)[0]
+    bare = gravity(tokens.position.double(), 1, 128, 10000.0)[0]
     heads = torch.tensor(
         [
             [0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 0],
@@ -260,7 +261,7 @@ def test_scores_of_a_batch_are_those_of_its_samples(version: str) -> None:
             0, alone, embeds[i : i + 1, -alone.n :], rows[i : i + 1, :, -text:, -alone.n :]
         )
         where = alone.is_visual[0]
-        torch.testing.assert_close(together[i, -alone.n :][where], own.scores(seen, [5])[0][where])
+        assert_close(together[i, -alone.n :][where], own.scores(seen, [5])[0][where])
 
 
 def test_own_positions_may_be_overruled() -> None:

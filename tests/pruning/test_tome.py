@@ -11,6 +11,7 @@ import torch
 from llava.pruning import ToMe
 from llava.pruning.cost import TowerShape
 from llava.pruning.tome import Merging, schedule
+from tests.closeness import assert_close
 
 from .common import layout, vicuna
 
@@ -62,8 +63,8 @@ def test_the_floor_is_named_and_reached(patches, layers, floor) -> None:
 
 # Token 0 is CLS. A: CLS and patches 1, 3, 5; B: patches 0, 2, 4. Highest products of A: patch 1
 # has 1 with 0, patch 3 has 0.8 with 2, patch 5 has 0.8 with 4.
-KEYS = torch.tensor([[1.0, 0], [1, 0], [2, 0], [0, 1], [3, 4], [-1, 0], [-4, 3]])
-HIDDEN = torch.tensor([[1000.0], [1], [3], [10], [20], [100], [300]])
+KEYS = torch.tensor([[1.0, 0], [1, 0], [2, 0], [0, 1], [3, 4], [-1, 0], [-4, 3]]).double()
+HIDDEN = torch.tensor([[1000.0], [1], [3], [10], [20], [100], [300]]).double()
 
 
 def keys(rows: torch.Tensor) -> torch.Tensor:
@@ -97,14 +98,14 @@ def test_sizes_weigh_means_and_attention_of_the_next_layer() -> None:
     assert run.bias() is None
     hidden = run.after_attention(0, HIDDEN[None], keys(KEYS))
     # CLS, patch 5, patches 0 + 1, patches 2 + 3, patch 4.
-    torch.testing.assert_close(run.bias().exp(), torch.tensor([[[[1.0, 1, 2, 2, 1]]]]))
+    assert_close(run.bias().exp(), torch.tensor([[[[1.0, 1, 2, 2, 1]]]]))
     # Now A is CLS, 0 and 4, B is 5 and 2. Patch 4 points where 2 does, 0 between the two of B.
     second = torch.tensor([[0.0, 1], [1, 0], [1, 1], [0, 2], [0, 1]])
     hidden = run.after_attention(1, hidden, keys(second))
     # 15 stands for two patches, 100 for one: (2 x 15 + 100) / 3.
-    torch.testing.assert_close(hidden[0, :, 0], torch.tensor([1000, 2, 300, 130 / 3]))
+    assert_close(hidden[0, :, 0], torch.tensor([1000, 2, 300, 130 / 3]))
     assert run.patch().tolist() == [[0, 5, 2]]
-    torch.testing.assert_close(run.bias().exp(), torch.tensor([[[[1.0, 2, 1, 3]]]]))
+    assert_close(run.bias().exp(), torch.tensor([[[[1.0, 2, 1, 3]]]]))
 
 
 def test_several_join_the_same_token() -> None:
@@ -112,7 +113,7 @@ def test_several_join_the_same_token() -> None:
     run = Merging([3], True)
     # Patches 1, 3 and 5 all point where 0 does: (1 + 3 + 20 + 300) / 4.
     assert values(run.after_attention(0, HIDDEN[None], keys(same))) == [1000, 81, 10, 100]
-    torch.testing.assert_close(run.bias().exp(), torch.tensor([[[[1.0, 4, 1, 1]]]]))
+    assert_close(run.bias().exp(), torch.tensor([[[[1.0, 4, 1, 1]]]]))
 
 
 def test_of_equal_partners_the_first_is_taken() -> None:
@@ -151,7 +152,7 @@ def test_images_of_a_run_do_not_mix() -> None:
     for i in range(3):
         run, own = Merging([5, 3], True), slice(i, i + 1)
         alone = run.after_attention(1, run.after_attention(0, hidden[own], key[own]), later[own])
-        torch.testing.assert_close(made[own], alone)
+        assert_close(made[own], alone)
         assert torch.equal(together.patch()[own], run.patch())
         assert torch.equal(together.bias()[own], run.bias())
 
@@ -168,8 +169,8 @@ def test_nothing_is_lost_in_merging() -> None:
         assert torch.equal(hidden[:, 0], cls)
     size = run.bias().exp()[:, 0, 0]
     assert hidden.shape == (2, 37, 8)
-    torch.testing.assert_close(size.sum(1), torch.full((2,), 65.0))
-    torch.testing.assert_close((size[..., None] * hidden).sum(1), total, atol=1e-4, rtol=0)
+    assert_close(size.sum(1), torch.full((2,), 65.0))
+    assert_close((size[..., None] * hidden).sum(1), total)
     assert all(len(set(patches)) == 36 for patches in run.patch().tolist())
 
 

@@ -13,6 +13,7 @@ from llava.pruning.cost import TowerShape
 from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.vision import Probe, VisionFeatures
 from llava.pruning.visionzip import contextual_tokens
+from tests.closeness import assert_close
 
 from .common import vicuna
 
@@ -82,7 +83,7 @@ def test_choose_by_hand() -> None:
     # Keys averaged over heads, last entry .5: 0 and 6 (0, 2), 4 (0, 1.5), 3 (0, 0), 1 (-3.5, 0),
     # 2 (2, 0), 7 (1.5, 0). Nearest to 0 are 4 and 6, to 3 are 1, 2 and 7.
     expected = [1 + (1e4 + 1e6) / 2, 1e3 + (10 + 100 + 1e7) / 3]
-    torch.testing.assert_close(made.features[2:, 0], torch.tensor(expected))
+    assert_close(made.features[2:, 0], torch.tensor(expected))
 
 
 def test_dominant_patches_are_in_spatial_order_and_ranked_by_both_heads() -> None:

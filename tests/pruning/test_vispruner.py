@@ -17,7 +17,7 @@ from .common import layout, vicuna
 from .tower_features import features, ranked
 
 # Even places are A, odd ones B. Highest cosines of A: 0.6 with 1, 0.8 with 1, 1 with 3.
-SIX = torch.tensor([[3.0, -4], [1, 0], [4, -3], [0, 1], [0, 5], [-1, 0]])
+SIX = torch.tensor([[3.0, -4], [1, 0], [4, -3], [0, 1], [0, 5], [-1, 0]]).double()
 
 
 def kept(target: int, made, **settings) -> list[int]:

@@ -12,6 +12,7 @@ from llava.pruning import VScan
 from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout, apply
 from llava.pruning.vscan import pack_ranks, unpack_ranks, window_of
+from tests.closeness import assert_close
 
 from .common import FixedAhead, layout, vicuna
 
@@ -155,7 +156,7 @@ def test_images_divide_the_first_stage_and_join_only_their_own() -> None:
     assert tokens.select(selection).patch.tolist() == [[-1, 0, 1, 4, -1, -1]]
     # Equal cosines: the lower index, 0, takes both: (1 - 1 - 1) / 3. The second image is all ones.
     expected = [1, -1 / 3, 1, 1, 1, 1]
-    torch.testing.assert_close(apply(selection, embeds)[0, :, 0], torch.tensor(expected))
+    assert_close(apply(selection, embeds)[0, :, 0], torch.tensor(expected))
 
 
 def test_the_second_stage_ranks_by_the_last_token_of_the_next_layer() -> None:

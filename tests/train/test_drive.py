@@ -31,6 +31,7 @@ from llava.train.drive.model import DriveModel, Shape, export, some_columns, vie
 from llava.train.drive.trainer import Stage, Trainer
 from llava.train.drive.views import SIZE, render
 from llava.train.tokenizer import train_tokenizer, write_tokenizer
+from tests.closeness import FLOAT32, assert_close
 
 MINI = Path(__file__).parents[2] / "playground" / "data" / "drive" / "senna"
 FRAMES = [make_frame(seed) for seed in TEST_SEEDS[:300]]
@@ -118,7 +119,7 @@ def test_pixels_are_those_of_the_image_processor() -> None:
     pictures = list(render(FRAMES[0]).values())[:2]
     config = Shape(vocab_size=300).config()
     expected = process_images(pictures, load_image_processor("nowhere"), config)
-    torch.testing.assert_close(normalised(pictures), expected, atol=1e-5, rtol=0)
+    assert_close(normalised(pictures), expected, FLOAT32)
 
 
 @pytest.fixture(scope="module")
@@ -216,4 +217,4 @@ def test_the_export_loads_as_a_senna_and_answers_alike(
             parameter.copy_(parameter.half())  # as the file has it
         ours = made.senna(batch.ids, images=batch.pixels, use_cache=False).logits
         theirs = model(batch.ids, images=batch.pixels, use_cache=False).logits
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert_close(ours, theirs, FLOAT32)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import rotate_half
 
+from ...pruning.layout import precise
+
 BACKENDS = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -99,7 +101,7 @@ def attention_rows(
     count: int,
     valid: Tensor | None,
 ) -> Tensor:
-    """Attention of the last `count` tokens over all keys of a Llama attention layer, in float32.
+    """Attention of the last `count` tokens over all keys, in at least float32.
 
     queries: (batch, n, heads * head_dim), the layer's projections; rope: cosines and sines of its
     tokens, (batch, n, head_dim); keys: (batch, kv heads, n, head_dim), what it has just cached;
@@ -110,8 +112,8 @@ def attention_rows(
     query = query * cos[:, None] + rotate_half(query) * sin[:, None]
     batch, heads, _, width = query.shape
     groups, n = keys.shape[1:3]
-    query = query.float().mul(attention.scaling).reshape(batch, groups, -1, width)
-    scores = (query @ keys.float().transpose(2, 3)).view(batch, heads, count, n)
+    query = precise(query).mul(attention.scaling).reshape(batch, groups, -1, width)
+    scores = (query @ precise(keys).transpose(2, 3)).view(batch, heads, count, n)
     if valid is not None:
         scores.masked_fill_(~valid[:, None, None, :], -torch.inf)
     scores[..., -count:].masked_fill_(_future(count, scores.device), -torch.inf)
