@@ -76,17 +76,19 @@ def resolve(
             f"no folder {text}: {owner} is a folder here, so the Hugging Face hub is not asked. If "
             f"its {text} is meant: hf download {text} --local-dir {text}"
         )
-    try:
-        if offline or _hub_is_off():
-            config = try_to_load_from_cache(text, "config.json")
-            if isinstance(config, str):
-                return Path(config).parent
-            raise FileNotFoundError("not in its cache, and offline nothing is downloaded")
-        logger.warning(
-            "%s is no folder here: %s is downloaded from the Hugging Face hub, unless it is in "
-            "its cache (--offline forbids it).",
-            *(text, f"{text} ({only})" if only else text),
+    if offline or _hub_is_off():
+        if cached := _in_cache(text):
+            return cached
+        raise FileNotFoundError(
+            f"no folder {text}, nor is it in the cache of the Hugging Face hub, and offline nothing "
+            "is downloaded; download it elsewhere and give its folder"
         )
+    logger.warning(
+        "%s is no folder here: %s is downloaded from the Hugging Face hub, unless it is in its "
+        "cache (--offline forbids it).",
+        *(text, f"{text} ({only})" if only else text),
+    )
+    try:
         # Not the same weights again for other frameworks.
         wanted = {"allow_patterns": [only]} if only else {"ignore_patterns": ["*.h5", "*.msgpack"]}
         return Path(snapshot_download(text, **wanted))
@@ -96,6 +98,15 @@ def resolve(
             f"{text} is neither a folder nor to be had from the Hugging Face hub "
             f"({type(error).__name__}: {reason}); download it and give its folder"
         ) from error
+
+
+def _in_cache(name: str) -> Path | None:
+    """The folder of a repository in the hub's cache."""
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name of a repository
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _hub_is_off() -> bool:
