@@ -11,7 +11,7 @@ from llava.serve import cli, viewer
 
 from .eval.stub import command, write_data
 
-NAME, REASON = "me/llava", "offline nothing is downloaded"
+NAME, REASON = "me/llava", "offline nothing is"
 
 
 @pytest.fixture(autouse=True)

@@ -80,8 +80,8 @@ def resolve(
         if cached := _in_cache(text):
             return cached
         raise FileNotFoundError(
-            f"no folder {text}, nor is it in the cache of the Hugging Face hub, and offline nothing "
-            "is downloaded; download it elsewhere and give its folder"
+            f"no folder {text}, nor is it in the Hugging Face hub's cache, and offline nothing is "
+            "downloaded; download it elsewhere and give its folder"
         )
     logger.warning(
         "%s is no folder here: %s is downloaded from the Hugging Face hub, unless it is in its "

@@ -225,12 +225,12 @@ class TestHub:
             monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         options = {"offline": True} if how == "argument" else {}
         for name in ("me/llava", "not a name/of the hub"):
-            with pytest.raises(FileNotFoundError, match="offline nothing is downloaded"):
+            with pytest.raises(FileNotFoundError, match="offline nothing is"):
                 load_pretrained_model(name, **options)
         projector = tmp_path / "projector"
         checkpoints.write_projector_only(projector, tmp_path / "base", mm_vision_tower="me/clip")
         for base in ("me/base", tmp_path / "base"):
-            with pytest.raises(FileNotFoundError, match="offline nothing is downloaded"):
+            with pytest.raises(FileNotFoundError, match="offline nothing is"):
                 load_pretrained_model(projector, base, **options)
 
     def test_offline_the_cache_of_the_hub_is_read(self, original, expected, monkeypatch):
