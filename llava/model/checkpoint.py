@@ -21,12 +21,12 @@ from torch import Tensor
 from ..anyres import read_pinpoints
 from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
-from .reading import PROCESSOR_FILE, read_checkpoint, resolve
+from .reading import EMBEDDING, HEAD, PROCESSOR_FILE, read_checkpoint, resolve
 from .weights import VISION, rename, write_json, write_tensors, write_vision_tower
 
 #: Rows that llava-hf appends to the vocabulary: <image>, <pad>, and padding to a multiple of 64.
 EXTRA_ROWS = 64
-_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+_VOCABULARY = (EMBEDDING, HEAD)
 _TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -54,6 +54,8 @@ def convert(
     checkpoint = read_checkpoint(resolve(source), vision_tower)
     write = _to_hf if to == "llava-hf" else _to_original
     values, state = write(checkpoint.config, dict(checkpoint.state))
+    if checkpoint.config.get("tie_word_embeddings"):
+        del state[rename(HEAD, "original", to)]
     target.mkdir(parents=True, exist_ok=True)
     tower = target
     if to == "original":
@@ -141,7 +143,7 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
         "image_token_index": image_token,
         "pad_token_id": image_token + 1,
         "projector_hidden_act": "gelu",
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.get("tie_word_embeddings", False),
         "vision_feature_layer": config.get(
             "mm_vision_select_layer", LlavaConfig.mm_vision_select_layer
         ),

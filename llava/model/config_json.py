@@ -144,6 +144,8 @@ def from_hf(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "model_type": "llava_llama",
         "architectures": ["LlavaLlamaForCausalLM"],
         "dtype": values.get("dtype") or values.get("torch_dtype") or text.get("dtype"),
+        # Old configs have it in text_config only, beside a false that transformers wrote.
+        "tie_word_embeddings": any(c.get("tie_word_embeddings") for c in (values, text)),
         "image_token_index": values.get("image_token_index", 32000),
         "mm_vision_config": vision,
         "mm_hidden_size": vision["hidden_size"],

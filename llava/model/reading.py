@@ -21,6 +21,7 @@ from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from .senna import adapter_sizes
 from .weights import (
     VISION,
+    original_names,
     read_json,
     read_projector,
     read_tensors,
@@ -41,6 +42,8 @@ _CLIP_CONFIG = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+#: The two tables that `tie_word_embeddings` makes one.
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _NEWLINE = "model.image_newline"
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -100,7 +103,8 @@ def read_checkpoint(
         if model_base is not None:
             raise ValueError(f"{folder} is complete (llava-hf's format): leave out the model base")
         config = from_hf(config, folder)
-    state, where, base = _read_language_model(folder, kind, model_base)
+    state, where, base = _read_language_model(folder, model_base)
+    _tie_head(config, state, where)
     if sizes := adapter_sizes(state):
         config["mm_token_adapter"] = list(sizes)
 
@@ -162,12 +166,11 @@ def _part(tensors: Mapping[str, Any], vision: bool) -> dict[str, Any]:
 
 
 def _read_language_model(
-    folder: Path, kind: str, model_base: str | Path | None
+    folder: Path, model_base: str | Path | None
 ) -> tuple[dict[str, Tensor], str, Path]:
     """Tensors under original names, their place in words, and the folder of the tokenizer."""
     if model_base is None:
-        source = "llava-hf" if kind == "llava-hf" else "module"
-        state = {rename(k, source, "original"): v for k, v in read_tensors(folder).items()}
+        state = original_names(read_tensors(folder), folder)
         return {**read_projector(folder), **state}, str(folder), folder
     base, projector = resolve(model_base), read_projector(folder)
     if not projector:
@@ -175,7 +178,30 @@ def _read_language_model(
             f"with a model base, {folder} must hold mm_projector.bin (LoRA weights have to be "
             "merged into a checkpoint of their own first)"
         )
-    return {**read_tensors(base), **projector}, f"{folder} on {base}", base
+    state = original_names(read_tensors(base), base)
+    return {**state, **projector}, f"{folder} on {base}", base
+
+
+def _tie_head(config: dict[str, Any], state: dict[str, Tensor], where: str) -> None:
+    """With `tie_word_embeddings`, the head is the embedding; of the two, one may be left out.
+
+    Where both are there and differ, they stay two, as in transformers: the flag is then wrong, and
+    becomes false.
+    """
+    if not config.get("tie_word_embeddings"):
+        return
+    head, table = state.get(HEAD), state.get(EMBEDDING)
+    if head is not None and table is not None and not torch.equal(head, table):
+        logger.warning(
+            "%s: tie_word_embeddings is true, but lm_head.weight differs from the embeddings: both "
+            "are used as they are, as in transformers. Set it to false.",
+            where,
+        )
+        config["tie_word_embeddings"] = False
+    elif head is None and table is not None:
+        state[HEAD] = table
+    elif table is None and head is not None:
+        state[EMBEDDING] = head
 
 
 def _find_tower(given: str | Path | None, named: str | None, folder: Path) -> Path:

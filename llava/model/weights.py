@@ -104,6 +104,31 @@ def rename(name: str, source: str, target: str) -> str:
     return name
 
 
+def original_names(tensors: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
+    """`tensors` under the original format's names, whichever of the module trees they come from.
+
+    LLaVA's, llava-hf's and transformers' own names have no prefix in common that means two things,
+    so each name says by itself where it is from. A name that no format has stays as it is.
+
+    Raises ValueError, naming `where`, when two names mean the same tensor.
+    """
+    sources: dict[str, str] = {}
+    for name in tensors:
+        other = sources.setdefault(original_name(name), name)
+        if other != name:
+            raise ValueError(
+                f"{where} holds one tensor under two names, {other} and {name}: remove one of them"
+            )
+    return {new: tensors[name] for new, name in sources.items()}
+
+
+def original_name(name: str) -> str:
+    """The original format's name of a tensor of any module tree; unknown names stay."""
+    known = tuple(row[0] for row in NAMES)
+    translations = (rename(name, source, "original") for source in ("module", "llava-hf", "stock"))
+    return next((new for new in translations if new.startswith(known)), name)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
     try:
