@@ -1,10 +1,11 @@
-"""Conversion of checkpoints between the two formats that hold the same model.
+"""Conversion of checkpoints between the two formats of one model; merging of LoRA adapters.
 
 LLaVA's own ("original": liuhaotian/llava-v1.5-7b and others, the vision tower in a CLIP checkpoint
 of its own, or inside where it was trained along, as in LLaVA-1.6) and the converted one
 ("llava-hf": llava-hf/llava-1.5-7b-hf and llava-v1.6-vicuna-7b-hf, one set of files).
 
     python -m llava.model.checkpoint convert SRC DST --to llava-hf
+    python -m llava.model.checkpoint merge LORA BASE DST
 """
 
 from __future__ import annotations
@@ -19,10 +20,29 @@ import torch
 from torch import Tensor
 
 from ..anyres import read_pinpoints
-from .config_json import OWN_KEYS
+from .config_json import OWN_KEYS, detect_format, from_hf
 from .language_model.llava_llama import LlavaConfig
-from .reading import EMBEDDING, HEAD, PROCESSOR_FILE, read_checkpoint, resolve
-from .weights import VISION, rename, write_json, write_tensors, write_vision_tower
+from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter
+from .reading import (
+    EMBEDDING,
+    HEAD,
+    PROCESSOR_FILE,
+    Checkpoint,
+    assemble,
+    read_checkpoint,
+    resolve,
+)
+from .weights import (
+    VISION,
+    original_names,
+    read_json,
+    read_projector,
+    read_tensors,
+    rename,
+    write_json,
+    write_tensors,
+    write_vision_tower,
+)
 
 #: Rows that llava-hf appends to the vocabulary: <image>, <pad>, and padding to a multiple of 64.
 EXTRA_ROWS = 64
@@ -49,9 +69,80 @@ def convert(
     Raises FileExistsError when `target` holds anything, ValueError or FileNotFoundError for a
     damaged source or one that `to` cannot express.
     """
+    _demand_free(target)
+    _write(read_checkpoint(resolve(source), vision_tower), target, to)
+
+
+def merge(
+    lora: str | Path, base: str | Path, target: Path, vision_tower: str | Path | None = None
+) -> str:
+    """Write `base` with the LoRA adapter in `lora` merged into it to `target`; returns its format.
+
+    The format is the base's; every tensor that the adapter does not change keeps its values, and
+    all keep their dtype. LLaVA's own adapters come with the config.json of the merged model, whose
+    base may be a language model alone; to any other the base's config.json applies. The vision
+    tower is that of `vision_tower`, else the one in the base, else the config's.
+
+    Raises FileExistsError when `target` holds anything, ValueError or FileNotFoundError for an
+    adapter that cannot be merged (see `lora`) or does not fit the base.
+    """
+    _demand_free(target)
+    folder, base_folder = resolve(lora), resolve(base)
+    adapter = read_adapter(folder)
+    demand_no_adapter(base_folder)
+    config, config_folder, kind = _merged_config(folder, base_folder)
+    where = f"{folder} on {base_folder}"
+    state = original_names(read_tensors(base_folder), base_folder)
+    state = {**read_projector(base_folder), **state}
+    # A whole tower takes part in the check; a few tensors wait for the tower they belong to.
+    towers = {k: v for k, v in adapter.whole.items() if k.startswith(VISION)}
+    if f"{VISION}embeddings.class_embedding" in {**state, **towers}:
+        towers = {}
+    put_whole({k: v for k, v in adapter.whole.items() if k not in towers}, state, where)
+    checkpoint = assemble(config_folder, config, kind, state, where, base_folder, vision_tower)
+    demand_tensors([*towers, *adapter.pairs], checkpoint.state, where)
+    put_whole(towers, checkpoint.state, where)
+    add_pairs(adapter.pairs, checkpoint.state, where)
+    # An adapter of one of two tied tables makes them two.
+    if not torch.equal(checkpoint.state[HEAD], checkpoint.state[EMBEDDING]):
+        checkpoint.config["tie_word_embeddings"] = False
+    _write(checkpoint, target, kind)
+    return kind
+
+
+def _merged_config(folder: Path, base: Path) -> tuple[dict[str, Any], Path, str]:
+    """Original-format config values of a merged model, the folder they are from, its format."""
+    config = read_json(base / "config.json")
+    try:
+        kind = detect_format(config, str(base))
+    except ValueError as error:
+        # Not a LLaVA: the language model that a LLaVA was made of while the adapter was trained.
+        lacks = [n for n in ("config.json", TRAINABLES) if not (folder / n).is_file()]
+        if lacks:
+            raise ValueError(
+                f"{error}; or a language model, for an adapter with LLaVA's config.json and "
+                f"{TRAINABLES} (written at the end of its training), but {folder} lacks "
+                f"{' and '.join(lacks)}"
+            ) from None
+        kind = "original"
+    if kind == "llava-hf":
+        return from_hf(config, base), base, kind
+    if (folder / "config.json").is_file():
+        config, base = read_json(folder / "config.json"), folder
+        if detect_format(config, str(folder)) != "original":
+            raise ValueError(
+                f"{folder}/config.json is llava-hf's, the base is in the original format: convert "
+                "the base to llava-hf first"
+            )
+    return config, base, kind
+
+
+def _demand_free(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; choose a new or an empty folder")
-    checkpoint = read_checkpoint(resolve(source), vision_tower)
+
+
+def _write(checkpoint: Checkpoint, target: Path, to: str) -> None:
     write = _to_hf if to == "llava-hf" else _to_original
     values, state = write(checkpoint.config, dict(checkpoint.state))
     if checkpoint.config.get("tie_word_embeddings"):
@@ -94,7 +185,7 @@ def _to_original(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict
         architectures=["LlavaLlamaForCausalLM"],
         mm_vision_tower="vision_tower",
     )
-    if _tiles(config):
+    if _tiles(config) or config.get("unfreeze_mm_vision_tower"):
         return {**values, "unfreeze_mm_vision_tower": True}, state
     return values, {k: v for k, v in state.items() if not k.startswith(VISION)}
 
@@ -164,13 +255,22 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("target", type=Path)
     command.add_argument("--to", choices=("original", "llava-hf"), required=True)
     command.add_argument("--vision-tower", help="folder of the CLIP checkpoint")
+    command = commands.add_parser("merge", help="merge a LoRA adapter into its base")
+    command.add_argument("lora", help="folder of the adapter, PEFT's or LLaVA's")
+    command.add_argument("base", help="what it was trained on: a folder, or a name on the hub")
+    command.add_argument("target", type=Path)
+    command.add_argument("--vision-tower", help="folder of the CLIP checkpoint")
     args = parser.parse_args(argv)
     try:
-        convert(args.source, args.target, args.to, args.vision_tower)
+        if "lora" in args:
+            to = merge(args.lora, args.base, args.target, args.vision_tower)
+        else:
+            to = args.to
+            convert(args.source, args.target, to, args.vision_tower)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {args.target} ({args.to} format)")
+    print(f"wrote {args.target} ({to} format)")
     return 0
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .config_json import check_images, detect_format, from_hf
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from .lora import demand_no_adapter
 from .senna import adapter_sizes
 from .weights import (
     VISION,
@@ -97,6 +98,7 @@ def read_checkpoint(
 
     Raises ValueError or FileNotFoundError for whatever is not as config.json says.
     """
+    demand_no_adapter(folder, model_base)
     config = read_json(folder / "config.json")
     kind = detect_format(config, str(folder))
     if kind == "llava-hf":
@@ -104,6 +106,25 @@ def read_checkpoint(
             raise ValueError(f"{folder} is complete (llava-hf's format): leave out the model base")
         config = from_hf(config, folder)
     state, where, base = _read_language_model(folder, model_base)
+    return assemble(folder, config, kind, state, where, base, vision_tower)
+
+
+def assemble(
+    folder: Path,
+    config: dict[str, Any],
+    kind: str,
+    state: dict[str, Tensor],
+    where: str,
+    base: Path,
+    vision_tower: str | Path | None,
+) -> Checkpoint:
+    """Add the vision tower to what was read of a checkpoint, and check it tensor by tensor.
+
+    folder: where `config` is from. state: tensors under original names, which `where` describes in
+    messages. base: the folder of the tokenizer.
+
+    Raises ValueError or FileNotFoundError for whatever is not as config.json says.
+    """
     _tie_head(config, state, where)
     if sizes := adapter_sizes(state):
         config["mm_token_adapter"] = list(sizes)
@@ -173,6 +194,7 @@ def _read_language_model(
         state = original_names(read_tensors(folder), folder)
         return {**read_projector(folder), **state}, str(folder), folder
     base, projector = resolve(model_base), read_projector(folder)
+    demand_no_adapter(base)
     if not projector:
         raise FileNotFoundError(
             f"with a model base, {folder} must hold mm_projector.bin (LoRA weights have to be "

@@ -147,7 +147,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _load_shard(path: Path) -> dict[str, Tensor]:
+def load_shard(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file. Raises FileNotFoundError or ValueError, naming it."""
     if not path.is_file():
         raise FileNotFoundError(f"weight file {path} is named in the index but missing")
     try:
@@ -170,6 +171,12 @@ def _load_shard(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def has_tensors(folder: Path) -> bool:
+    """Whether a folder holds a model's weights, or the index of such."""
+    files = ("model.safetensors", "pytorch_model.bin")
+    return any((folder / f"{name}{end}").is_file() for name in files for end in ("", ".index.json"))
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder, under their names on disk, without legacy buffers.
 
@@ -187,7 +194,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             shards = [single]
         else:
             continue
-        tensors = {k: v for shard in shards for k, v in _load_shard(shard).items()}
+        tensors = {k: v for shard in shards for k, v in load_shard(shard).items()}
         return {k: v for k, v in tensors.items() if not k.endswith(LEGACY_BUFFERS)}
     raise FileNotFoundError(
         f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or their "
@@ -203,7 +210,7 @@ def read_projector(folder: Path) -> dict[str, Tensor]:
     marker = "mm_projector."
     return {
         f"model.{marker}{name.split(marker, 1)[1]}" if marker in name else name: tensor
-        for name, tensor in _load_shard(path).items()
+        for name, tensor in load_shard(path).items()
     }
 
 

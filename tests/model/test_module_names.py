@@ -25,7 +25,9 @@ def nested(name: str) -> str:
 
 def short(name: str) -> str:
     """llava-hf's names as transformers 5 writes them, with a level less in the tower."""
-    return rename(name, "original", "llava-hf").replace("vision_tower.vision_model.", "vision_tower.")
+    return rename(name, "original", "llava-hf").replace(
+        "vision_tower.vision_model.", "vision_tower."
+    )
 
 
 TREES: dict[str, Callable[[str], str]] = {
