@@ -128,7 +128,9 @@ def _merged_config(folder: Path, base: Path) -> tuple[dict[str, Any], Path, str]
     if kind == "llava-hf":
         return from_hf(config, base), base, kind
     if (folder / "config.json").is_file():
-        config, base = read_json(folder / "config.json"), folder
+        # The adapter's own, but the tensors are of the base's dtype.
+        dtypes = {key: config.get(key) for key in ("dtype", "torch_dtype")}
+        config, base = {**read_json(folder / "config.json"), **dtypes}, folder
         if detect_format(config, str(folder)) != "original":
             raise ValueError(
                 f"{folder}/config.json is llava-hf's, the base is in the original format: convert "
