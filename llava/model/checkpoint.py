@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import json_files
 from ..anyres import read_pinpoints
-from .config_json import OWN_KEYS, detect_format, from_hf
+from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
 from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter
 from .reading import (
@@ -30,12 +31,12 @@ from .reading import (
     Checkpoint,
     assemble,
     read_checkpoint,
+    read_config,
     resolve,
 )
 from .weights import (
     VISION,
     original_names,
-    read_json,
     read_projector,
     read_tensors,
     rename,
@@ -112,9 +113,8 @@ def merge(
 
 def _merged_config(folder: Path, base: Path) -> tuple[dict[str, Any], Path, str]:
     """Original-format config values of a merged model, the folder they are from, its format."""
-    config = read_json(base / "config.json")
     try:
-        kind = detect_format(config, str(base))
+        config, kind = read_config(base)
     except ValueError as error:
         # Not a LLaVA: the language model that a LLaVA was made of while the adapter was trained.
         lacks = [n for n in ("config.json", TRAINABLES) if not (folder / n).is_file()]
@@ -124,19 +124,18 @@ def _merged_config(folder: Path, base: Path) -> tuple[dict[str, Any], Path, str]
                 f"{TRAINABLES} (written at the end of its training), but {folder} lacks "
                 f"{' and '.join(lacks)}"
             ) from None
-        kind = "original"
-    if kind == "llava-hf":
-        return from_hf(config, base), base, kind
-    if (folder / "config.json").is_file():
-        # The adapter's own, but the tensors are of the base's dtype.
-        dtypes = {key: config.get(key) for key in ("dtype", "torch_dtype")}
-        config, base = {**read_json(folder / "config.json"), **dtypes}, folder
-        if detect_format(config, str(folder)) != "original":
-            raise ValueError(
-                f"{folder}/config.json is llava-hf's, the base is in the original format: convert "
-                "the base to llava-hf first"
-            )
-    return config, base, kind
+        config, kind = json_files.read(base / "config.json"), "original"
+    if kind == "llava-hf" or not (folder / "config.json").is_file():
+        return config, base, kind
+    # The adapter's own, but the tensors are of the base's dtype.
+    dtypes = {key: config.get(key) for key in ("dtype", "torch_dtype")}
+    config, written = read_config(folder)
+    if written != kind:
+        raise ValueError(
+            f"{folder}/config.json is llava-hf's, the base is in the original format: convert the "
+            "base to llava-hf first"
+        )
+    return {**config, **dtypes}, folder, kind
 
 
 def _demand_free(target: Path) -> None:

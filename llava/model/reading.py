@@ -16,14 +16,15 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from .config_json import check_images, detect_format, from_hf
+from .. import json_files
+from .config_fields import check_config
+from .config_json import check_images, detect_format, from_hf, from_original
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from .lora import demand_no_adapter
 from .senna import adapter_sizes
 from .weights import (
     VISION,
     original_names,
-    read_json,
     read_projector,
     read_tensors,
     read_vision_config,
@@ -45,6 +46,7 @@ _CLIP_CONFIG = {
 }
 #: The two tables that `tie_word_embeddings` makes one.
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_KEYS = "model.layers.0.self_attn.k_proj.weight"
 _NEWLINE = "model.image_newline"
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -99,14 +101,22 @@ def read_checkpoint(
     Raises ValueError or FileNotFoundError for whatever is not as config.json says.
     """
     demand_no_adapter(folder, model_base)
-    config = read_json(folder / "config.json")
-    kind = detect_format(config, str(folder))
-    if kind == "llava-hf":
-        if model_base is not None:
-            raise ValueError(f"{folder} is complete (llava-hf's format): leave out the model base")
-        config = from_hf(config, folder)
+    config, kind = read_config(folder)
+    if kind == "llava-hf" and model_base is not None:
+        raise ValueError(f"{folder} is complete (llava-hf's format): leave out the model base")
     state, where, base = _read_language_model(folder, model_base)
     return assemble(folder, config, kind, state, where, base, vision_tower)
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """What config.json of `folder` says, as original-format values, and the format it is in.
+
+    Raises ValueError for what is not LLaVA's, or of another type than it must be.
+    """
+    values = json_files.read(folder / "config.json")
+    check_config(values, folder / "config.json")
+    kind = detect_format(values, str(folder))
+    return (from_hf if kind == "llava-hf" else from_original)(values, folder), kind
 
 
 def assemble(
@@ -135,7 +145,8 @@ def assemble(
 
     state, tower_at, tower_names, processor = _vision(folder, kind, config, state, vision_tower)
     check_images(config, f"{folder}/config.json")
-    expected = expected_shapes(config)
+    _check_key_heads(config, state, f"{folder}/config.json")
+    expected = _describe(config, f"{folder}/config.json")
     verify(_part(state, vision=False), _part(expected, vision=False), where, kind)
     verify(_part(state, vision=True), _part(expected, vision=True), str(tower_at), tower_names)
     if not (processor / PROCESSOR_FILE).is_file():
@@ -242,10 +253,51 @@ def _find_tower(given: str | Path | None, named: str | None, folder: Path) -> Pa
         ) from None
 
 
+def _check_key_heads(config: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> None:
+    """Say which num_key_value_heads the weights have, where config.json leaves it out."""
+    keys, heads = state.get(_KEYS), config["num_attention_heads"]
+    if config.get("num_key_value_heads") is not None or keys is None:
+        return
+    groups, rest = divmod(keys.shape[0], config.get("head_dim") or config["hidden_size"] // heads)
+    if rest == 0 and 0 < groups < heads:
+        raise ValueError(
+            f"{where} leaves num_key_value_heads out, which then is num_attention_heads, {heads}; "
+            f'but the weights have {groups} key heads: put "num_key_value_heads": {groups} there'
+        )
+
+
+def _describe(config: Mapping[str, Any], where: str) -> dict[str, tuple[int, ...]]:
+    """The expected shapes; whatever is wrong with the config is said of the file `where`."""
+    # Errors of transformers' many checks have many types, and some do not name the field.
+    if reason := _refusal(config):
+        wrong = [name for name, value in config.items() if _refusal({name: value})]
+        shown = ", ".join(f"{name} {json_files.shorten(config[name])}" for name in wrong)
+        raise ValueError(f"{where}: transformers does not take {shown or 'it'} ({reason})")
+    try:
+        return expected_shapes(config)
+    except Exception as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _refusal(values: Mapping[str, Any]) -> str:
+    """Why no LlavaConfig can be made of values; empty when one can."""
+    try:
+        make_config(values)
+    except Exception as error:
+        return json_files.shorten(str(error)) or type(error).__name__
+    return ""
+
+
 def make_config(values: Mapping[str, Any]) -> LlavaConfig:
     """A LlavaConfig from original-format values; the dtype is the loader's business."""
-    left_out = ("model_type", "torch_dtype", "dtype")
-    return LlavaConfig(**{k: v for k, v in values.items() if k not in left_out})
+    # Tensors are checked to be whole, so that what says how training held them is left over.
+    left_out = ("model_type", "torch_dtype", "dtype", "quantization_config")
+    kept = {k: v for k, v in values.items() if k not in left_out and v is not None}
+    config = LlavaConfig(**kept)
+    if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+        # A token that was added without a row; what pads, the tokenizer says.
+        config.pad_token_id = None
+    return config
 
 
 def expected_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

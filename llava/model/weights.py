@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from .. import json_files
+from .config_fields import check_vision_config, vision_fields
+
 #: One row per group of tensors: prefix in the original format, in llava-hf files, in the module
 #: tree of transformers' own LLaVA, and in a CLIP checkpoint. The first row that fits is used.
 NAMES: tuple[tuple[str, str, str, str | None], ...] = (
@@ -225,7 +228,13 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"vision tower {folder} has model_type {kind!r}, expected clip or clip_vision_model"
         )
-    return vision_config(config.get("vision_config", {}) if kind == "clip" else config)
+    values, where = config, str(folder / "config.json")
+    if kind == "clip":
+        if "vision_config" in config:
+            json_files.check(config, where, {"vision_config": dict})
+        values, where = config.get("vision_config", {}), f"{where}: vision_config"
+    check_vision_config(values, where)
+    return vision_config(values)
 
 
 def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -247,8 +256,11 @@ def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def vision_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """All values of a CLIP vision config, defaults included, without a trace of its origin."""
-    config = CLIPVisionConfig(**values).to_dict()
+    """All values of a CLIP vision config, defaults included, without a trace of its origin.
+
+    values: checked, see `check_vision_config`. Fields of training and generation are left out.
+    """
+    config = CLIPVisionConfig(**vision_fields(values)).to_dict()
     return {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
 
 
