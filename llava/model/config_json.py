@@ -90,7 +90,8 @@ def check_images(config: Mapping[str, Any], where: str) -> None:
         raise ValueError(
             f"{where}: attention over a sliding window of {window} tokens is not supported, and "
             f"max_position_embeddings allows {context}. Where prompts and answers stay within "
-            f"{window} tokens the window changes nothing: set max_position_embeddings to {window}"
+            f"{window} tokens the window changes nothing: set max_position_embeddings to {window}, "
+            "or sliding_window to null where the checkpoint was trained without, as LLaVA's are"
         )
 
 
@@ -159,7 +160,7 @@ def from_hf(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     only = {
         "text_config.model_type": (language, language if language in _TEXT_DEFAULTS else "llama"),
         "vision_config.model_type": (
-            vision.get("model_type", "clip_vision_model"),
+            vision.get("model_type", "clip_vision_model" if vision else None),
             "clip_vision_model",
         ),
         "projector_hidden_act": (values.get("projector_hidden_act", "gelu"), "gelu"),
