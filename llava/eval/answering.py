@@ -56,7 +56,7 @@ class Answerer:
         self._settings = settings
         self._model_id = get_model_name_from_path(settings.model_path)
         self._shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
-        self._stop_ids = _stop_ids(model, tokenizer)
+        self._stop_ids = stop_ids(model, tokenizer)
         cached = settings.feature_cache_gb is not None
         self._features: FeatureCache | None = model.get_vision_tower() if cached else None
         if self._features is not None and settings.pruner.merges_in_tower:
@@ -139,6 +139,7 @@ class Answerer:
     ) -> dict[str, Any]:
         ends = [i for i, token in enumerate(ids) if token in self._stop_ids]
         ids = ids[: ends[0] + 1] if ends else ids
+        said = ids[:-1] if ends else ids
         metadata = {
             "index": question.index,
             "n_visual": trace.n_visual,
@@ -153,14 +154,15 @@ class Answerer:
         return {
             "question_id": question.question_id,
             "prompt": question.prompt,
-            "text": self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            "text": self._tokenizer.decode(said, skip_special_tokens=True).strip(),
             "answer_id": shortuuid.uuid(),
             "model_id": self._model_id,
             "metadata": metadata,
         }
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
+def stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer, of which they are no part."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}

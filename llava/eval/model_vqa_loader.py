@@ -83,7 +83,7 @@ def settings_from(args: argparse.Namespace) -> RunSettings:
     """
     pruner = pruner_from_args(args)
     if args.depth_layers is not None:
-        layers = decoder_layers(args.model_path)
+        layers = decoder_layers(args.model_path, args.offline)
         pruner = in_decoder([pruner], args.depth_layers, layers)[0]
     return RunSettings(**settings_given(args), pruner=pruner)
 

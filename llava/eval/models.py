@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llava import json_files
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.pruning.cost import DecoderShape
 
@@ -48,6 +49,7 @@ def load_checkpoint(settings: RunSettings) -> tuple[Any, Any, Any, int]:
         load_4bit=settings.load_4bit,
         merge_type=settings.merge_type,
         processing=settings.processing,
+        offline=settings.offline,
     )
 
 
@@ -87,27 +89,31 @@ class ModelOnce:
         return getattr(self._loaded[1].get_vision_tower(), "dropped", 0)
 
 
-def decoder_layers(model_path: str) -> int:
+def decoder_layers(model_path: str, offline: bool = False) -> int:
     """How many layers the decoder of a checkpoint has, from its config.json.
+
+    offline: whether nothing is downloaded.
 
     Raises:
         ValueError, OSError: no LLaVA checkpoint; says which.
     """
-    return int(_config(model_path)["num_hidden_layers"])
+    return int(_config(model_path, offline)["num_hidden_layers"])
 
 
 def decoder_shape(model_path: str) -> DecoderShape:
-    """The sizes of a checkpoint's decoder, from its config.json; raises as `decoder_layers`."""
-    return DecoderShape.from_config(SimpleNamespace(**_config(model_path)))
+    """The sizes of a checkpoint's decoder, from its config.json; raises as `decoder_layers`.
+
+    Nothing is downloaded: what asks this reads records of runs that had the checkpoint.
+    """
+    return DecoderShape.from_config(SimpleNamespace(**_config(model_path, offline=True)))
 
 
-def _config(model_path: str) -> dict[str, Any]:
+def _config(model_path: str, offline: bool) -> dict[str, Any]:
     from llava.model.config_json import detect_format, from_hf
     from llava.model.reading import resolve
-    from llava.model.weights import read_json
 
-    folder = resolve(model_path)
-    config = read_json(folder / "config.json")
+    folder = resolve(model_path, offline=offline, only="*.json")
+    config = json_files.read(folder / "config.json")
     return from_hf(config, folder) if detect_format(config, str(folder)) == "llava-hf" else config
 
 

@@ -19,7 +19,9 @@ OLDER = {
 }
 
 # Where the files lie and how the work is spread changes no answer.
-_FREE = frozenset({"question_file", "image_folder", "answers_file", "device", "num_workers"})
+_FREE = frozenset(
+    {"question_file", "image_folder", "answers_file", "device", "num_workers", "offline"}
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class RunSettings:
     attn_implementation: str = "sdpa"
     merge_type: str | None = None
     processing: str = "llava"
+    offline: bool = False
     conv_mode: str = "vicuna_v1"
     visual_token_num: int | None = None
     pruner: Any = None

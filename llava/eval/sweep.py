@@ -145,7 +145,9 @@ def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Ite
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}.")
     if args.depth_layers is not None:
-        runs = runs_in_decoder(runs, args.depth_layers, decoder_layers(args.model_path))
+        runs = runs_in_decoder(
+            runs, args.depth_layers, decoder_layers(args.model_path, args.offline)
+        )
     for benchmark in _chosen(args, benchmarks):
         folder = args.data / benchmark.folder
         whole = benchmark.load_questions(folder)

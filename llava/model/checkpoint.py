@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,13 @@ from torch import Tensor
 
 from .. import json_files
 from ..anyres import read_pinpoints
+from ..image_processor import PLAIN_FILE, describe_processor
 from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
 from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter
-from .reading import (
-    EMBEDDING,
-    HEAD,
-    PROCESSOR_FILE,
-    Checkpoint,
-    assemble,
-    read_checkpoint,
-    read_config,
-    resolve,
-)
+from .reading import Checkpoint, assemble, read_checkpoint, read_config, resolve
+from .shapes import EMBEDDING, HEAD
+from .vision_tower import was_trained
 from .weights import (
     VISION,
     original_names,
@@ -59,36 +54,49 @@ _TOKENIZER_FILES = (
 
 
 def convert(
-    source: str | Path, target: Path, to: str, vision_tower: str | Path | None = None
+    source: str | Path,
+    target: Path,
+    to: str,
+    vision_tower: str | Path | None = None,
+    *,
+    offline: bool = False,
 ) -> None:
     """Write the checkpoint in `source` to `target` in the format `to`, as safetensors.
 
     Every tensor keeps its values and dtype. "original" puts the vision tower into
-    `target`/vision_tower, in CLIP's format; of LLaVA-1.6 only its config, the tensors stay inside.
-    Files of tokenizer and processor are copied.
+    `target`/vision_tower, in CLIP's format; where it was trained along (LLaVA-1.6) only its config,
+    the tensors stay inside.
+    Files of tokenizer and processor are copied. vision_tower, offline: see `read_checkpoint`.
 
     Raises FileExistsError when `target` holds anything, ValueError or FileNotFoundError for a
     damaged source or one that `to` cannot express.
     """
     _demand_free(target)
-    _write(read_checkpoint(resolve(source), vision_tower), target, to)
+    folder = resolve(source, offline=offline)
+    _write(read_checkpoint(folder, vision_tower, offline=offline), target, to)
 
 
 def merge(
-    lora: str | Path, base: str | Path, target: Path, vision_tower: str | Path | None = None
+    lora: str | Path,
+    base: str | Path,
+    target: Path,
+    vision_tower: str | Path | None = None,
+    *,
+    offline: bool = False,
 ) -> str:
     """Write `base` with the LoRA adapter in `lora` merged into it to `target`; returns its format.
 
     The format is the base's; every tensor that the adapter does not change keeps its values, and
     all keep their dtype. LLaVA's own adapters come with the config.json of the merged model, whose
     base may be a language model alone; to any other the base's config.json applies. The vision
-    tower is that of `vision_tower`, else the one in the base, else the config's.
+    tower is chosen as by `read_checkpoint`, as are vision_tower and offline.
 
     Raises FileExistsError when `target` holds anything, ValueError or FileNotFoundError for an
     adapter that cannot be merged (see `lora`) or does not fit the base.
     """
     _demand_free(target)
-    folder, base_folder = resolve(lora), resolve(base)
+    find = partial(resolve, offline=offline)
+    folder, base_folder = find(lora), find(base)
     adapter = read_adapter(folder)
     demand_no_adapter(base_folder)
     config, config_folder, kind = _merged_config(folder, base_folder)
@@ -100,7 +108,9 @@ def merge(
     if f"{VISION}embeddings.class_embedding" in {**state, **towers}:
         towers = {}
     put_whole({k: v for k, v in adapter.whole.items() if k not in towers}, state, where)
-    checkpoint = assemble(config_folder, config, kind, state, where, base_folder, vision_tower)
+    checkpoint = assemble(
+        config_folder, config, kind, state, where, base_folder, vision_tower, find
+    )
     demand_tensors([*towers, *adapter.pairs], checkpoint.state, where)
     put_whole(towers, checkpoint.state, where)
     add_pairs(adapter.pairs, checkpoint.state, where)
@@ -155,12 +165,16 @@ def _write(checkpoint: Checkpoint, target: Path, to: str) -> None:
         inside = any(name.startswith(VISION) for name in state)
         tensors = {} if inside else checkpoint.state
         write_vision_tower(tower, checkpoint.config["mm_vision_config"], tensors)
-    for name, folder, place in (
-        *((name, checkpoint.tokenizer_folder, target) for name in _TOKENIZER_FILES),
-        (PROCESSOR_FILE, checkpoint.processor_folder, tower),
-    ):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, place / name)
+    for name in _TOKENIZER_FILES:
+        if (checkpoint.tokenizer_folder / name).is_file():
+            shutil.copyfile(checkpoint.tokenizer_folder / name, target / name)
+    if description := describe_processor(checkpoint.processor_folder):
+        # Where it was nested it comes out alone, which all releases of transformers read.
+        path, processor = description
+        if path.name == PLAIN_FILE:
+            shutil.copyfile(path, tower / PLAIN_FILE)
+        else:
+            write_json(tower / PLAIN_FILE, processor)
     write_tensors(target, state)
     # Last, so that a conversion that was cut short is not taken for a checkpoint.
     write_json(target / "config.json", values)
@@ -186,13 +200,13 @@ def _to_original(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict
         architectures=["LlavaLlamaForCausalLM"],
         mm_vision_tower="vision_tower",
     )
-    if _tiles(config) or config.get("unfreeze_mm_vision_tower"):
+    if _tiles(config) or was_trained(config):
         return {**values, "unfreeze_mm_vision_tower": True}, state
     return values, {k: v for k, v in state.items() if not k.startswith(VISION)}
 
 
 def _tiles(config: dict[str, Any]) -> bool:
-    """Whether it is LLaVA-1.6, which trained its vision tower along."""
+    """Whether it is LLaVA-1.6, whose vision tower was trained along, also where nothing says so."""
     return config.get("image_aspect_ratio") == "anyres"
 
 
@@ -248,6 +262,12 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
     }, {rename(k, "original", "llava-hf"): v for k, v in state.items()}
 
 
+def _add_offline(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--offline", action="store_true", help="download nothing; the hub's cache is read"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava.model.checkpoint", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -256,18 +276,21 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("target", type=Path)
     command.add_argument("--to", choices=("original", "llava-hf"), required=True)
     command.add_argument("--vision-tower", help="folder of the CLIP checkpoint")
+    _add_offline(command)
     command = commands.add_parser("merge", help="merge a LoRA adapter into its base")
     command.add_argument("lora", help="folder of the adapter, PEFT's or LLaVA's")
     command.add_argument("base", help="what it was trained on: a folder, or a name on the hub")
     command.add_argument("target", type=Path)
     command.add_argument("--vision-tower", help="folder of the CLIP checkpoint")
+    _add_offline(command)
     args = parser.parse_args(argv)
     try:
         if "lora" in args:
-            to = merge(args.lora, args.base, args.target, args.vision_tower)
+            base, tower = args.base, args.vision_tower
+            to = merge(args.lora, base, args.target, tower, offline=args.offline)
         else:
             to = args.to
-            convert(args.source, args.target, to, args.vision_tower)
+            convert(args.source, args.target, to, args.vision_tower, offline=args.offline)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import json_files
 from ..anyres import MERGE_TYPES, read_pinpoints
-from ..json_files import is_one_of, shorten
 from .weights import vision_config
 
 #: Keys that llava-hf's format of LLaVA-1.5 has no place for, with the values its checkpoints stand
@@ -141,13 +141,54 @@ def feature_layer(values: Mapping[str, Any], field: str, folder: Path) -> int:
     """
     layer = values.get(field)
     layers = layer if isinstance(layer, list) else [-2 if layer is None else layer]
-    if len(layers) != 1 or not is_one_of(layers[0], int):
+    if len(layers) != 1 or not json_files.is_one_of(layers[0], int):
         raise ValueError(
             f"{folder}/config.json: {field} must be one layer of the vision tower, got "
-            f"{shorten(layer)}. A projector that was trained on several at once is not supported; "
-            "where it was trained on one, put its number here (LLaVA-1.5 and 1.6: -2)"
+            f"{json_files.shorten(layer)}. A projector that was trained on several at once is not "
+            "supported; where it was trained on one, put its number here (LLaVA-1.5 and 1.6: -2)"
         )
     return layers[0]
+
+
+def end_tokens(config: Mapping[str, Any], folder: Path, rows: float) -> tuple[int, ...]:
+    """Ids that end an answer, by generation_config.json of `folder` and by config.json; maybe none.
+
+    As in transformers, generation_config.json decides where it names any. What is obeyed beside it
+    is a list in config.json: a single id there is often left over from another tool.
+
+    config: original-format values.
+    rows: of the vocabulary.
+
+    Raises ValueError for what is no id of the vocabulary, naming the file.
+    """
+    file = folder / "generation_config.json"
+    named = json_files.read(file).get("eos_token_id") if file.is_file() else None
+    ends = _ids(named, f"{file}: eos_token_id", rows)
+    named = config.get("eos_token_id")
+    if not ends or isinstance(named, list):
+        ends += _ids(named, f"eos_token_id in config.json of {folder}", rows)
+    return tuple(dict.fromkeys(ends))
+
+
+def _either_end(outer: Any, inner: Any) -> dict[str, Any]:
+    """`eos_token_id` of llava-hf's config.json and of the text_config in it: lists are joined."""
+    named = [each for each in (outer, inner) if each is not None]
+    if any(isinstance(each, list) for each in named):
+        lists = [each if isinstance(each, list) else [each] for each in named]
+        return {"eos_token_id": [end for ends in lists for end in ends]}
+    return {"eos_token_id": named[0]} if named else {}
+
+
+def _ids(value: Any, where: str, rows: float) -> list[int]:
+    """The ids in a field that may hold one, several or none."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for each in ids:
+        if not json_files.is_one_of(each, int) or not 0 <= each < rows:
+            raise ValueError(
+                f"{where} must be the id of a token, from 0 to {rows - 1}, or a list of ids, got "
+                f"{json_files.shorten(value)}: correct it, or take it out"
+            )
+    return ids
 
 
 def from_hf(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -182,6 +223,7 @@ def from_hf(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "model_type": "llava_llama",
         "architectures": ["LlavaLlamaForCausalLM"],
         "dtype": values.get("dtype") or values.get("torch_dtype") or text.get("dtype"),
+        **_either_end(values.get("eos_token_id"), text.get("eos_token_id")),
         # Old configs have it in text_config only, beside a false that transformers wrote.
         "tie_word_embeddings": any(c.get("tie_word_embeddings") for c in (values, text)),
         "image_token_index": next(i for i in image_tokens if i is not None),

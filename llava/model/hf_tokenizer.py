@@ -47,6 +47,10 @@ class HfTokenizer:
     def __len__(self) -> int:
         return len(self._tokenizer)
 
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id."""
+        return self._tokenizer.get_vocab()
+
     def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> BatchEncoding:
         return self._tokenizer(text, add_special_tokens=add_special_tokens)
 

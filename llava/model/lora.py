@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .. import json_files
-from .weights import has_tensors, load_shard, original_name, original_names
+from .weights import load_shard, original_name, original_names, weight_files
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -93,7 +93,7 @@ def demand_no_adapter(folder: Path, model_base: str | Path | None = None) -> Non
     """
     names = (CONFIG, *WEIGHTS, TRAINABLES)
     signs = [name for name in names if (folder / name).is_file()]
-    if not signs or (has_tensors(folder) and signs == [CONFIG]):
+    if not signs or (weight_files(folder) and signs == [CONFIG]):
         return
     named = None
     if CONFIG in signs:
@@ -103,7 +103,7 @@ def demand_no_adapter(folder: Path, model_base: str | Path | None = None) -> Non
     command = f"python -m llava.model.checkpoint merge {shlex.quote(str(folder))} {base} DST"
     of = "a base that it does not name" if named is None else named
     what = f"{folder} is a LoRA adapter ({', '.join(signs)}) of {of}"
-    if has_tensors(folder):
+    if weight_files(folder):
         raise ValueError(
             f"{what}, and holds a model's weights besides. If the adapter is merged into them "
             f"already, move {', '.join(signs)} elsewhere; if not, merge it with {command}"

@@ -196,6 +196,10 @@ class LlavaTokenizer:
         """Rows an embedding table needs: the highest id plus one."""
         return max(self._pieces) + 1
 
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id."""
+        return dict(self._ids)
+
     def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> BatchEncoding:
         """`input_ids` of a text (a list of ids) or of several (a list of lists)."""
         if isinstance(text, str):
