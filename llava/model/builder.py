@@ -18,7 +18,8 @@ from .config_json import choose_merge_type
 from .hf_tokenizer import HfTokenizer
 from .language_model.attention import check_backend
 from .language_model.llava_llama import LlavaLlamaForCausalLM
-from .reading import Checkpoint, make_config, read_checkpoint, resolve
+from .reading import Checkpoint, read_checkpoint, resolve
+from .shapes import make_config
 from .tokenizer import LlavaTokenizer, load_tokenizer
 from .weights import rename
 

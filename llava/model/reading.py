@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import is_offline_mode, snapshot_download, try_to_load_from_cache
 from torch import Tensor
 
 from .. import json_files
 from ..image_processor import NESTED_FILE, PLAIN_FILE, describe_processor
-from .config_json import check_images, detect_format, end_tokens, from_hf
-from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from .config_fields import check_config
+from .config_json import check_images, detect_format, end_tokens, from_hf, from_original
+from .lora import demand_no_adapter
 from .senna import adapter_sizes
+from .shapes import EMBEDDING, check_key_heads, describe_tensors, tie_head, verify
 from .vision_tower import Find, choose_tower, differ, part
-from .weights import read_projector, read_tensors, rename, weight_files
+from .weights import original_names, read_projector, read_tensors, weight_files
 
 _NEWLINE = "model.image_newline"
-_EMBEDDING = "model.embed_tokens.weight"
 
 logger = logging.getLogger(__name__)
 
@@ -133,16 +132,46 @@ def read_checkpoint(
     Raises ValueError or FileNotFoundError for whatever is not as config.json says.
     """
     find = partial(resolve, offline=offline)
-    config = json_files.read(folder / "config.json")
-    kind = detect_format(config, str(folder))
+    demand_no_adapter(folder, model_base)
+    config, kind = read_config(folder)
     if model_base is not None and (kind == "llava-hf" or weight_files(folder)):
         raise ValueError(
             f"{folder} is complete, with a language model of its own: leave out the model base"
         )
-    if kind == "llava-hf":
-        config = from_hf(config, folder)
-    state, where, base = _read_language_model(folder, kind, model_base, find)
-    rows = len(state[_EMBEDDING]) if _EMBEDDING in state else inf
+    state, where, base = _read_language_model(folder, model_base, find)
+    return assemble(folder, config, kind, state, where, base, vision_tower, find)
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """What config.json of `folder` says, as original-format values, and the format it is in.
+
+    Raises ValueError for what is not LLaVA's, or of another type than it must be.
+    """
+    values = json_files.read(folder / "config.json")
+    check_config(values, folder / "config.json")
+    kind = detect_format(values, str(folder))
+    return (from_hf if kind == "llava-hf" else from_original)(values, folder), kind
+
+
+def assemble(
+    folder: Path,
+    config: dict[str, Any],
+    kind: str,
+    state: dict[str, Tensor],
+    where: str,
+    base: Path,
+    vision_tower: str | Path | None,
+    find: Find,
+) -> Checkpoint:
+    """Add the vision tower to what was read of a checkpoint, and check it tensor by tensor.
+
+    folder: where `config` is from. state: tensors under original names, which `where` describes in
+    messages. base: the folder of the tokenizer.
+
+    Raises ValueError or FileNotFoundError for whatever is not as config.json says.
+    """
+    tie_head(config, state, where)
+    rows = len(state[EMBEDDING]) if EMBEDDING in state else inf
     ends = end_tokens(config, base, rows)
     if sizes := adapter_sizes(state):
         config["mm_token_adapter"] = list(sizes)
@@ -155,7 +184,8 @@ def read_checkpoint(
         folder, kind, config, state, vision_tower, find
     )
     check_images(config, f"{folder}/config.json")
-    expected = expected_shapes(config)
+    check_key_heads(config, state, f"{folder}/config.json")
+    expected = describe_tensors(config, f"{folder}/config.json")
     verify(part(state, vision=False), part(expected, vision=False), where, kind)
     verify(part(state, vision=True), part(expected, vision=True), str(tower_at), tower_names)
     processor = lender if describe_processor(lender) else folder
@@ -168,13 +198,11 @@ def read_checkpoint(
 
 
 def _read_language_model(
-    folder: Path, kind: str, model_base: str | Path | None, find: Find
+    folder: Path, model_base: str | Path | None, find: Find
 ) -> tuple[dict[str, Tensor], str, Path]:
     """Tensors under original names, their place in words, and the folder of the tokenizer."""
     if model_base is None:
-        source = "llava-hf" if kind == "llava-hf" else "module"
-        state = {rename(k, source, "original"): v for k, v in read_tensors(folder).items()}
-        projector = read_projector(folder)
+        state, projector = original_names(read_tensors(folder), folder), read_projector(folder)
         both = projector.keys() & state.keys()
         if differ({k: projector[k] for k in both}, {k: state[k] for k in both}):
             logger.warning(
@@ -183,59 +211,11 @@ def _read_language_model(
             )
         return {**projector, **state}, str(folder), folder
     base, projector = find(model_base), read_projector(folder)
+    demand_no_adapter(base)
     if not projector:
         raise FileNotFoundError(
             f"with a model base, {folder} must hold mm_projector.bin (LoRA weights have to be "
             "merged into a checkpoint of their own first)"
         )
-    return {**read_tensors(base), **projector}, f"{folder} on {base}", base
-
-
-def make_config(values: Mapping[str, Any]) -> LlavaConfig:
-    """A LlavaConfig from original-format values; the dtype is the loader's business."""
-    left_out = ("model_type", "torch_dtype", "dtype")
-    return LlavaConfig(**{k: v for k, v in values.items() if k not in left_out})
-
-
-def expected_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that original-format config values call for, by original names."""
-    with torch.device("meta"):
-        model = LlavaLlamaForCausalLM(make_config(values))
-    return {
-        rename(name, "module", "original"): tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-    }
-
-
-def verify(
-    state: Mapping[str, Tensor],
-    expected: Mapping[str, tuple[int, ...]],
-    where: str,
-    names: str = "original",
-) -> None:
-    """Raise ValueError unless `state` has exactly the expected tensors in the expected shapes.
-
-    Both are under original names; messages spell them as the format `names` does.
-    """
-
-    def some(tensors: Mapping[str, Any]) -> str:
-        few = [f"{rename(k, 'original', names)} {list(v)}" for k, v in sorted(tensors.items())[:4]]
-        return ", ".join(few) + (f" and {len(tensors) - 4} more" if len(tensors) > 4 else "")
-
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    missing = {k: v for k, v in expected.items() if k not in found}
-    if missing:
-        raise ValueError(
-            f"{where} lacks {len(missing)} of {len(expected)} tensors: expected {some(missing)}"
-        )
-    unknown = {k: v for k, v in found.items() if k not in expected}
-    if unknown:
-        raise ValueError(
-            f"{where} has tensors that its config.json does not call for: {some(unknown)}"
-        )
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise ValueError(
-                f"{where}: {rename(name, 'original', names)} has shape {list(found[name])}, "
-                f"expected {list(shape)} by config.json"
-            )
+    state = original_names(read_tensors(base), base)
+    return {**state, **projector}, f"{folder} on {base}", base

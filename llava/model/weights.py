@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from .. import json_files
+from .config_fields import check_vision_config, vision_fields
 
 #: One row per group of tensors: prefix in the original format, in llava-hf files, in the module
 #: tree of transformers' own LLaVA, and in a CLIP checkpoint. The first row that fits is used.
@@ -111,12 +112,38 @@ def rename(name: str, source: str, target: str) -> str:
     return name
 
 
+def original_names(tensors: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
+    """`tensors` under the original format's names, whichever of the module trees they come from.
+
+    LLaVA's, llava-hf's and transformers' own names have no prefix in common that means two things,
+    so each name says by itself where it is from. A name that no format has stays as it is.
+
+    Raises ValueError, naming `where`, when two names mean the same tensor.
+    """
+    sources: dict[str, str] = {}
+    for name in tensors:
+        other = sources.setdefault(original_name(name), name)
+        if other != name:
+            raise ValueError(
+                f"{where} holds one tensor under two names, {other} and {name}: remove one of them"
+            )
+    return {new: tensors[name] for new, name in sources.items()}
+
+
+def original_name(name: str) -> str:
+    """The original format's name of a tensor of any module tree; unknown names stay."""
+    known = tuple(row[0] for row in NAMES)
+    translations = (rename(name, source, "original") for source in ("module", "llava-hf", "stock"))
+    return next((new for new in translations if new.startswith(known)), name)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, indented."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _load_shard(path: Path) -> dict[str, Tensor]:
+def load_shard(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file. Raises FileNotFoundError or ValueError, naming it."""
     if not path.is_file():
         raise FileNotFoundError(f"weight file {path} is named in the index but missing")
     try:
@@ -177,7 +204,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
                     "%s is read, as by transformers, and the shards that %s names are not.",
                     *(single, index.name),
                 )
-            tensors = _load_shard(single)
+            tensors = load_shard(single)
         elif index.is_file():
             tensors = _read_shards(index)
         else:
@@ -204,7 +231,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             )
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
-        for tensor, value in _load_shard(index.parent / name).items():
+        for tensor, value in load_shard(index.parent / name).items():
             if tensor not in tensors or weight_map.get(tensor) == name:
                 tensors[tensor] = value
     return tensors
@@ -218,7 +245,7 @@ def read_projector(folder: Path) -> dict[str, Tensor]:
     marker = "mm_projector."
     return {
         f"model.{marker}{name.split(marker, 1)[1]}" if marker in name else name: tensor
-        for name, tensor in _load_shard(path).items()
+        for name, tensor in load_shard(path).items()
     }
 
 
@@ -233,7 +260,13 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"vision tower {folder} has model_type {kind!r}, expected clip or clip_vision_model"
         )
-    return vision_config(config.get("vision_config", {}) if kind == "clip" else config)
+    values, where = config, str(folder / "config.json")
+    if kind == "clip":
+        if "vision_config" in config:
+            json_files.check(config, where, {"vision_config": dict})
+        values, where = config.get("vision_config", {}), f"{where}: vision_config"
+    check_vision_config(values, where)
+    return vision_config(values)
 
 
 def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -255,8 +288,11 @@ def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def vision_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """All values of a CLIP vision config, defaults included, without a trace of its origin."""
-    config = CLIPVisionConfig(**values).to_dict()
+    """All values of a CLIP vision config, defaults included, without a trace of its origin.
+
+    values: checked, see `check_vision_config`. Fields of training and generation are left out.
+    """
+    config = CLIPVisionConfig(**vision_fields(values)).to_dict()
     return {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
 
 
