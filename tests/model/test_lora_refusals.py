@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from llava.eval.models import decoder_layers
 from llava.model import reading
 from llava.model.checkpoint import main
 
@@ -56,6 +57,12 @@ class TestRecognised:
         checkpoints.write_projector_only(tmp_path / "projector", tmp_path / "base")
         lora = write_adapter(tmp_path / "lora", matrices(Q))
         refused(tmp_path / "projector", f"{lora} is a LoRA adapter", model_base=lora)
+
+    def test_where_the_config_alone_is_read(self, tmp_path):
+        """The first thing that the answering programs ask of a checkpoint."""
+        lora = write_adapter(tmp_path, matrices(Q))
+        with pytest.raises(ValueError, match="is a LoRA adapter"):
+            decoder_layers(str(lora))
 
     def test_on_the_hub(self, tmp_path, monkeypatch):
         lora = write_adapter(tmp_path / "lora", matrices(Q))
