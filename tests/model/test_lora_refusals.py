@@ -41,6 +41,13 @@ class TestRecognised:
         checkpoints.edit_json(lora / "adapter_config.json", base_model_name_or_path=name)
         refused(lora, "of a base that it does not name", f"merge {lora} BASE DST")
 
+    @pytest.mark.parametrize("kind", ["IA3", 7])
+    def test_another_kind_of_adapter(self, tmp_path, kind):
+        """The command would not merge it, so that it is not named."""
+        message = refused(write_adapter(tmp_path, matrices(Q), peft_type=kind),
+                          f"is an adapter of another kind than LoRA ({kind} in")  # fmt: skip
+        assert "llava.model.checkpoint" not in message
+
     def test_a_part_of_one(self, tmp_path):
         write_trainables(tmp_path, checkpoints.projector())
         refused(tmp_path, "is a LoRA adapter (non_lora_trainables.bin)", f"{tmp_path} BASE DST")
