@@ -37,7 +37,6 @@ _LARGEST = {"num_hidden_layers": 1000}
 _LARGEST_SIZE = 2**24
 #: Sizes, lengths and ids that may be null, and what they are at least.
 _LEAST = {
-    "head_dim": 1,
     "image_token_id": 0,
     "image_token_index": 0,
     "max_sequence_length": 1,
@@ -75,7 +74,6 @@ _OPTIONAL: dict[str, json_files.Types] = {
     "image_grid_pinpoints": (list, str),
     "mlp_bias": bool,
     "mm_patch_merge_type": str,
-    "mm_projector_type": str,
     "mm_use_im_start_end": bool,
     "mm_vision_config": dict,
     "mm_vision_select_feature": str,
@@ -112,7 +110,9 @@ def check_config(config: Mapping[str, Any], where: str | Path) -> None:
 
 
 def _check_decoder(config: Mapping[str, Any], where: str | Path) -> None:
-    _check_fields(config, where, _DECODER_SIZES, _OPTIONAL)
+    wide = config.get("head_dim") is not None
+    sizes = (*_DECODER_SIZES, "head_dim") if wide else _DECODER_SIZES
+    _check_fields(config, where, sizes, _OPTIONAL)
     for name, least in _LEAST.items():
         if (value := config.get(name)) is not None and not value >= least:
             shown = json_files.shorten(value)
@@ -124,7 +124,7 @@ def _check_decoder(config: Mapping[str, Any], where: str | Path) -> None:
             )
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     groups = config.get("num_key_value_heads")
-    if config.get("head_dim") is None:
+    if not wide:
         _demand_multiple(hidden, heads, "hidden_size", "num_attention_heads", where)
     _demand_multiple(heads, groups, "num_attention_heads", "num_key_value_heads", where)
     for name in ("rope_scaling", "rope_parameters"):
@@ -157,6 +157,7 @@ def _check_fields(
         **dict.fromkeys(sizes, int),
         **dict.fromkeys(_NUMBERS, float),
         "hidden_act": str,
+        "mm_projector_type": str,
     }
     present = {name: types for name, types in fields.items() if name in config}
     json_files.check(config, where, present, optional)

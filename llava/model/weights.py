@@ -258,7 +258,8 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise ValueError(
-            f"vision tower {folder} has model_type {kind!r}, expected clip or clip_vision_model"
+            f"vision tower {folder}: config.json has model_type {kind!r}, expected clip or "
+            "clip_vision_model"
         )
     values, where = config, str(folder / "config.json")
     if kind == "clip":
