@@ -164,9 +164,11 @@ class TestHub:
                 error=FileNotFoundError, offline=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("flag", ["unfreeze_mm_vision_tower", "mm_tunable_parts"])
+@pytest.mark.parametrize(
+    "flag", [{"unfreeze_mm_vision_tower": True}, {"mm_tunable_parts": "mm_vision_tower"}]
+)
 def test_a_trained_tower_stays_inside_when_it_is_converted(tmp_path, trained, stock, flag):
-    folder = with_tower(tmp_path / "llava", mm_vision_tower=str(stock), **{flag: "mm_vision_tower"})
+    folder = with_tower(tmp_path / "llava", mm_vision_tower=str(stock), **flag)
     for to in ("original", "llava-hf"):
         assert main(["convert", str(folder), str(tmp_path / to), "--to", to]) == 0
         check(answer(tmp_path / to), trained)
