@@ -11,7 +11,9 @@ Sources: haotian-liu/LLaVA 1.2.2 (behaviour); AutoLab-SAI-SJTU/AutoPrune (letter
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.anyres import read_pinpoints, select_best_resolution, views
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -223,6 +225,34 @@ def get_model_name_from_path(model_path: str) -> str:
     return name
 
 
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """A picture from base64, as it is; LLaVA's programs import it.
+
+    Raises:
+        ValueError, OSError: not base64, or not an image.
+    """
+    return Image.open(BytesIO(base64.b64decode(image)))
+
+
+def stopping_at(
+    texts: str | Sequence[str], tokenizer: Any, others: Sequence[StoppingCriteria] | None
+) -> StoppingCriteriaList:
+    """Criteria that end a sequence once its new text holds one of some, besides `others`.
+
+    transformers' own `stop_strings` takes special tokens for text, and misses characters that are
+    spelled in bytes.
+
+    Raises:
+        ValueError: no tokenizer, or an empty text.
+    """
+    if tokenizer is None:
+        raise ValueError("stop_strings need the model's tokenizer: give generate a tokenizer too")
+    texts = [texts] if isinstance(texts, str) else texts
+    nothing_yet = torch.empty(1, 0, dtype=torch.long)
+    stop = KeywordsStoppingCriteria(texts, tokenizer, nothing_yet)
+    return StoppingCriteriaList([*(others or ()), stop])
+
+
 class KeywordsStoppingCriteria(StoppingCriteria):
     """Stops each sequence of a batch once it has produced one of some keywords.
 
@@ -244,12 +274,13 @@ class KeywordsStoppingCriteria(StoppingCriteria):
             raise ValueError(f"expected non-empty keywords to stop at, got {list(keywords)}")
         self.keywords = list(keywords)
         self.tokenizer = tokenizer
+        self.special = set(getattr(tokenizer, "all_special_ids", ()))
         self.prompt = input_ids[0].tolist()
         self.keyword_ids = []
         for keyword in self.keywords:
             ids = list(tokenizer(keyword).input_ids)
-            self.keyword_ids.append(ids[1:] if ids[0] == tokenizer.bos_token_id else ids)
-        # A token is at least a byte of text, apart from the first one's prefix space.
+            self.keyword_ids.append(ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids)
+        # A token is at least a byte of text, apart from special ones and the first's prefix space.
         self.window = 1 + max(len(keyword.encode()) for keyword in self.keywords)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
@@ -262,7 +293,8 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
     def _ends(self, ids: list[int]) -> bool:
-        if any(ids[-len(keyword) :] == keyword for keyword in self.keyword_ids):
+        if any(keyword and ids[-len(keyword) :] == keyword for keyword in self.keyword_ids):
             return True
+        ids = [i for i in ids if i not in self.special]
         tail = self.tokenizer.decode(ids[-self.window :], skip_special_tokens=True)
         return any(keyword in tail for keyword in self.keywords)

@@ -17,6 +17,7 @@ from ..pruning.base import Dense, Pruner
 from ..pruning.cost import TowerShape
 from ..pruning.layout import Segment, TokenLayout
 from ..pruning.vision import Reduced, TowerRun, VisionFeatures
+from .image_tokens import check_ids
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .multimodal_projector.builder import build_vision_projector
 from .senna import TokenAdapter, demand_mixed_tokens
@@ -262,6 +263,7 @@ class LlavaMetaForCausalLM:
         ids = input_ids.to("cpu")
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to("cpu")
         rows = [row[m.bool()] for row, m in zip(ids, mask)]
+        check_ids(rows, len(model.embed_tokens.weight))
         wanted = sum(int((row == IMAGE_TOKEN_INDEX).sum()) for row in rows)
         given = 0 if images is None else len(images)
         if wanted != given:

@@ -10,6 +10,7 @@ packed sequences by some attention backends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
 )
 
+from ...mm_utils import stopping_at
 from ...pruning.base import Dense, Observation, Pruner
 from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
@@ -292,6 +294,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         visual_token_num: int | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: PrunedCache | None = None,
+        stop_strings: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate after a prompt with images; every option of transformers' `generate` works.
@@ -307,6 +310,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         past_key_values: a PrunedCache of an earlier call, to go on with the same conversation;
             `inputs` is then the whole conversation. Only what is new runs, images the cache has
             seen may be left out, and what its prefill dropped stays dropped (`pruner` is not read).
+        stop_strings: a sequence ends with the token that completes one of them in its text, as
+            `tokenizer`, which must come along, decodes it without special tokens.
 
         Returns the new tokens only (batch, new), or with `return_dict_in_generate=True` an output
         whose `past_key_values.trace` tells what was pruned.
@@ -314,6 +319,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids")
+        if stop_strings:
+            given = (kwargs.get("tokenizer"), kwargs.get("stopping_criteria"))
+            kwargs["stopping_criteria"] = stopping_at(stop_strings, *given)
         cache = PrunedCache() if past_key_values is None else past_key_values
         given = (input_ids, attention_mask, images, image_sizes)
         if cache.is_empty:
