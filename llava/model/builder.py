@@ -108,9 +108,9 @@ def load_pretrained_model(
     rows = len(found.state["model.embed_tokens.weight"])
     add_image_tokens(tokenizer, found.config, rows, f"{folder}/config.json")
     image_processor = load_image_processor(found.processor_folder)
-    squares = found.config.get("image_aspect_ratio") in ("pad", "anyres")
     side = found.config["mm_vision_config"]["image_size"]
-    check_image_size(image_processor, found.processor_folder, side, squares)
+    aspect_ratio = found.config.get("image_aspect_ratio")
+    check_image_size(image_processor, found.processor_folder, side, aspect_ratio)
     wanted = _dtype(dtype, found.config, found.state)
 
     options: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from llava.model import reading, vision_tower
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import main
 from llava.model.vision_tower import CLIP_CONFIG, CLIP_NAME, misfit, was_trained
+from llava.model.weights import vision_config
 
 from .. import checkpoints, checkpoints_next, tiny
 from ..answers import Answer, answer, check, refused
@@ -133,6 +134,11 @@ def test_the_published_config_is_lent_where_it_fits(tmp_path, trained, caplog, m
     (tmp_path / "clip" / "preprocessor_config.json").rename(folder / "preprocessor_config.json")
     check(answer(folder), trained)
     assert "out of reach" in caplog.text and f"shapes of {CLIP_NAME}" in caplog.text
+
+
+def test_the_published_config_is_clips():
+    published = checkpoints.published_config("clip-vit-large-patch14-336")["vision_config"]
+    assert {k: v for k, v in vision_config(published).items() if k in CLIP_CONFIG} == CLIP_CONFIG
 
 
 def test_a_tower_fits_the_config_that_it_is_of():
