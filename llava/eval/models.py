@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from llava import json_files
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.pruning.cost import DecoderShape
 
@@ -109,12 +108,13 @@ def decoder_shape(model_path: str) -> DecoderShape:
 
 
 def _config(model_path: str, offline: bool) -> dict[str, Any]:
-    from llava.model.config_json import detect_format, from_hf
-    from llava.model.reading import resolve
+    from llava.model.lora import demand_no_adapter
+    from llava.model.reading import read_config, resolve
 
     folder = resolve(model_path, offline=offline, only="*.json")
-    config = json_files.read(folder / "config.json")
-    return from_hf(config, folder) if detect_format(config, str(folder)) == "llava-hf" else config
+    if not (folder / "config.json").is_file():
+        demand_no_adapter(folder)
+    return read_config(folder)[0]
 
 
 def _warm_up(model: Any) -> None:

@@ -114,9 +114,10 @@ def merge(
     demand_tensors([*towers, *adapter.pairs], checkpoint.state, where)
     put_whole(towers, checkpoint.state, where)
     add_pairs(adapter.pairs, checkpoint.state, where)
-    # An adapter of one of two tied tables makes them two.
-    if not torch.equal(checkpoint.state[HEAD], checkpoint.state[EMBEDDING]):
-        checkpoint.config["tie_word_embeddings"] = False
+    if checkpoint.config.get("tie_word_embeddings"):
+        # An adapter of one of two tied tables makes them two.
+        tables = (checkpoint.state[HEAD], checkpoint.state[EMBEDDING])
+        checkpoint.config["tie_word_embeddings"] = torch.equal(*tables)
     _write(checkpoint, target, kind)
     return kind
 

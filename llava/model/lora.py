@@ -95,13 +95,17 @@ def demand_no_adapter(folder: Path, model_base: str | Path | None = None) -> Non
     signs = [name for name in names if (folder / name).is_file()]
     if not signs or (weight_files(folder) and signs == [CONFIG]):
         return
-    named = None
-    if CONFIG in signs:
-        named = json_files.read(folder / CONFIG).get("base_model_name_or_path")
-    named = named if isinstance(named, str) and named else None
-    base = "BASE" if named is None and model_base is None else shlex.quote(str(model_base or named))
-    command = f"python -m llava.model.checkpoint merge {shlex.quote(str(folder))} {base} DST"
-    of = "a base that it does not name" if named is None else named
+    settings = json_files.read(folder / CONFIG) if CONFIG in signs else {}
+    kind, base = settings.get("peft_type", "LORA"), settings.get("base_model_name_or_path")
+    of = base if isinstance(base, str) and base else "a base that it does not name"
+    base = model_base or (base if of == base else None)
+    place = "BASE" if base is None else shlex.quote(str(base))
+    command = f"python -m llava.model.checkpoint merge {shlex.quote(str(folder))} {place} DST"
+    if kind != "LORA":
+        raise ValueError(
+            f"{folder} is an adapter of another kind than LoRA ({json_files.shorten(kind)} in "
+            f"{CONFIG}) of {of}, not a complete checkpoint. Merge it with PEFT where that can"
+        )
     what = f"{folder} is a LoRA adapter ({', '.join(signs)}) of {of}"
     if weight_files(folder):
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llava.eval.models import decoder_layers
 from llava.model.config_fields import check_config, check_vision_config
 
 from .. import checkpoints
@@ -145,6 +146,15 @@ def test_the_original_format(original, edited, field, value):
 def test_the_decoder_of_llava_hf(hf, edited, field, value):
     edited(hf / "config.json", "text_config", field, value)
     refused(hf, f"{hf}/config.json", field)
+
+
+def test_where_the_config_alone_is_read(original, edited):
+    """The first thing that the answering programs ask of a checkpoint, and what may be left out."""
+    edited(original / "config.json", None, "num_hidden_layers", "3")
+    with pytest.raises(ValueError, match="num_hidden_layers must be an integer"):
+        decoder_layers(str(original))
+    checkpoints.edit_json(original / "config.json", num_hidden_layers=...)
+    assert decoder_layers(str(original)) == 32
 
 
 @pytest.mark.parametrize(("field", "value"), [case(pair) for pair in LLAVA_HF])

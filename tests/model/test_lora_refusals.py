@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from llava.eval.models import decoder_layers
 from llava.model import reading
 from llava.model.checkpoint import main
 
@@ -40,6 +41,13 @@ class TestRecognised:
         checkpoints.edit_json(lora / "adapter_config.json", base_model_name_or_path=name)
         refused(lora, "of a base that it does not name", f"merge {lora} BASE DST")
 
+    @pytest.mark.parametrize("kind", ["IA3", 7])
+    def test_another_kind_of_adapter(self, tmp_path, kind):
+        """The command would not merge it, so that it is not named."""
+        message = refused(write_adapter(tmp_path, matrices(Q), peft_type=kind),
+                          f"is an adapter of another kind than LoRA ({kind} in")  # fmt: skip
+        assert "llava.model.checkpoint" not in message
+
     def test_a_part_of_one(self, tmp_path):
         write_trainables(tmp_path, checkpoints.projector())
         refused(tmp_path, "is a LoRA adapter (non_lora_trainables.bin)", f"{tmp_path} BASE DST")
@@ -56,6 +64,12 @@ class TestRecognised:
         checkpoints.write_projector_only(tmp_path / "projector", tmp_path / "base")
         lora = write_adapter(tmp_path / "lora", matrices(Q))
         refused(tmp_path / "projector", f"{lora} is a LoRA adapter", model_base=lora)
+
+    def test_where_the_config_alone_is_read(self, tmp_path):
+        """The first thing that the answering programs ask of a checkpoint."""
+        lora = write_adapter(tmp_path, matrices(Q))
+        with pytest.raises(ValueError, match="is a LoRA adapter"):
+            decoder_layers(str(lora))
 
     def test_on_the_hub(self, tmp_path, monkeypatch):
         lora = write_adapter(tmp_path / "lora", matrices(Q))
