@@ -15,6 +15,7 @@ from ..anyres import READINGS
 from ..constants import DEFAULT_IMAGE_TOKEN
 from ..image_processor import check_image_size, load_image_processor
 from .config_json import choose_merge_type
+from .context import context_length
 from .hf_tokenizer import HfTokenizer
 from .image_tokens import add_image_tokens
 from .language_model.attention import check_backend
@@ -136,9 +137,7 @@ def load_pretrained_model(
         model.to(device or default_device())
     model.eval()
     _set_generation(model, tokenizer, found)
-    lengths = (found.config.get(k) for k in ("max_sequence_length", "tokenizer_model_max_length"))
-    context_len = next(filter(None, lengths), 2048)
-    return tokenizer, model, image_processor, context_len
+    return tokenizer, model, image_processor, context_length(model.config)
 
 
 def _as_hf(config: Mapping[str, Any]) -> dict[str, Any]:

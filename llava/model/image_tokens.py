@@ -21,6 +21,7 @@ from ..constants import (
     DEFAULT_IMAGE_PATCH_TOKEN,
     IMAGE_TOKEN_INDEX,
 )
+from ..pruning.checks import PromptError
 from .tokenizer import LlavaTokenizer
 
 
@@ -60,11 +61,11 @@ def add_image_tokens(tokenizer: Any, config: Mapping[str, Any], rows: int, where
 
 
 def check_ids(rows: Sequence[Tensor], size: int) -> None:
-    """Raise ValueError for an id of some prompts that has no row in embeddings of that size."""
+    """Raise PromptError for an id of some prompts that has no row in embeddings of that size."""
     ids = torch.cat(list(rows))
     wrong = ids[((ids < 0) & (ids != IMAGE_TOKEN_INDEX)) | (ids >= size)]
     if len(wrong):
-        raise ValueError(
+        raise PromptError(
             f"id {wrong[0]} has no row among the {size} of the embeddings: the text spells a token "
             "that the tokenizer has and the model has not"
         )

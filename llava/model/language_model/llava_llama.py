@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import (
     LlamaConfig,
@@ -29,6 +29,7 @@ from ...pruning.base import Dense, Observation, Pruner
 from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
 from ...pruning.layout import TokenLayout, apply
+from ..context import ContextEnd
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from .attention import LayersAhead, attention_rows, causal_mask, check_backend, kept_queries
 from .continuing import embed_continuation
@@ -314,7 +315,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             `tokenizer`, which must come along, decodes it without special tokens.
 
         Returns the new tokens only (batch, new), or with `return_dict_in_generate=True` an output
-        whose `past_key_values.trace` tells what was pruned.
+        whose `past_key_values.trace` tells what was pruned. An answer ends with the context.
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None:
@@ -332,8 +333,15 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             cache.layout, embeds, mask = prompt.layout, prompt.embeds, prompt.layout.valid.long()
         else:
             embeds, mask = embed_continuation(self, *given, cache, visual_token_num)
+        grown = embeds.shape[1] - cache.layout.n
+        end = ContextEnd([length + grown for length in cache.layout.lengths], self.config)
+        criteria = [*(kwargs.pop("stopping_criteria", None) or ()), end]
         return super().generate(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, **kwargs
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            stopping_criteria=StoppingCriteriaList(criteria),
+            **kwargs,
         )
 
 
