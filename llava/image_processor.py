@@ -82,13 +82,15 @@ def load_image_processor(folder: str | Path) -> Any:
     return processor
 
 
-def check_image_size(processor: Any, folder: Path, side: int, squares: bool) -> None:
+def check_image_size(processor: Any, folder: Path, side: int, aspect_ratio: str | None) -> None:
     """Raise ValueError unless pictures come out as the vision tower takes them, side x side pixels.
 
     folder: where the processor was loaded from.
-    squares: whether it gets nothing but squares (padded pictures, tiles).
+    aspect_ratio: the config's; of "pad" and "anyres" (tiles as large as the crop) all are squares.
     """
-    height, width = _try(processor, squares).shape[-2:]
+    height, width = _try(processor, square=aspect_ratio in ("pad", "anyres")).shape[-2:]
+    if (height, width) == (side, side) and aspect_ratio == "anyres":
+        height, width = processor.crop_size["height"], processor.crop_size["width"]
     if (height, width) == (side, side):
         return
     takes = f"{width} x {height} pixels, but the vision tower takes {side} x {side}"

@@ -11,53 +11,45 @@ Sources: haotian-liu/LLaVA 1.2.2 (behaviour); AutoLab-SAI-SJTU/AutoPrune (letter
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.anyres import read_pinpoints, select_best_resolution, views
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import image_prompt, without_image_tokens
-from llava.image_processor import load_image_processor as load_image_processor
+from llava.image_processor import CLIP_IMAGE_SIZE, load_image_processor
+from llava.images import (
+    MAX_PIXELS,
+    check_size,
+    expand2square,
+    load_image,
+    noted,
+    resized_square,
+    to_rgb,
+)
+from llava.pruning.checks import PromptError
 
-
-def load_image(path: str | Path) -> Image.Image:
-    """Read and fully decode an image file, as RGB.
-
-    Raises:
-        FileNotFoundError: no such file.
-        OSError: not an image, truncated or otherwise unreadable; the message names the path.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no image file at {path}")
-    try:
-        with Image.open(path) as image:
-            # Opening reads the header only; converting decodes, so damaged data shows up here.
-            return image.convert("RGB")
-    # Pillow's decoders raise SyntaxError, ValueError, EOFError, struct.error... on damaged data.
-    except Exception as error:
-        raise OSError(f"cannot read image {path}: {error}") from error
-
-
-def expand2square(image: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
-    """Centre an image on a square of its longer side; a square image is returned as it is.
-
-    The offset on the short axis is floor(difference / 2), so an odd pixel goes to the end.
-    """
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    square = Image.new(image.mode, (side, side), background_color)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+__all__ = [
+    "CLIP_IMAGE_SIZE",
+    "KeywordsStoppingCriteria",
+    "ask",
+    "expand2square",
+    "get_model_name_from_path",
+    "letterbox_mask",
+    "load_image",
+    "load_image_from_base64",
+    "load_image_processor",
+    "process_images",
+    "tokenizer_image_token",
+]
 
 
 def process_images(
@@ -77,23 +69,48 @@ def process_images(
         (views, 3, h, w) where pictures differ in the number of views.
 
     Raises:
-        ValueError: no image, or an `image_aspect_ratio` unknown to LLaVA-1.5 and 1.6.
+        ValueError: no image, one that takes too much memory or that `to_rgb` refuses, or an
+            `image_aspect_ratio` unknown to LLaVA-1.5 and 1.6.
     """
     if len(images) == 0:
         raise ValueError("process_images needs at least one image, got an empty list")
-    pictures = [image.convert("RGB") for image in images]
+    pictures = [image if image.mode == "RGB" else noted(to_rgb(image)) for image in images]
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if aspect_ratio == "anyres":
         return _anyres(pictures, image_processor, model_cfg)
     if aspect_ratio == "pad":
         background = tuple(int(mean * 255) for mean in image_processor.image_mean)
-        pictures = [expand2square(picture, background) for picture in pictures]
-    elif aspect_ratio not in (None, "square"):
+        pictures = [_padded(picture, background, image_processor) for picture in pictures]
+    elif aspect_ratio in (None, "square"):
+        for picture in pictures:
+            _demand_cropped_size(picture.size, image_processor)
+    else:
         raise ValueError(
             f"expected image_aspect_ratio 'pad', 'anyres', 'square' or None, got "
             f"{aspect_ratio!r}: correct it in the checkpoint's config.json"
         )
     return _clip(pictures, image_processor)
+
+
+def _padded(picture: Image.Image, background: tuple[int, ...], image_processor: Any) -> Image.Image:
+    """The padded square, already at the size to which the processor would bring it."""
+    side = image_processor.size.get("shortest_edge")
+    if not image_processor.do_resize or side is None:
+        check_size((max(picture.size),) * 2)
+        return expand2square(picture, background)
+    return resized_square(picture, background, side, image_processor.resample)
+
+
+def _demand_cropped_size(size: tuple[int, int], image_processor: Any) -> None:
+    """Raise ValueError for a stretched picture, huge once its short side has the tower's size."""
+    side = image_processor.size.get("shortest_edge")
+    if image_processor.do_resize and side is not None:
+        longer = side * max(size) / min(size)
+        if side * longer > MAX_PIXELS:
+            raise ValueError(
+                f"{size[0]} x {size[1]} is too long: with its short side at {side} pixels it has "
+                f"{side * longer / 1e6:.0f} megapixels, and at most {MAX_PIXELS // 10**6} are taken"
+            )
 
 
 def _clip(pictures: list[Image.Image], image_processor: Any) -> Tensor:
@@ -170,12 +187,14 @@ def tokenizer_image_token(
         list of ids, or a long tensor (n,) for `return_tensors="pt"`.
 
     Raises:
+        PromptError: half of a surrogate pair, as JSON's "\\ud800" gives, which no tokenizer takes.
         ValueError: any other `return_tensors`.
 
     Source: haotian-liu/LLaVA 1.2.2 (behaviour).
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")
+    demand_characters(prompt)
     if hasattr(tokenizer, "encode_prompt"):
         ids = [image_token_index if i == IMAGE_TOKEN_INDEX else i
                for i in tokenizer.encode_prompt(prompt)]  # fmt: skip
@@ -186,6 +205,18 @@ def tokenizer_image_token(
     for chunk in chunks[1:]:
         ids = [*ids, image_token_index, *chunk[bos:]]
     return ids if return_tensors is None else torch.tensor(ids, dtype=torch.long)
+
+
+def demand_characters(text: str) -> None:
+    """Raise PromptError for a text with half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = ascii(text[max(error.start - 10, 0) : error.end + 10])
+        raise PromptError(
+            f"the text has half of a surrogate pair, U+{ord(text[error.start]):04X}, in {shown}; "
+            "that is no character: correct the text"
+        ) from None
 
 
 def ask(
@@ -201,7 +232,8 @@ def ask(
     A literal `<image>` in the question would be taken for one more image and is removed.
 
     Raises:
-        ValueError: no such conversation template.
+        ValueError: no such conversation template, or what `process_images` and
+            `tokenizer_image_token` refuse.
     """
     prompt = image_prompt(without_image_tokens(question), len(images), conv_mode, model.config)
     ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")
@@ -221,6 +253,34 @@ def get_model_name_from_path(model_path: str) -> str:
     if name.startswith("checkpoint-") and parents:
         return f"{parents[-1]}_{name}"
     return name
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """A picture from base64, as it is; LLaVA's programs import it.
+
+    Raises:
+        ValueError, OSError: not base64, or not an image.
+    """
+    return Image.open(BytesIO(base64.b64decode(image)))
+
+
+def stopping_at(
+    texts: str | Sequence[str], tokenizer: Any, others: Sequence[StoppingCriteria] | None
+) -> StoppingCriteriaList:
+    """Criteria that end a sequence once its new text holds one of some, besides `others`.
+
+    transformers' own `stop_strings` takes special tokens for text, and misses characters that are
+    spelled in bytes.
+
+    Raises:
+        ValueError: no tokenizer, or an empty text.
+    """
+    if tokenizer is None:
+        raise ValueError("stop_strings need the model's tokenizer: give generate a tokenizer too")
+    texts = [texts] if isinstance(texts, str) else texts
+    nothing_yet = torch.empty(1, 0, dtype=torch.long)
+    stop = KeywordsStoppingCriteria(texts, tokenizer, nothing_yet)
+    return StoppingCriteriaList([*(others or ()), stop])
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):
@@ -244,12 +304,13 @@ class KeywordsStoppingCriteria(StoppingCriteria):
             raise ValueError(f"expected non-empty keywords to stop at, got {list(keywords)}")
         self.keywords = list(keywords)
         self.tokenizer = tokenizer
+        self.special = set(getattr(tokenizer, "all_special_ids", ()))
         self.prompt = input_ids[0].tolist()
         self.keyword_ids = []
         for keyword in self.keywords:
             ids = list(tokenizer(keyword).input_ids)
-            self.keyword_ids.append(ids[1:] if ids[0] == tokenizer.bos_token_id else ids)
-        # A token is at least a byte of text, apart from the first one's prefix space.
+            self.keyword_ids.append(ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids)
+        # A token is at least a byte of text, apart from special ones and the first's prefix space.
         self.window = 1 + max(len(keyword.encode()) for keyword in self.keywords)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
@@ -262,7 +323,8 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
     def _ends(self, ids: list[int]) -> bool:
-        if any(ids[-len(keyword) :] == keyword for keyword in self.keyword_ids):
+        if any(keyword and ids[-len(keyword) :] == keyword for keyword in self.keyword_ids):
             return True
+        ids = [i for i in ids if i not in self.special]
         tail = self.tokenizer.decode(ids[-self.window :], skip_special_tokens=True)
         return any(keyword in tail for keyword in self.keywords)

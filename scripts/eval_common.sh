@@ -136,11 +136,13 @@ answer() {
     if ((${#devices[@]} > 1)) && [[ $CHUNKS == 1 && " ${FLAGS[*]-} " != *" --merge-chunks"* ]]; then
         answer_on_each "$program" "$@" || status=$?
     else
-        "$PYTHON" -m "llava.eval.$program" "$@" || status=$?
+        "$PYTHON" -m "llava.eval.$program" "$@" &
+        wait_for_all $! || status=$?
     fi
     if ((status == 3)); then
-        echo "Not scored: some questions have no answer (see above). Repair their images and run" \
-            "this again, or score the others with --allow-missing of the scoring program." >&2
+        echo "Not scored: some questions have no answer (see above). Repair their images," \
+            "where these are the reason, and run this again, or score the others with" \
+            "--allow-missing of the scoring program." >&2
     elif ((status != 0)); then
         echo "Not scored: the answers are not complete (exit status $status)." >&2
     fi
@@ -158,12 +160,24 @@ answer_on_each() {
             --answers-file "${ANSWERS%.jsonl}/${count}_$k.jsonl" &
         processes+=($!)
     done
-    # What a shell puts into the background does not hear Ctrl-C.
-    trap 'kill -TERM "${processes[@]}" 2>/dev/null' INT TERM
-    for k in "${processes[@]}"; do
-        wait "$k" || status=$?
-    done
-    trap - INT TERM
-    ((status == 0)) || return "$status"
+    wait_for_all "${processes[@]}" || return
     "$PYTHON" -m "llava.eval.$program" "$@" --merge-chunks "$count"
+}
+
+# wait_for_all PROCESS...: wait until all have ended, whatever signal this script gets meanwhile: it
+# is handed on, since what a shell puts into the background does not hear Ctrl-C. The status is that
+# of the last that failed.
+wait_for_all() {
+    local status=0 code k heard
+    trap 'heard=1; kill -TERM "$@" 2>/dev/null || true' INT TERM HUP
+    for k in "$@"; do
+        heard=1
+        while ((heard)); do # a signal ends the waiting, not the process
+            heard=0 code=0
+            wait "$k" || code=$?
+        done
+        ((code == 0)) || status=$code
+    done
+    trap - INT TERM HUP
+    return "$status"
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -35,8 +36,8 @@ class Page:
         #: Addresses that anything was requested from, and messages of errors in scripts.
         self.requested: list[str] = []
         self.errors: list[str] = []
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+        self._target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self._call("Target.attachToTarget", targetId=self._target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network"):
             self._call(f"{domain}.enable")
@@ -45,6 +46,11 @@ class Page:
         """Load a page and wait for it."""
         self._call("Page.navigate", url=address)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def close(self) -> None:
+        """Close the page, as a person closes a tab; nothing can be asked of it afterwards."""
+        self._session = None
+        self._call("Target.closeTarget", targetId=self._target)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression; raises AssertionError with what it throws."""
@@ -101,6 +107,7 @@ class Page:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self._answers], [], [], _SECONDS)[0], "the browser is silent"
             block = os.read(self._answers, 1 << 16)
             assert block, "the browser ended"
             self._rest += block

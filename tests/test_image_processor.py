@@ -162,6 +162,12 @@ class TestSize:
         if version == "1.5":
             refused(folder, "prepares pictures of 112 x 56 pixels", processing="llava-hf")
 
+    def test_tiles_are_as_large_as_the_crop(self, tmp_path):
+        """Also where nothing is cropped: LLaVA-1.6 cuts by that size."""
+        folder = checkpoints_next.write_hf(tmp_path)
+        checkpoints.edit_json(folder / PLAIN_FILE, do_center_crop=False, crop_size=...)
+        refused(folder, "prepares pictures of 224 x 224 pixels, but the vision tower takes 56 x 56")
+
     def test_nothing_is_resized(self, tmp_path):
         folder = checkpoints.write_original(tmp_path)
         file = folder / checkpoints.CLIP / PLAIN_FILE

@@ -322,6 +322,16 @@ def test_special_token_as_keyword_is_matched_by_id() -> None:
     assert stop(torch.tensor([[97, 2], [2, 97]]), None).tolist() == [True, False]
 
 
+def test_a_keyword_without_ids_is_found_in_the_text() -> None:
+    class Silent(CharacterTokenizer):
+        def __call__(self, text: str) -> SimpleNamespace:
+            return SimpleNamespace(input_ids=[])
+
+    stop = KeywordsStoppingCriteria(["#"], Silent(), torch.tensor([[5]]))
+    assert stop(ids_of("ab", "a#"), None).tolist() == [False, True]
+    assert stop(torch.empty(1, 0, dtype=torch.long), None).tolist() == [False]
+
+
 @pytest.mark.parametrize("keywords", [[], [""], ["###", ""]])
 def test_empty_keywords_are_refused(keywords: list[str]) -> None:
     with pytest.raises(ValueError, match="keywords"):

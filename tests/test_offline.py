@@ -6,6 +6,7 @@ import pytest
 
 from llava.analysis import attention, keep, page
 from llava.eval import model_vqa_loader, model_vqa_science, sweep
+from llava.eval.models import decoder_shape
 from llava.model import checkpoint, reading
 from llava.serve import cli, viewer
 
@@ -57,3 +58,8 @@ def test_other_programs_have_the_flag(program, capsys):
     with pytest.raises(SystemExit):
         program.main(["--help"])
     assert "--offline" in capsys.readouterr().out
+
+
+def test_what_reads_records_downloads_nothing_without_being_told():
+    with pytest.raises(FileNotFoundError, match=REASON):
+        decoder_shape(NAME)

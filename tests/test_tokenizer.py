@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor
 from transformers import TextIteratorStreamer
 
 from llava.conversation import conv_templates
@@ -173,6 +173,8 @@ def test_plain_text_equals_sentencepiece(tokenizer, modern, sentencepiece, text:
 
 
 def test_lost_merge_of_the_double_space_is_restored(model_file: Path, tmp_path: Path) -> None:
+    from sentencepiece import sentencepiece_model_pb2  # fails beside an older protobuf
+
     # Llama scores its pieces by id, so that its first one, the double space, goes before all.
     model = sentencepiece_model_pb2.ModelProto.FromString(model_file.read_bytes())
     for i, piece in enumerate(model.pieces):
@@ -276,6 +278,12 @@ def test_decode_skips_special_tokens_unless_asked(tokenizer: LlavaTokenizer) -> 
 def test_decoding_an_id_without_text_is_an_error(tokenizer: LlavaTokenizer, i: int) -> None:
     with pytest.raises(ValueError, match=str(i)):
         tokenizer.decode([5592, i])
+
+
+def test_half_of_a_surrogate_pair_is_no_text(tokenizer: LlavaTokenizer) -> None:
+    for text in ("a\ud800b", "\udfff", "</s>\udc80"):
+        with pytest.raises(ValueError, match="surrogates not allowed"):
+            tokenizer.encode(text)
 
 
 def test_tokens_and_ids(tokenizer: LlavaTokenizer) -> None:

@@ -174,7 +174,8 @@ def main(
         ask = Asker(results[0], *place) if asked else None
         content = gather(results, args.data, args.most, title=args.title, ask=ask)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(render(content), encoding="utf-8")
+        # Half of a surrogate pair, which JSON can hold and UTF-8 cannot, is shown as "?".
+        args.out.write_text(render(content), encoding="utf-8", errors="replace")
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ trace begins before the decoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList
 
-from llava.eval.answering import FirstTokenClock, stop_ids
+from llava.eval.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.environment import synchronize
-from llava.mm_utils import ask, expand2square, letterbox_mask
+from llava.images import resized_square, to_rgb
+from llava.mm_utils import ask, letterbox_mask
 from llava.pruning.base import Pruner
 from llava.pruning.cost import Cost, DecoderShape, measure
 from llava.pruning.trace import PruneTrace, SampleTrace
@@ -80,11 +81,13 @@ def run(
     pruner: Pruner | None = None,
     conv_mode: str = "vicuna_v1",
     max_new_tokens: int = 128,
+    stop: Callable[[], bool] = lambda: False,
     **generation: Any,
 ) -> TracedAnswer:
     """Answer one question about one picture, greedily unless `generation` says otherwise.
 
-    `generation` goes to `model.generate`: a streamer, a temperature, `visual_token_num`.
+    `stop` is asked after every token; True ends the answer there. `generation` goes to
+    `model.generate`: a streamer, a temperature, `visual_token_num`.
 
     Raises:
         ValueError: the checkpoint's tokens are no patches of one square (see `demand_square`), no
@@ -101,7 +104,7 @@ def run(
             pruner=pruner,
             max_new_tokens=max_new_tokens,
             return_dict_in_generate=True,
-            stopping_criteria=StoppingCriteriaList([clock]),
+            stopping_criteria=StoppingCriteriaList([clock, Until(stop)]),
             **{"do_sample": False, "num_beams": 1, **generation},
         )
     synchronize(model.device)
@@ -165,13 +168,13 @@ def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Imag
     demand_square(model_cfg)
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     side = image_processor.crop_size["height"]
-    picture = image.convert("RGB")
+    picture = to_rgb(image)
     if aspect_ratio == "pad":
-        picture = expand2square(picture, tuple(int(m * 255) for m in image_processor.image_mean))
-    else:
-        short = min(picture.size)
-        left, top = (picture.width - short) // 2, (picture.height - short) // 2
-        picture = picture.crop((left, top, left + short, top + short))
+        background = tuple(int(m * 255) for m in image_processor.image_mean)
+        return resized_square(picture, background, side)
+    short = min(picture.size)
+    left, top = (picture.width - short) // 2, (picture.height - short) // 2
+    picture = picture.crop((left, top, left + short, top + short))
     return picture.resize((side, side), Image.Resampling.BICUBIC)
 
 

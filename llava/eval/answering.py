@@ -1,7 +1,12 @@
-"""Turns a batch of loaded questions into answers, with what each of them cost."""
+"""Turns a batch of loaded questions into answers, with what each of them cost.
+
+A question that cannot be answered (a prompt beyond the context, a budget below what its tokens
+cost, text that is no text) gets the reason in place of an answer; the rest of its batch answers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -13,6 +18,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import image_prompt
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
+from llava.model.context import context_length
+from llava.pruning.checks import BudgetError, PromptError
 from llava.pruning.cost import DecoderShape, measure
 
 from .environment import synchronize
@@ -20,6 +27,9 @@ from .feature_cache import FeatureCache, pixel_key
 from .loading import LoadedQuestion
 from .questions import Question
 from .settings import RunSettings
+
+#: An answer in LLaVA's schema, or why there is none.
+Result = dict[str, Any] | PromptError | BudgetError
 
 
 class FirstTokenClock(StoppingCriteria):
@@ -37,6 +47,20 @@ class FirstTokenClock(StoppingCriteria):
             synchronize(self._device)
             self.time = perf_counter()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class Until(StoppingCriteria):
+    """Stops the batch as soon as a function says so."""
+
+    def __init__(self, reached: Callable[[], bool]) -> None:
+        self._reached = reached
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        """(batch,) of what the function says."""
+        done = self._reached()
+        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
 
 
 @dataclass(frozen=True)
@@ -57,19 +81,55 @@ class Answerer:
         self._model_id = get_model_name_from_path(settings.model_path)
         self._shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
         self._stop_ids = stop_ids(model, tokenizer)
+        self._context = context_length(model.config)
         cached = settings.feature_cache_gb is not None
         self._features: FeatureCache | None = model.get_vision_tower() if cached else None
         if self._features is not None and settings.pruner.merges_in_tower:
             self._features = None  # nothing to keep: its prefill includes the tower
         set_seed(settings.seed)
 
-    def __call__(self, batch: list[LoadedQuestion], waited: float) -> list[dict[str, Any]]:
-        """Answers in LLaVA's schema, in order; `waited` is how many seconds loading kept them.
+    def __call__(self, batch: list[LoadedQuestion], waited: float) -> list[Result]:
+        """What becomes of each question, in order; `waited` is how many seconds loading kept them.
 
-        Times in the metadata are the batch's, shared out evenly; see `llava.eval.totals`.
+        Times in the metadata are the batch's, shared out evenly; see `llava.eval.totals`. An answer
+        that ends because the context does has `context_full` there.
         """
+        ids = [self._ids(item) for item in batch]
+        rows = [(item, row) for item, row in zip(batch, ids) if not isinstance(row, PromptError)]
+        results = iter(self._results(rows, waited))
+        return [row if isinstance(row, PromptError) else next(results) for row in ids]
+
+    def _ids(self, item: LoadedQuestion) -> list[int] | PromptError:
+        """Token ids of a prompt, or what is wrong with it."""
+        question = item.question
+        prompt = image_prompt(
+            question.model_text, question.in_front, self._settings.conv_mode, self._model.config
+        )
+        try:
+            ids = tokenizer_image_token(prompt, self._tokenizer, IMAGE_TOKEN_INDEX)
+        except PromptError as error:
+            return error
+        places, images = ids.count(IMAGE_TOKEN_INDEX), len(item.pixels)
+        if places != images:
+            return PromptError(f"its prompt has places for {places} images, and {images} came")
+        return ids
+
+    def _results(self, rows: list[tuple[LoadedQuestion, list[int]]], waited: float) -> list[Result]:
+        if not rows:
+            return []
+        try:
+            return self._answers([item for item, _ in rows], [ids for _, ids in rows], waited)
+        except (PromptError, BudgetError) as error:
+            if len(rows) == 1:
+                return [error]
+        # Which of them it is comes out when each is asked by itself; a batch changes no answer.
+        return [self._results([row], waited / len(rows))[0] for row in rows]
+
+    def _answers(
+        self, batch: list[LoadedQuestion], rows: list[list[int]], waited: float
+    ) -> list[Result]:
         begin = perf_counter()
-        encoded = self._encode([item.question for item in batch])
+        encoded = self._padded(rows)
         pixels = [view for item in batch for view in item.pixels]
         sizes = [size for item in batch for size in item.sizes]
         images = [
@@ -111,22 +171,16 @@ class Answerer:
             seconds["vision"] = start - tower
         share = {name: round(value / len(batch), 6) for name, value in seconds.items()}
         traces = output.past_key_values.trace.samples
+        lengths = output.past_key_values.layout.lengths
         beams = len(traces) // len(batch)  # beam search prefills every sample once a beam
         return [
-            self._answer(item.question, row, trace, share)
-            for item, row, trace in zip(batch, output.sequences.tolist(), traces[::beams])
+            self._answer(item.question, row, trace, length, share)
+            for item, row, trace, length in zip(
+                batch, output.sequences.tolist(), traces[::beams], lengths[::beams]
+            )
         ]
 
-    def _encode(self, questions: list[Question]) -> Encoded:
-        rows = []
-        for question in questions:
-            prompt = image_prompt(
-                question.model_text,
-                question.in_front,
-                self._settings.conv_mode,
-                self._model.config,
-            )
-            rows.append(tokenizer_image_token(prompt, self._tokenizer, IMAGE_TOKEN_INDEX))
+    def _padded(self, rows: list[list[int]]) -> Encoded:
         width = max(map(len, rows))
         pad = self._tokenizer.pad_token_id or 0
         return Encoded(
@@ -135,11 +189,24 @@ class Answerer:
         )
 
     def _answer(
-        self, question: Question, ids: list[int], trace: Any, seconds: dict[str, float]
-    ) -> dict[str, Any]:
+        self,
+        question: Question,
+        ids: list[int],
+        trace: Any,
+        length: int,
+        seconds: dict[str, float],
+    ) -> Result:
+        # What stands behind the context is padding up to the longest answer of the batch.
+        room = None if self._context is None else max(self._context - length, 1)
+        ids = ids[:room]
         ends = [i for i, token in enumerate(ids) if token in self._stop_ids]
+        full = not ends and len(ids) == room and room < self._settings.max_new_tokens
         ids = ids[: ends[0] + 1] if ends else ids
         said = ids[:-1] if ends else ids
+        try:
+            text = self._tokenizer.decode(said, skip_special_tokens=True).strip()
+        except ValueError as error:
+            return PromptError(f"its answer cannot be decoded: {error}")
         metadata = {
             "index": question.index,
             "n_visual": trace.n_visual,
@@ -151,10 +218,12 @@ class Answerer:
         }
         if question.model_text != question.text:
             metadata["image_token_removed"] = True
+        if full:
+            metadata["context_full"] = True
         return {
             "question_id": question.question_id,
             "prompt": question.prompt,
-            "text": self._tokenizer.decode(said, skip_special_tokens=True).strip(),
+            "text": text,
             "answer_id": shortuuid.uuid(),
             "model_id": self._model_id,
             "metadata": metadata,

@@ -7,13 +7,11 @@ repeat in TextVQA and MME, so (index, question_id) is what identifies an answer.
 
 from __future__ import annotations
 
-import os
-import shutil
 from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .linefile import LineFile, WriteError, read_lines
+from .linefile import LineFile, read_lines
 from .questions import Question
 from .totals import Totals
 
@@ -25,6 +23,8 @@ _UNANSWERED = 2**64 - 1
 
 class QuestionSource(Protocol):
     """What a run needs of a list of questions; `QuestionFile` is one.
+
+    Reading a question or its image raises ChangedError where the file no longer holds it.
 
     `sha256` changes with anything that changes a question; runs of different ones never mix.
     `images_inside` says that the images are not in a folder but in the file itself.
@@ -45,6 +45,10 @@ class QuestionSource(Protocol):
 
         Raises OSError, naming the image, if there is none or it cannot be read.
         """
+        ...
+
+    def require_same(self) -> None:
+        """Raise ChangedError if the file is not what the questions were read from any more."""
         ...
 
     def check_model(self, model: Any) -> None:
@@ -87,16 +91,25 @@ class AnswerFile:
 
         Raises:
             WriteError: it could not be written; every earlier answer is safe.
+            LostError: something else has changed the file.
         """
         self._note(position, self._file.append(answer), answer["metadata"])
 
     def sync(self) -> None:
-        """Make the answers survive a power cut; raises WriteError."""
+        """Make the answers survive a power cut; raises as `append`."""
         self._file.sync()
+
+    def verify(self) -> None:
+        """Raise LostError unless all answers are in the file; see `LineFile.verify`."""
+        self._file.verify()
+
+    def at(self, path: Path) -> bool:
+        """Whether the path names the file, also once it is closed."""
+        return self._file.at(path)
 
     def discard_if_new(self) -> None:
         """Remove the file if this object made it and nothing was written to it."""
-        if self._created and not self.answered:
+        if self._created and not self.answered and self.at(self.path):
             self.path.unlink(missing_ok=True)
 
     def put_in_order(self) -> None:
@@ -104,9 +117,10 @@ class AnswerFile:
 
         Raises:
             WriteError: no space for the ordered copy; the answers are safe, out of order.
+            LostError: something else has changed the file.
         """
         if not self._sorted:
-            self._sort()
+            self._file.reorder(offset for offset in self._offsets if offset != _UNANSWERED)
 
     def close(self) -> None:
         """Release the file."""
@@ -143,22 +157,6 @@ class AnswerFile:
         self.answered += 1
         self.totals.add(metadata)
 
-    def _sort(self) -> None:
-        ordered = self.path.with_name(self.path.name + ".sorting")
-        try:
-            with self.path.open("rb") as source, ordered.open("wb") as target:
-                for offset in self._offsets:
-                    if offset != _UNANSWERED:
-                        source.seek(offset)
-                        target.write(source.readline())
-                target.flush()
-                os.fsync(target.fileno())
-            shutil.copymode(self.path, ordered)
-            os.replace(ordered, self.path)
-        except OSError as error:
-            ordered.unlink(missing_ok=True)
-            raise WriteError(f"{ordered}: {error.strerror or error}") from error
-
 
 class FailureFile:
     """The questions that a session could not answer; none, no file.
@@ -173,7 +171,7 @@ class FailureFile:
         path.unlink(missing_ok=True)
 
     def append(self, question: Question, error: str) -> None:
-        """Write index, question_id, image and error; raises WriteError."""
+        """Write index, question_id, image and error; raises WriteError and LostError."""
         if self._file is None:
             self._file = LineFile(self.path)
         self._file.append(
@@ -186,6 +184,12 @@ class FailureFile:
         )
         self.count += 1
 
+    def verify(self) -> None:
+        """Raise LostError unless all of them are in the file; see `LineFile.verify`."""
+        if self._file is not None:
+            self._file.verify()
+
     def close(self) -> None:
+        """Release the file."""
         if self._file is not None:
             self._file.close()

@@ -19,6 +19,7 @@ from typing import Any
 from llava.pruning import METHODS, Pruner, build
 from llava.pruning.autoprune import PRESETS, AutoPrune
 
+from .record import commit_label, commits, environments
 from .results import Result
 from .settings import OLDER
 
@@ -117,6 +118,7 @@ def _row(
         if apart is None
         else _ratio(1000 * _sums(runs, "seconds")["prefill"], answered),
         "questions": answered,
+        "git_commits": commits(run.record for run in runs),
     }
 
 
@@ -240,10 +242,11 @@ def _made_with(results: Sequence[Result]) -> dict[str, list[str]]:
             made.setdefault("merge_type", {})[merged] = None
         for name in ("dtype", "batch_size"):
             made.setdefault(name, {})[str(settings.get(name))] = None
-        for where in [*record.get("earlier_environments", []), record.get("environment") or {}]:
+        for where in environments(record):
+            told = {**where, "git_commit": commit_label(where)}
             for name in ("device_name", "threads", "torch", "transformers", "llava", "git_commit"):
-                if where.get(name) is not None:
-                    made.setdefault(name, {})[str(where[name])] = None
+                if told.get(name) is not None:
+                    made.setdefault(name, {})[str(told[name])] = None
     return {name: list(values) for name, values in made.items()}
 
 

@@ -222,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "answers": {run.benchmark: str(run.path) for run in runs},
                 "text_only": {run.benchmark: run.text_only for run in runs},
                 "model_path": runs[0].model_path,
+                "git_commits": _commits(runs),
                 "settings": settings,
                 **options,
                 "benchmarks": results,
@@ -234,11 +235,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _heading(runs: Sequence[Run], settings: dict[str, Any]) -> str:
     lines = ["# Mutual information against complexity", "", f"Model: {runs[0].model_path}"]
+    if code := _commits(runs):
+        lines.append(f"Made with git_commit {' and '.join(code)}")
     lines += ["", ", ".join(f"{key} {value}" for key, value in settings.items()), ""]
     for run in runs:
         left_out = f", {run.text_only} without a picture left out" if run.text_only else ""
         lines.append(f"- {run.benchmark}: {run.path}, {len(run.samples)} answers{left_out}")
     return "\n".join(lines)
+
+
+def _commits(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(commit for run in runs for commit in run.git_commits))
 
 
 def _claims(results: dict[str, dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .question_metadata import Answered, is_number, read_answered
-from .record import COMPLETE, read_record
+from .record import COMPLETE, commits, read_record
 from .settings import OLDER
 
 
@@ -47,6 +47,7 @@ class Run:
     pruner: dict[str, Any]
     samples: list[Sample]
     text_only: int
+    git_commits: tuple[str, ...] = ()
 
 
 def find_runs(out: Path, run: str | None) -> list[tuple[str, Path]]:
@@ -91,7 +92,8 @@ def load_run(name: str, answers_file: Path, data: Path) -> Run:
     model = settings.get("model_path"), settings.get("merge_type", OLDER["merge_type"])
     pruner = settings.get("pruner") or {}
     text_only = len(found.answers) - len(shown)
-    return Run(found.benchmark.name, answers_file, *model, pruner, samples, text_only)
+    code = tuple(commits([found.record]))
+    return Run(found.benchmark.name, answers_file, *model, pruner, samples, text_only, code)
 
 
 def require_comparable(runs: Sequence[Run]) -> None:

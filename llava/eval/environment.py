@@ -14,6 +14,7 @@ import torch
 import llava
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_CODE = ("*.py", "*.so", "*.pyd", "*.sh")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -34,12 +35,21 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """Commit of the checkout this package runs from and whether it differs; None, None outside."""
+    """Commit of the checkout this package runs from and whether it differs; None, None outside.
+
+    It differs with any uncommitted change, and with code that no commit has: Python runs an
+    untracked file as well as another, in this package even where git ignores it.
+    """
     # An installed copy can lie inside somebody else's repository, which then says nothing about it.
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
-    return (None, None) if commit is None or changes is None else (commit, bool(changes))
+    states = (
+        _git("status", "--porcelain", "-uno"),
+        _git("ls-files", "--others", "--exclude-standard", "--", *(f":/{c}" for c in _CODE)),
+        _git("ls-files", "--others", "--", *_CODE),
+    )
+    commit = _git("rev-parse", "HEAD")
+    return (None, None) if commit is None or None in states else (commit, any(states))
 
 
 def device_name(device: torch.device) -> str:

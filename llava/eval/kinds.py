@@ -27,6 +27,7 @@ from typing import Any
 from .complexity_samples import find_runs
 from .markdown import table as write_table
 from .question_metadata import Answered, read_answered
+from .record import commits
 
 _ALL = "all"
 _OPTION = re.compile(r"^[A-Z]\. ", re.MULTILINE)
@@ -134,19 +135,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         answers: dict[str, dict[str, list[Answered]]] = {}
+        records: list[dict[str, Any]] = []
         for run in args.runs:
             for folder, path in find_runs(args.out, run):
-                answers.setdefault(folder, {})[run] = read_answered(folder, path, args.data).answers
+                answered = read_answered(folder, path, args.data)
+                answers.setdefault(folder, {})[run] = answered.answers
+                records.append(answered.record)
         found = {folder: count(runs, args.by) for folder, runs in answers.items()}
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{table(found)}\n")
+    made_with = commits(records)
+    if made_with:
+        print(f"Made with git_commit {' and '.join(made_with)}.\n")
     shares: dict[str, Any] = {
         folder: {group: counts.shares() for group, counts in groups.items()}
         for folder, groups in found.items()
     }
-    print(json.dumps({"by": args.by, "benchmarks": shares}))
+    print(json.dumps({"by": args.by, "git_commits": made_with, "benchmarks": shares}))
     return 0
 
 

@@ -7,8 +7,11 @@ import signal
 import threading
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from llava.images import note
 from llava.mm_utils import process_images
+from llava.signals import ending_signals
 
 from .answers import QuestionSource
 from .questions import Question
+from .watched import ChangedError
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,15 @@ class LoadedQuestion:
     """A question ready for the model.
 
     `pixels` are (3, height, width), one for each of its images, or (views, 3, height, width) of a
-    model that tiles them; `sizes` the original (width, height) of each. `error` says why there are
-    no pixels although there should be.
+    model that tiles them; `sizes` the original (width, height) of each. `notes` say how values were
+    scaled, see `llava.images`. `error` says why there are no pixels although there should be.
     """
 
     position: int
     question: Question
     pixels: tuple[np.ndarray, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -72,14 +79,18 @@ class QuestionImages(Dataset[LoadedQuestion]):
         question = self._questions[position]
         pixels: list[np.ndarray] = []
         sizes: list[tuple[int, int]] = []
+        notes: list[str] = []
         try:
             for name in question.images:
                 image = self._questions.open_image(replace(question, image=name), self._folder)
                 pixels.append(self._prepare(image))
                 sizes.append(image.size)
+                notes += filter(None, [note(image)])
+        except ChangedError:
+            raise
         except Exception as error:
             return LoadedQuestion(position, question, error=f"{type(error).__name__}: {error}")
-        return LoadedQuestion(position, question, tuple(pixels), tuple(sizes))
+        return LoadedQuestion(position, question, tuple(pixels), tuple(sizes), tuple(notes))
 
     def _prepare(self, image: Image.Image) -> np.ndarray:
         # Arrays travel through the workers' pipe. Tensors would go through shared memory, of
@@ -89,28 +100,48 @@ class QuestionImages(Dataset[LoadedQuestion]):
 
 def batches(
     dataset: QuestionImages, batch_size: int, num_workers: int
-) -> Iterable[list[LoadedQuestion]]:
+) -> Iterator[list[LoadedQuestion]]:
     """Lists of up to `batch_size` questions in order, prepared by `num_workers` processes."""
-    return DataLoader(
+    # Its id as of now: a worker may come to look only when this process is gone already. A fork
+    # server stands between the two, and ends with this process.
+    parent = None if get_start_method() == "forkserver" else os.getpid()
+    loader = DataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_as_list,
-        worker_init_fn=_follow_the_parent,
+        worker_init_fn=partial(_follow_the_parent, parent),
     )
+    with _blocked_signals():
+        return iter(loader)
 
 
 def _as_list(questions: list[LoadedQuestion]) -> list[LoadedQuestion]:
     return questions
 
 
-def _follow_the_parent(worker: int) -> None:
-    # Both reach the whole process group; a worker that dies of them looks like a crash.
-    for number in (signal.SIGINT, signal.SIGTERM):
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Workers begin with the mask of their parent, so none is hit before it ignores the signals."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _follow_the_parent(parent: int | None, worker: int) -> None:
+    # They reach the whole process group; a worker that dies of them looks like a crash.
+    for number in ending_signals():
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ending_signals())
     # A killed parent leaves workers that wait for ever: each keeps open the pipe that the other
     # would have to find broken.
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent or os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

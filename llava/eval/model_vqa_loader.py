@@ -3,7 +3,7 @@
 The flags of haotian-liu/LLaVA's program of this name, and those of device, loading and pruning.
 Two defaults differ: greedy decoding and `vicuna_v1`, with which LLaVA's scores are published.
 Exit status: 0 every question is answered, 1 stopped (no space, no memory), 2 wrong input, 3 some
-images could not be loaded, 130 interrupted. In every case the same command goes on from there.
+questions have no answer, 130 interrupted. In every case the same command goes on from there.
 Under `torchrun` or `accelerate launch` with several processes each answers a part, and the first
 merges them; see `llava.eval.sharding`.
 """
@@ -29,9 +29,10 @@ from .arguments import (
     settings_given,
 )
 from .depths import in_decoder
+from .interruption import Interruption
 from .models import decoder_layers
 from .questions import QuestionFile
-from .runner import run
+from .runner import EXIT_INTERRUPTED, run
 from .settings import RunSettings
 from .sharding import launched, merge_chunks, run_launched
 
@@ -96,6 +97,19 @@ def answer(
     """Run an answering program with these questions and return its exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     args = parser.parse_args(argv)
+    with Interruption():
+        try:
+            return _answer(parser, args, read_questions)
+        except KeyboardInterrupt:
+            print("Interrupted; the same command continues.", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+
+def _answer(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    read_questions: Callable[[argparse.Namespace], QuestionSource],
+) -> int:
     try:
         settings = settings_from(args)
         if args.merge_chunks is not None:

@@ -9,7 +9,7 @@ Cells that were not run are None, never filled.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -84,6 +84,7 @@ class _Measured:
             "source": row.source,
             "published": {key: row.values.get(key) for key in self._keys},
             "marks": dict(row.marks),
+            "git_commits": _unique(run["git_commits"] for run in runs if run),
             **self._measured(cells, whole),
         }
 
@@ -98,6 +99,7 @@ class _Measured:
             "source": None,
             "published": dict.fromkeys(self._keys),
             "marks": {},
+            "git_commits": row["git_commits"],
             **self._measured(self._scores(row), row),
         }
 
@@ -167,6 +169,10 @@ class _Measured:
             return None
         ratios = [cells[key]["value"] / dense["value"] for key, dense in self._dense.items()]
         return {"value": 100 * fmean(ratios), "sd": None}
+
+
+def _unique(lists: Iterable[list[str]]) -> list[str]:
+    return list(dict.fromkeys(each for listed in lists for each in listed))
 
 
 def _metric(column: Column, result: Result) -> str:

@@ -101,6 +101,7 @@ def write_csv(path: Path, table: Mapping[str, Any]) -> None:
                 *("method", "run", "settings", "tokens", "counted", "marks"),
                 *(f"{key}_{end}" for key in keys for end in ends),
                 *(key for _, key in _COSTS),
+                "git_commit",
             ]
         )
         for row in table["rows"]:
@@ -111,7 +112,8 @@ def write_csv(path: Path, table: Mapping[str, Any]) -> None:
                 cell = row["measured"][key] or {}
                 line += [row["published"].get(key), row["marks"].get(key)]
                 line += [cell.get(name) for name in ("value", "sd", "runs")]
-            writer.writerow([*line, *(row[key] for _, key in _COSTS)])
+            line += [row[key] for _, key in _COSTS]
+            writer.writerow([*line, " and ".join(row["git_commits"])])
 
 
 def _pairs(table: Mapping[str, Any]) -> dict[str, str]:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .questions import Question, chunk_bounds, open_in_folder
+from .watched import ChangedError, WatchedFile, file_sha256, file_status
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_BLOCK = 1 << 20  # bytes read at a time for a digest
 _LARGEST_CELL = 2**31 - 1
 
 
@@ -46,6 +46,7 @@ class QuestionList:
     ) -> None:
         if not questions:
             raise ValueError(f"{path} holds no question.")
+        self._watched = WatchedFile(path, file_status(path))
         self.path = path
         self.sha256 = sha256
         self.total = len(questions)
@@ -67,8 +68,12 @@ class QuestionList:
         return position if found else None
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
-        """The RGB image at `folder` / question.image; raises what `load_image` raises."""
+        """The RGB image at `folder` / question.image; raises what `open_in_folder` raises."""
         return open_in_folder(question, folder)
+
+    def require_same(self) -> None:
+        """Raise ChangedError if the file is not what was read from it first."""
+        self._watched.require_same()
 
     def check_model(self, model: Any) -> None:
         """Every LLaVA model can be asked."""
@@ -91,6 +96,7 @@ class Table:
         if not path.is_file():
             raise FileNotFoundError(f"Question file {path} not found: expected a TSV file.")
         self.path = path
+        self._digests: dict[int, bytes] = {}  # of the rows that were iterated over, by offset
         header = next(self._read(0), None)
         if header is None:
             raise ValueError(f"{path} is empty: expected a TSV file with a header.")
@@ -102,11 +108,21 @@ class Table:
         rows = self._read(0)
         next(rows)
         for offset, cells in rows:
+            self._digests[offset] = _digest(cells)
             yield offset, self._by_column(cells, offset)
 
     def row(self, offset: int) -> dict[str, str]:
-        """The row that starts at this byte of the file."""
-        _, cells = next(self._read(offset), (offset, []))
+        """The row that started at this byte of the file when it was iterated over.
+
+        Raises:
+            ChangedError: another one does by now.
+        """
+        try:
+            _, cells = next(self._read(offset), (offset, []))
+        except (ValueError, OSError) as error:
+            raise ChangedError(str(error)) from error
+        if _digest(cells) != self._digests[offset]:
+            raise ChangedError(f"{self.path}, row at byte {offset} was another")
         return self._by_column(cells, offset)
 
     def _read(self, start: int) -> Iterator[tuple[int, list[str]]]:
@@ -162,26 +178,25 @@ class TableQuestions(QuestionList):
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
         """The RGB image in the question's own row; `folder` does not matter."""
-        from PIL import Image
+        from llava.images import read
 
         position = self.position(question.index)
         if position is None:
             raise ValueError(f"{question} is not in this part of {self.path}.")
         cell = self._table.row(self._offsets[position])["image"]
         try:
-            with Image.open(io.BytesIO(base64.b64decode(cell))) as image:
-                # Opening reads the header only; converting decodes, so damaged data shows up here.
-                return image.convert("RGB")
+            return read(io.BytesIO(base64.b64decode(cell)))
         # Pillow's decoders raise SyntaxError, ValueError, EOFError, struct.error... on damaged data
         except Exception as error:
             raise OSError(f"cannot read {question.image}: {error}") from error
 
 
+def _digest(cells: list[str]) -> bytes:
+    return hashlib.blake2b("\t".join(cells).encode(), digest_size=8).digest()
+
+
 def file_digest(path: Path, instruction: str | None = None) -> str:
     """SHA-256 of a question file and of what the program appends to each of its questions."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    digest = file_sha256(path)
     digest.update((instruction or "").encode())
     return digest.hexdigest()

@@ -22,6 +22,8 @@ import numpy as np
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import without_image_tokens
 
+from .watched import ChangedError, WatchedFile, file_status
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -109,6 +111,8 @@ def parse_question(line: bytes, index: int, path: Path) -> Question:
 class QuestionFile:
     """A checked question file, or one contiguous chunk of it: `len`, and `file[i]` to a Question.
 
+    A question is read when it is asked for; ChangedError is raised if its line is another by then.
+
     Attributes: `path`, `sha256` of the whole file, `total` questions in the whole file,
     `images_inside`: whether the file holds the images too, which JSON lines do not.
 
@@ -123,10 +127,12 @@ class QuestionFile:
         self.path = Path(path)
         self._offsets = array("Q")
         self._lines = array("Q")
+        self._contents = array("Q")
         self._scan()
         self.total = len(self._lines)
         start, stop = chunk_bounds(self.total, num_chunks, chunk_idx)
         self._offsets, self._lines = self._offsets[start:stop], self._lines[start:stop]
+        self._contents = self._contents[start:stop]
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -134,9 +140,15 @@ class QuestionFile:
     def __getitem__(self, position: int) -> Question:
         if not 0 <= position < len(self):
             raise IndexError(position)
-        with self.path.open("rb") as file:
-            file.seek(self._offsets[position])
-            return parse_question(file.readline(), self._lines[position], self.path)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offsets[position])
+                question = parse_question(file.readline(), self._lines[position], self.path)
+        except (ValueError, OSError) as error:
+            raise ChangedError(f"{error} It was right when the file was read first.") from error
+        if _hash(_content(question)) != self._contents[position]:
+            raise ChangedError(f"{self.path}, line {question.index + 1} was another question")
+        return question
 
     def position(self, index: int) -> int | None:
         """Position in this chunk of the question on line `index` of the file, None if elsewhere."""
@@ -145,8 +157,12 @@ class QuestionFile:
         return position if found else None
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
-        """The RGB image at `folder` / question.image; raises what `load_image` raises."""
+        """The RGB image at `folder` / question.image; raises what `open_in_folder` raises."""
         return open_in_folder(question, folder)
+
+    def require_same(self) -> None:
+        """Raise ChangedError if the file is not what was read from it first."""
+        self._watched.require_same()
 
     def check_model(self, model: Any) -> None:
         """Every LLaVA model can be asked."""
@@ -158,7 +174,7 @@ class QuestionFile:
                 f"Question file {self.path} not found: expected a JSON-lines file. Those of "
                 f"LLaVA's benchmarks are in its eval.zip; EVAL.md says where they go."
             )
-        digest, contents, ids = hashlib.sha256(), array("Q"), array("Q")
+        status, digest, ids = file_status(self.path), hashlib.sha256(), array("Q")
         blank, sanitised = _Mentions(), _Mentions()
         offset = 0
         with self.path.open("rb") as file:
@@ -169,7 +185,7 @@ class QuestionFile:
                     question = parse_question(line[skip:], index, self.path)
                     self._offsets.append(offset + skip)
                     self._lines.append(index)
-                    contents.append(_hash(_content(question)))
+                    self._contents.append(_hash(_content(question)))
                     ids.append(_hash(question.question_id))
                     if question.model_text != question.text:
                         sanitised.add(question)
@@ -177,9 +193,10 @@ class QuestionFile:
                     blank.add(index + 1)
                 offset += len(line)
         self.sha256 = digest.hexdigest()
+        self._watched = WatchedFile(self.path, status, self.sha256)
         if not self._lines:
             raise ValueError(f"{self.path} holds no question: expected one JSON object a line.")
-        self._refuse_identical(contents)
+        self._refuse_identical()
         distinct = len(np.unique(np.frombuffer(ids, np.uint64)))
         if distinct < len(ids):
             logger.warning(
@@ -195,9 +212,9 @@ class QuestionFile:
                 *(self.path, DEFAULT_IMAGE_TOKEN, sanitised.count, sanitised),
             )
 
-    def _refuse_identical(self, contents: array) -> None:
+    def _refuse_identical(self) -> None:
         """Raise for two lines that ask the same thing under the same id."""
-        hashes = np.frombuffer(contents, np.uint64)
+        hashes = np.array(self._contents, np.uint64)
         values, counts = np.unique(hashes, return_counts=True)
         first: dict[str, int] = {}
         for position in np.flatnonzero(np.isin(hashes, values[counts > 1])):
@@ -213,18 +230,18 @@ class QuestionFile:
 
 
 def open_in_folder(question: Question, folder: Path) -> Image.Image:
-    """The image that a question names as a path under `folder`.
+    """The RGB image that a question names as a path under `folder`.
 
     Raises:
         ValueError: a text-only question.
-        OSError: what `load_image` raises.
+        OSError: no such file, or one that cannot be read; names it.
     """
-    # Imported here because it brings transformers, for which reading questions must not wait.
-    from llava.mm_utils import load_image
+    # Imported here because it brings Pillow, for which reading questions must not wait.
+    from llava.images import read_file
 
     if question.image is None:
         raise ValueError(f"{question} has no image.")
-    return load_image(folder / question.image)
+    return read_file(folder / question.image)
 
 
 def chunk_bounds(total: int, num_chunks: int, chunk_idx: int) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from .settings import differences
 logger = logging.getLogger(__name__)
 
 RECORD = ".run.json"  # in place of the answers' .jsonl
+FAILURES = ".errors.jsonl"  # likewise: the questions without an answer, and why
 
 RUNNING, COMPLETE = "running", "complete"
 INCOMPLETE, INTERRUPTED = "incomplete", "interrupted"
@@ -52,6 +55,23 @@ def read_record(answers_file: Path) -> dict[str, Any]:
     return record
 
 
+def environments(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of all sessions of a run, the last one's last."""
+    return [*(record.get("earlier_environments") or []), record.get("environment") or {}]
+
+
+def commit_label(environment: Mapping[str, Any]) -> str | None:
+    """How tables name the code of a session: its commit, and whether that was all of the code."""
+    commit = environment.get("git_commit")
+    return f"{commit} (with uncommitted changes)" if environment.get("git_dirty") else commit
+
+
+def commits(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The code that gave the answers, each once, as tables name it."""
+    labels = (commit_label(where) for record in records for where in environments(record))
+    return list(dict.fromkeys(label for label in labels if label is not None))
+
+
 class RunRecord:
     """`ANSWERS.run.json` in memory.
 
@@ -64,6 +84,7 @@ class RunRecord:
         self.path = sibling(answers_file, RECORD)
         self._answers_file = answers_file
         self._data: dict[str, Any] = {"format": _FORMAT, "created": _now()}
+        self._text = self._read()
         if answers_file.is_file() and answers_file.stat().st_size:
             self._data = self._load()
             self.require_same(settings)
@@ -119,15 +140,21 @@ class RunRecord:
         """Set the status and top-level fields, and write the file.
 
         Raises:
-            WriteError: it cannot be written; an earlier one stays as it was.
+            WriteError: it cannot be written; an earlier one stays as it was. Likewise if something
+                else has changed it: what is there may belong to other answers.
         """
         self._data |= {"status": status, "updated": _now(), **fields}
+        text = json.dumps(self._data, indent=2) + "\n"
         new = self.path.with_name(self.path.name + ".tmp")
         try:
-            new.write_text(json.dumps(self._data, indent=2) + "\n")
+            if (there := self._read()) is not None and there != self._text:
+                raise WriteError(f"{self.path}: something else has changed it meanwhile")
+            new.write_text(text)
             os.replace(new, self.path)
+            self._text = text
         except OSError as error:
-            new.unlink(missing_ok=True)
+            with suppress(OSError):
+                new.unlink()
             raise WriteError(f"{self.path}: {error.strerror or error}") from error
 
     def summary(self) -> dict[str, Any]:
@@ -135,6 +162,13 @@ class RunRecord:
         left_out = ("settings", "environment", "earlier_environments", "format", "created")
         rest = {key: value for key, value in self._data.items() if key not in left_out}
         return {"answers_file": str(self._answers_file), **rest}
+
+    def _read(self) -> str | None:
+        """What is in the file now, None without one."""
+        try:
+            return self.path.read_text(encoding="utf-8", errors="surrogateescape")
+        except FileNotFoundError:
+            return None
 
     def _load(self) -> dict[str, Any]:
         fix = (

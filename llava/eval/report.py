@@ -23,7 +23,7 @@ from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
 from .comparison import compare
 from .markdown import table as write_table
-from .record import COMPLETE, read_record
+from .record import COMPLETE, FAILURES, read_record, sibling
 from .results import Result, find_runs, read_result, require_comparable
 
 #: Heading, key, and how a value is shown.
@@ -212,6 +212,8 @@ def _complete(path: Path) -> Iterator[Path]:
             yield file
         else:
             reason = f": {record['refusal']}" if record.get("refusal") else ""
+            if not reason and (listed := sibling(file, FAILURES)).is_file():
+                reason = f": {listed.name} says why questions have no answer"
             print(f"Left out: {file} is {status!r}{reason}.", file=sys.stderr)
 
 
@@ -228,12 +230,13 @@ def _write_csv(path: Path, table: Mapping[str, Any]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         scores = [n + end for n in table["benchmarks"] for end in ("", "_sd", "_raw")]
-        writer.writerow(["method", "budget", "seeds", *scores, *columns])
+        writer.writerow(["method", "budget", "seeds", *scores, *columns, "git_commit"])
         for row in table["rows"]:
             cells = [cell or {} for cell in row["benchmarks"].values()]
             values = [cell.get(k) for cell in cells for k in ("percent", "sd", "raw")]
             start = [row_label(row), budget_text(row["budget"]), " ".join(map(str, row["seeds"]))]
-            writer.writerow([*start, *values, *(row[column] for column in columns)])
+            costs = [row[column] for column in columns]
+            writer.writerow([*start, *values, *costs, " and ".join(row["git_commits"])])
 
 
 def _title(entry: Mapping[str, Any]) -> str:

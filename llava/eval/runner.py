@@ -1,7 +1,7 @@
 """One evaluation run: questions in, answers and a run record out, whatever happens in between.
 
-A question whose image cannot be loaded is recorded and the run goes on; a run that was killed is
-continued by the same command; answers of different settings are never mixed.
+A question that cannot be answered is recorded with the reason and the run goes on; a run that was
+killed is continued by the same command; answers of different settings are never mixed.
 """
 
 from __future__ import annotations
@@ -16,22 +16,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from llava.signals import EXIT_INTERRUPTED
+
 from .answers import AnswerFile, FailureFile, QuestionSource
 from .environment import environment, peak_memory_bytes
 from .interruption import Interruption
-from .linefile import WriteError
+from .linefile import LostError, WriteError
 from .models import LoadModel, load_model
-from .record import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, RUNNING, RunRecord, sibling
+from .record import (
+    COMPLETE,
+    FAILURES,
+    INCOMPLETE,
+    INTERRUPTED,
+    REFUSED,
+    RUNNING,
+    RunRecord,
+    sibling,
+)
 from .settings import RunSettings
+from .watched import ChangedError
 
 if TYPE_CHECKING:
-    from .loading import QuestionImages
+    from .loading import LoadedQuestion, QuestionImages
 
 EXIT_COMPLETE = 0
 EXIT_STOPPED = 1  # no space, no memory
 EXIT_USAGE = 2
 EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130
 
 
 def run(
@@ -50,13 +61,14 @@ def run(
         try:
             session = Session(settings, read_questions(), load)
             session.prepare()
-        except (ValueError, OSError, ImportError, NotImplementedError) as error:
-            _say(f"error: {error}")
-            return EXIT_USAGE
-        except KeyboardInterrupt:
-            _say("Interrupted before the first question; nothing was changed.")
-            return EXIT_INTERRUPTED
-        except (MemoryError, RuntimeError) as error:
+        except BaseException as error:
+            # Libraries that a signal hits on their way in may make something else of it.
+            if isinstance(error, KeyboardInterrupt) or stop.seen:
+                _say("Interrupted before the first question; nothing was changed.")
+                return EXIT_INTERRUPTED
+            if isinstance(error, (ValueError, OSError, ImportError, NotImplementedError)):
+                _say(f"error: {error}")
+                return EXIT_USAGE
             if (shortage := _shortage(error)) is None:
                 raise
             _say(f"error: {shortage} while the model was loaded. {_LOAD_SMALLER}")
@@ -88,6 +100,7 @@ class Session:
         self._model: tuple[Any, Any] | None = None
         self._dataset: QuestionImages | None = None
         self._refusal: str | None = None
+        self._notes: set[str] = set()
 
     def prepare(self) -> None:
         """Load the model, unless every question has its answer.
@@ -134,6 +147,7 @@ class Session:
     def answer(self, stop: Interruption) -> int:
         """Answer the pending questions and write the record; the exit status."""
         status, code, message = INCOMPLETE, EXIT_STOPPED, "Stopped by an unexpected error."
+        then = "the same command continues from there."
         try:
             self._answer_pending(stop)
             status, code, message = self._verdict()
@@ -141,22 +155,35 @@ class Session:
             status, code, message = INTERRUPTED, EXIT_INTERRUPTED, "Interrupted."
         except WriteError as error:
             message = f"error: cannot write {error}."
+        except LostError as error:
+            message = f"error: {error}."
+        except ChangedError:
+            message = f"error: {self._questions.path} was changed while the run read it."
+            then = (
+                "they answer the file as it was. Put that back, and the same command continues; "
+                "for other questions give another --answers-file."
+            )
         except (MemoryError, RuntimeError) as error:
-            if (shortage := _shortage(error)) is None:
+            if stop.seen:  # a worker that ends with the others is no shortage
+                status, code, message = INTERRUPTED, EXIT_INTERRUPTED, "Interrupted."
+            elif (shortage := _shortage(error)) is None:
                 raise
-            message = f"error: {shortage}. {_RUN_SMALLER}"
+            else:
+                message = f"error: {shortage}. {_RUN_SMALLER}"
         except ValueError as error:
-            # A budget that this model or this prompt cannot meet is found out at the first prefill.
+            # What the method cannot do with this model is found out at the first prefill.
             self._refusal = str(error)
             status, message = REFUSED, f"error: {error}."
         finally:
             stop.ignore()
-            self._answers.close()
             if code in (EXIT_STOPPED, EXIT_INTERRUPTED) and status != REFUSED:
                 message += (
                     f" {self._answers.answered} of {len(self._questions)} answers are safe in "
-                    f"{self._answers.path}; the same command continues from there."
+                    f"{self._answers.path}; {then}"
                 )
+            if (loss := self._close()) is not None:
+                status, message = INCOMPLETE, f"error: {loss}"
+                code = EXIT_INTERRUPTED if code == EXIT_INTERRUPTED else EXIT_STOPPED
             _say(message)
             saved = self._save_finally(status)
         return code if saved else code or EXIT_STOPPED
@@ -165,6 +192,18 @@ class Session:
         """The record without settings and environments."""
         return self._record.summary()
 
+    def _close(self) -> str | None:
+        """Look at every answer and failure that was written; what is lost, None if nothing is."""
+        losses = []
+        for file in (self._answers, self._failures):
+            if file is not None:
+                try:
+                    file.verify()
+                except LostError as error:
+                    losses.append(str(error))
+                file.close()
+        return " ".join(losses) or None
+
     def _answer_pending(self, stop: Interruption) -> None:
         if self._model is not None:
             self._save(RUNNING)
@@ -172,19 +211,29 @@ class Session:
                 _say(f"Continuing: {self._resumed} of {len(self._questions)} are answered.")
             self._answer_with(*self._model, stop)
         self._answers.put_in_order()
+        self._questions.require_same()
 
     def _answer_with(self, tokenizer: Any, model: Any, stop: Interruption) -> None:
+        from llava.pruning.checks import BudgetError
+
         from .answering import Answerer
         from .loading import batches
 
         settings, answers = self._settings, self._answers
-        self._failures = failures = FailureFile(sibling(answers.path, ".errors.jsonl"))
+        self._failures = failures = FailureFile(sibling(answers.path, FAILURES))
         answerer = Answerer(model, tokenizer, settings)
+        refusal: BudgetError | None = None
+        # Pictures that a model tiles differ in their tokens, so the next may fit the budget.
+        tiled = getattr(model.config, "image_aspect_ratio", None) == "anyres"
+        tries = len(self._questions) if tiled else _TRIES
         with tqdm(
             total=len(self._questions), initial=self._resumed, unit="question", smoothing=0.1
         ) as progress:
             idle_since = perf_counter()
-            for batch in batches(self._dataset, settings.batch_size, settings.num_workers):
+            with stop.hold():  # half an iterator cannot shut its workers down
+                loading = batches(self._dataset, settings.batch_size, settings.num_workers)
+            for batch in loading:
+                self._questions.require_same()
                 loaded = [item for item in batch if item.error is None]
                 with stop.hold():
                     for item in batch:
@@ -192,15 +241,36 @@ class Session:
                             failures.append(item.question, item.error)
                             progress.write(f"{item.question}: {item.error}", file=sys.stderr)
                 if loaded:
-                    found = answerer(loaded, waited=perf_counter() - idle_since)
+                    results = answerer(loaded, waited=perf_counter() - idle_since)
                     with stop.hold():
-                        for item, answer in zip(loaded, found):
-                            answers.append(item.position, answer)
+                        for item, result in zip(loaded, results):
+                            if isinstance(result, dict):
+                                answers.append(item.position, result)
+                                self._note_once(item, result, progress)
+                                continue
+                            if isinstance(result, BudgetError):
+                                refusal = refusal or result
+                            failures.append(item.question, str(result))
+                            progress.write(f"{item.question}: {result}", file=sys.stderr)
                         answers.sync()
+                    if refusal and not answers.answered and failures.count >= tries:
+                        raise refusal
                     idle_since = perf_counter()
                 if answers.totals.entering is not None:
                     progress.set_postfix_str(f"{answers.totals.entering:.1f} visual tokens a layer")
                 progress.update(len(batch))
+        if refusal and not answers.answered:
+            raise refusal
+
+    def _note_once(self, item: LoadedQuestion, answer: dict[str, Any], progress: tqdm) -> None:
+        """Say once a run that pictures were scaled, or that an answer met the context's end."""
+        notes = list(item.notes)
+        if answer["metadata"].get("context_full"):
+            notes.append("the context is full before --max_new_tokens, and the answer ends there")
+        for note in notes:
+            if note not in self._notes:
+                self._notes.add(note)
+                progress.write(f"warning: {item.question}: {note}.", file=sys.stderr)
 
     def _verdict(self) -> tuple[str, int, str]:
         total, path = len(self._questions), self._answers.path
@@ -208,8 +278,8 @@ class Session:
             listed = self._failures.path
             return (
                 *(INCOMPLETE, EXIT_SOME_FAILED),
-                f"{self._failures.count} of {total} questions have no answer because their image "
-                f"could not be loaded, see {listed}. The same command tries these again.",
+                f"{self._failures.count} of {total} questions have no answer, see {listed} for the "
+                f"reasons. The same command tries these again.",
             )
         already = "already " if self._model is None else ""
         return COMPLETE, EXIT_COMPLETE, f"Complete: {total} of {total} are {already}in {path}."
@@ -242,6 +312,8 @@ class Session:
         return True
 
 
+#: A method that refuses so many questions, and answers none, is not asked about the others.
+_TRIES = 8
 _LOAD_SMALLER = "Try --dtype float16, --load-4bit or another --device."
 _RUN_SMALLER = "Try a smaller --batch-size (or --num-beams), or fewer --num-workers."
 

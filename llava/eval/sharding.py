@@ -22,10 +22,12 @@ import torch
 from torch import distributed
 
 from .answers import AnswerFile, QuestionSource
-from .linefile import WriteError, read_lines
-from .record import COMPLETE, RunRecord, read_record, sibling
-from .runner import EXIT_STOPPED, EXIT_USAGE, run
+from .interruption import ends_at_once
+from .linefile import LostError, WriteError, read_lines
+from .record import COMPLETE, FAILURES, RunRecord, read_record, sibling
+from .runner import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, run
 from .settings import RunSettings, differences
+from .watched import ChangedError
 
 _PATIENCE = timedelta(days=30)  # how long the first process waits for the slowest
 _NAMED = 5  # how many questions a message names before it only counts
@@ -86,19 +88,37 @@ def run_launched(
     chunk = argparse.Namespace(**vars(args))
     chunk.num_chunks, chunk.chunk_idx = launch.size, launch.rank
     # gloo on any device: nothing but "I am done" is exchanged
-    distributed.init_process_group("gloo", timeout=_PATIENCE)
+    with ends_at_once():
+        distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
         code = run(own, lambda: read(chunk))
-        codes = [0] * launch.size
-        distributed.all_gather_object(codes, code)
+        if code == EXIT_INTERRUPTED:  # the others need not wait for this one
+            return code
+        codes = _codes_of_all(code, launch.size)
     finally:
         distributed.destroy_process_group()
     if launch.rank:
         return code
+    if codes is None:
+        print(
+            "error: not merged, a process has ended; the same command continues.", file=sys.stderr
+        )
+        return code or EXIT_STOPPED
     if any(codes):
         print(f"error: not merged, the processes ended with {codes}.", file=sys.stderr)
         return next(code for code in codes if code)
     return merge_chunks(settings, read(args), launch.size)
+
+
+def _codes_of_all(code: int, size: int) -> list[int] | None:
+    """The exit statuses of all processes, None if one has ended without telling its own."""
+    codes = [0] * size
+    try:
+        with ends_at_once():
+            distributed.all_gather_object(codes, code)
+    except RuntimeError:
+        return None
+    return codes
 
 
 def merge_chunks(settings: RunSettings, questions: QuestionSource, num_chunks: int) -> int:
@@ -113,6 +133,12 @@ def merge_chunks(settings: RunSettings, questions: QuestionSource, num_chunks: i
         return EXIT_USAGE
     except WriteError as error:
         print(f"error: cannot write {error}.", file=sys.stderr)
+        return EXIT_STOPPED
+    except LostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STOPPED
+    except ChangedError as error:
+        print(f"error: not merged, {error}.", file=sys.stderr)
         return EXIT_STOPPED
     print(json.dumps(summary), flush=True)
     return 0
@@ -133,6 +159,7 @@ def merge(settings: RunSettings, questions: QuestionSource, num_chunks: int) -> 
         ValueError: a chunk is missing, was made with other settings or from other questions, or
             questions have no answer; names them. Nothing is written then.
         WriteError: no space for the merged file.
+        LostError, ChangedError: something else has changed the answers or the questions meanwhile.
     """
     target = settings.answers_file
     record = RunRecord(target, settings.to_dict(questions.sha256))
@@ -154,11 +181,16 @@ def merge(settings: RunSettings, questions: QuestionSource, num_chunks: int) -> 
         if holes:
             shown = "; ".join(map(str, holes[:_NAMED]))
             rest = f" and {len(holes) - _NAMED} more" if len(holes) > _NAMED else ""
+            listed = [sibling(shard.answers_file, FAILURES) for shard in shards]
+            reasons = ", ".join(str(path) for path in listed if path.is_file())
             raise ValueError(
                 f"not merged: {len(holes)} of {len(questions)} questions have no answer: {shown}"
                 f"{rest}. Run the processes again, they continue."
+                + (f" Reasons are in {reasons}." if reasons else "")
             )
         merged.sync()
+        merged.verify()
+        questions.require_same()
         _write_record(record, settings, questions, merged, records)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -167,6 +199,8 @@ def merge(settings: RunSettings, questions: QuestionSource, num_chunks: int) -> 
         merged.close()
     # after the record: answers without one would be refused
     os.replace(partial, target)
+    if not merged.at(target):
+        raise LostError(f"{target} was changed meanwhile: merge again.")
     return record.summary()
 
 

@@ -82,6 +82,10 @@ class Subset:
         """The question's RGB image; raises what the whole list raises."""
         return self._questions.open_image(question, folder)
 
+    def require_same(self) -> None:
+        """Raises what the whole list raises."""
+        self._questions.require_same()
+
     def check_model(self, model: Any) -> None:
         """Raises what the whole list raises."""
         self._questions.check_model(model)

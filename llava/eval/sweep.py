@@ -9,8 +9,9 @@ same command again continues, and leaves alone what is complete. The model is lo
 image goes through the vision tower once, and once more for a method that looks inside (see
 --no-feature-cache), so prefill times are without it.
 The last line of stdout is the table as JSON; it has what is complete. A run that its method
-refuses, for a budget below its floor, is named on stderr with the reason. Exit status: that of
-model_vqa_loader of the first run that was not completed.
+refuses, for a budget below its floor, is named on stderr with the reason, and so is one that has
+questions without an answer. Exit status: that of model_vqa_loader of the first run that was not
+completed.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from .arguments import (
 )
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
+from .interruption import Interruption
 from .models import ModelOnce, decoder_layers
 from .plan import PlannedRun, parse_runs, runs_in_decoder
-from .record import COMPLETE, RunRecord
+from .record import COMPLETE, FAILURES, RunRecord, sibling
 from .report import add_output_arguments, report, start_logging
-from .runner import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, run
+from .runner import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_USAGE, run
 from .settings import RunSettings
 from .subset import take
 
@@ -111,10 +113,15 @@ def main(
     """Run the command line and return its exit status."""
     start_logging()
     args = build_parser(benchmarks).parse_args(argv)
-    code, complete = run_all(args, benchmarks)
-    if code in (EXIT_USAGE, EXIT_INTERRUPTED) or not complete:
-        return code
-    return report(complete, args, benchmarks) or code
+    with Interruption():
+        try:
+            code, complete = run_all(args, benchmarks)
+            if code in (EXIT_USAGE, EXIT_INTERRUPTED) or not complete:
+                return code
+            return report(complete, args, benchmarks) or code
+        except KeyboardInterrupt:
+            _say("Interrupted; the same command continues.")
+            return EXIT_INTERRUPTED
 
 
 def run_all(
@@ -192,7 +199,7 @@ def _answer(tasks: Sequence[Task]) -> int:
     One that fails does not keep the others from being done, unless the model cannot be loaded.
     """
     model, progress = ModelOnce(), _Progress(tasks)
-    first_failure, refused = EXIT_COMPLETE, []
+    first_failure, refused, holes = EXIT_COMPLETE, [], []
     for task in tasks:
         progress.begin(task)
         summaries: list[dict[str, Any]] = []
@@ -205,8 +212,16 @@ def _answer(tasks: Sequence[Task]) -> int:
         progress.end(summaries)
         first_failure = first_failure or code
         for summary in summaries:
+            name = f"{task.benchmark.name}, {task.run.name}"
             if summary.get("refusal"):
-                refused.append(f"{task.benchmark.name}, {task.run.name}: {summary['refusal']}.")
+                refused.append(f"{name}: {summary['refusal']}.")
+            elif code == EXIT_SOME_FAILED:
+                listed = sibling(task.settings.answers_file, FAILURES)
+                counts = summary["counts"]
+                holes.append(
+                    f"{name}: {counts['failed']} of {counts['questions']} questions have no "
+                    f"answer, see {listed}."
+                )
         if code in (EXIT_USAGE, EXIT_INTERRUPTED):
             break
     if model.features_dropped:
@@ -214,6 +229,8 @@ def _answer(tasks: Sequence[Task]) -> int:
             f"The feature cache was full and dropped {model.features_dropped} images, which later "
             f"runs encoded again: a larger --feature-cache-gb saves that."
         )
+    for hole in holes:
+        _say(f"Left out: {hole}")
     for reason in refused:
         _say(f"Refused: {reason}")
     return first_failure

@@ -31,6 +31,7 @@ from llava.pruning import METHODS
 from . import sweep
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
+from .interruption import Interruption
 from .paper_table import fill
 from .paper_table_text import markdown, notes, write_csv
 from .plan import parse_runs
@@ -94,7 +95,21 @@ def main(
             "--runs are the table's. Run others with llava.eval.sweep and the same --out: they "
             "stand in the table too"
         )
-    table, code = tables[args.table], 0
+    with Interruption():
+        try:
+            return _main(args, rest, benchmarks, tables[args.table])
+        except KeyboardInterrupt:
+            _say("Interrupted; the same command continues.")
+            return EXIT_INTERRUPTED
+
+
+def _main(
+    args: argparse.Namespace,
+    rest: Sequence[str],
+    benchmarks: Mapping[str, Benchmark],
+    table: Table,
+) -> int:
+    code = 0
     try:
         if not args.render_only:
             code = _run(table, args, rest, benchmarks)

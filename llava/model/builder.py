@@ -15,7 +15,9 @@ from ..anyres import READINGS
 from ..constants import DEFAULT_IMAGE_TOKEN
 from ..image_processor import check_image_size, load_image_processor
 from .config_json import choose_merge_type
+from .context import context_length
 from .hf_tokenizer import HfTokenizer
+from .image_tokens import add_image_tokens
 from .language_model.attention import check_backend
 from .language_model.llava_llama import LlavaLlamaForCausalLM
 from .reading import Checkpoint, read_checkpoint, resolve
@@ -42,6 +44,11 @@ def load_pretrained_model(
     merge_type: str | None = None,
     processing: str = "llava",
     offline: bool = False,
+    torch_dtype: str | torch.dtype | None = None,
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
+    use_flash_attention_2: bool = False,
+    low_cpu_mem_usage: bool = True,
 ) -> tuple[LlavaTokenizer, LlavaLlamaForCausalLM, Any, int]:
     """Load a model for inference: (tokenizer, model, image_processor, context_len).
 
@@ -62,13 +69,24 @@ def load_pretrained_model(
     processing: "llava" prepares pictures and prompts as LLaVA does, whatever the format;
         "llava-hf" as llava-hf's processors and this release of transformers do (see `_as_hf`).
     offline: whether names are only looked up in the hub's cache and nothing is downloaded.
+    torch_dtype, load_in_8bit, load_in_4bit, use_flash_attention_2: other spellings of dtype,
+        load_8bit, load_4bit and use_flash_attn, for programs written for LLaVA.
+    low_cpu_mem_usage: accepted for compatibility; loading works that way.
 
     Raises ValueError or FileNotFoundError for a checkpoint that is not LLaVA's, that lacks tensors
     or has tensors of other shapes: nothing is ever initialised at random. ImportError for an
     option whose package is not installed.
     """
-    attn_implementation = "flash_attention_2" if use_flash_attn else attn_implementation
+    if torch_dtype is not None:
+        if dtype not in ("auto", torch_dtype):
+            raise ValueError(f"give dtype or torch_dtype, not both: {dtype!r} and {torch_dtype!r}")
+        dtype = torch_dtype
+    load_8bit, load_4bit = load_8bit or load_in_8bit, load_4bit or load_in_4bit
+    if use_flash_attn or use_flash_attention_2:
+        attn_implementation = "flash_attention_2"
     check_backend(attn_implementation)
+    if device is not None and str(device_map) == str(device):
+        device_map = None  # the same place said twice, as VLMEvalKit does
     if device is not None and device_map is not None:
         raise ValueError("give device or device_map, not both")
     if dtype not in ("auto", *DTYPES, *DTYPES.values()):
@@ -88,10 +106,12 @@ def load_pretrained_model(
         tokenizer = HfTokenizer(found.tokenizer_folder)
     else:
         tokenizer = load_tokenizer(found.tokenizer_folder)
+    rows = len(found.state["model.embed_tokens.weight"])
+    add_image_tokens(tokenizer, found.config, rows, f"{folder}/config.json")
     image_processor = load_image_processor(found.processor_folder)
-    squares = found.config.get("image_aspect_ratio") in ("pad", "anyres")
     side = found.config["mm_vision_config"]["image_size"]
-    check_image_size(image_processor, found.processor_folder, side, squares)
+    aspect_ratio = found.config.get("image_aspect_ratio")
+    check_image_size(image_processor, found.processor_folder, side, aspect_ratio)
     wanted = _dtype(dtype, found.config, found.state)
 
     options: dict[str, Any] = {}
@@ -117,9 +137,7 @@ def load_pretrained_model(
         model.to(device or default_device())
     model.eval()
     _set_generation(model, tokenizer, found)
-    lengths = (found.config.get(k) for k in ("max_sequence_length", "tokenizer_model_max_length"))
-    context_len = next(filter(None, lengths), 2048)
-    return tokenizer, model, image_processor, context_len
+    return tokenizer, model, image_processor, context_length(model.config)
 
 
 def _as_hf(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,22 +14,31 @@ from typing import Any
 from transformers import AutoTokenizer, BatchEncoding
 
 from ..constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from .tokenizer_files import read_files
 
 
 class HfTokenizer:
     """transformers' tokenizer of a folder behind the interface of `LlavaTokenizer`.
 
-    Raises FileNotFoundError for a folder without tokenizer files.
+    Raises FileNotFoundError for a folder without tokenizer files, ValueError for damaged ones.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not any((self.folder / f"tokenizer.{kind}").is_file() for kind in ("model", "json")):
-            raise FileNotFoundError(
-                f"{folder} holds neither tokenizer.model nor tokenizer.json: copy one of them from "
-                "the checkpoint's repository"
-            )
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
+        read_files(self.folder)  # says what is wrong with a file by its name
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
+        except Exception as error:  # of whatever kind a file makes transformers raise
+            fix = ""
+            if not (self.folder / "tokenizer.json").is_file():
+                fix = (
+                    ". It reads tokenizer.model through protobuf, whose release must suit "
+                    "sentencepiece's: pip install -U protobuf sentencepiece, or use processing "
+                    "llava, which needs none"
+                )
+            raise ValueError(
+                f"transformers cannot read the tokenizer of {folder}: {error}{fix}"
+            ) from error
         # A folder of another format does not know the placeholder.
         self._tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN], special_tokens=True)
         self._image = self._tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
@@ -47,23 +56,27 @@ class HfTokenizer:
     def __len__(self) -> int:
         return len(self._tokenizer)
 
-    def get_vocab(self) -> dict[str, int]:
-        """Every token and its id."""
-        return self._tokenizer.get_vocab()
+    def __call__(self, text: str | Sequence[str], **options: Any) -> BatchEncoding:
+        return self._tokenizer(text, **options)
 
-    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> BatchEncoding:
-        return self._tokenizer(text, add_special_tokens=add_special_tokens)
-
-    def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    def decode(self, ids: Any, skip_special_tokens: bool = True, **options: Any) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **options)
 
     def batch_decode(
-        self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = True
+        self, sequences: Iterable[Any], skip_special_tokens: bool = True, **options: Any
     ) -> list[str]:
-        return [self.decode(ids, skip_special_tokens) for ids in sequences]
+        return [self.decode(ids, skip_special_tokens, **options) for ids in sequences]
 
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
-        return self._tokenizer.convert_tokens_to_ids(tokens)
+    def __getattr__(self, name: str) -> Any:
+        """What else transformers' tokenizer has: `get_vocab`, `pad`, `model_max_length`..."""
+        if name == "_tokenizer":  # not there yet, in a copy
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        self._tokenizer.save_pretrained(folder)
+    @property
+    def padding_side(self) -> str:
+        return self._tokenizer.padding_side
+
+    @padding_side.setter
+    def padding_side(self, side: str) -> None:
+        self._tokenizer.padding_side = side

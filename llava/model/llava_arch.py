@@ -17,6 +17,8 @@ from ..pruning.base import Dense, Pruner
 from ..pruning.cost import TowerShape
 from ..pruning.layout import Segment, TokenLayout
 from ..pruning.vision import Reduced, TowerRun, VisionFeatures
+from .context import demand_context
+from .image_tokens import check_ids
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .multimodal_projector.builder import build_vision_projector
 from .senna import TokenAdapter, demand_mixed_tokens
@@ -253,15 +255,15 @@ class LlavaMetaForCausalLM:
         side. Samples may have any number of images, none included; `images` holds those of the
         whole batch in order. The result is left-padded.
 
-        Raises ValueError when placeholders and images differ in number, and for a prompt beyond
-        the context that config.json states (`tokenizer_model_max_length`, 4096 in LLaVA-1.6).
-        LLaVA cuts such a prompt off at its end, where the question is.
+        Raises ValueError when placeholders and images differ in number, and PromptError for a
+        prompt beyond the context of the model (see `context`) or with a token it does not embed.
         """
         model = self.get_model()
         device = _device(model.embed_tokens)
         ids = input_ids.to("cpu")
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to("cpu")
         rows = [row[m.bool()] for row, m in zip(ids, mask)]
+        check_ids(rows, len(model.embed_tokens.weight))
         wanted = sum(int((row == IMAGE_TOKEN_INDEX).sum()) for row in rows)
         given = 0 if images is None else len(images)
         if wanted != given:
@@ -278,7 +280,7 @@ class LlavaMetaForCausalLM:
                 visual_token_num=visual_token_num,
             )
 
-        samples, pieces, targets = [], [], []
+        samples, mixed, targets = [], [], []
         next_image = 0
         for i, row in enumerate(rows):
             runs, parts, target = [], [], []
@@ -294,31 +296,26 @@ class LlavaMetaForCausalLM:
                 text = row[start + 1 : end]
                 if len(text):
                     runs.append(Segment(len(text)))
-                    parts.append(model.embed_tokens(text.to(device)))
+                    parts.append(text)
                     if own is not None:
                         target.append(own[start + 1 : end])
             samples.append(runs)
-            pieces.append(torch.cat(parts))
+            mixed.append(parts)
             targets.append(torch.cat(target) if target else None)
 
         layout = TokenLayout.from_segments(samples, device)
-        _check_context(layout, self.config.tokenizer_model_max_length)
+        demand_context(layout.lengths, layout.n_visual, self.config)
+
+        def embedded(part: Tensor) -> Tensor:
+            return part if part.is_floating_point() else model.embed_tokens(part.to(device))
+
+        # Only now, since a text beyond the context may need any amount of memory.
+        pieces = [torch.cat([embedded(part) for part in parts]) for parts in mixed]
         embeds = torch.stack([_left_pad(piece, layout.n, 0) for piece in pieces])
         if labels is not None:
             labels = torch.stack([_left_pad(t, layout.n, IGNORE_INDEX) for t in targets])
             labels = labels.to(device)
         return Prompt(embeds, layout, labels)
-
-
-def _check_context(layout: TokenLayout, most: int | None) -> None:
-    longest = max(layout.lengths)
-    if most is not None and longest > most:
-        visual = layout.n_visual[layout.lengths.index(longest)]
-        raise ValueError(
-            f"a prompt has {longest} tokens, {visual} of them visual; the context of this model "
-            f"is {most} (tokenizer_model_max_length). Nothing is cut off, since the question would "
-            "be: shorten the text, give fewer images, or bound them with visual_token_num"
-        )
 
 
 def _merge(tower: CLIPVisionTower, pixels: Tensor, runs: Sequence[TowerRun]) -> list[Reduced]:

@@ -18,198 +18,139 @@ text back; a special token without an id in the files is an error rather than a 
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from transformers import BatchEncoding
 
-SPACE = "\u2581"  # SentencePiece writes a space as this character, a lower one eighth block
+from .tokenizer_files import NO_LIMIT, Added, read_files, write_files
+from .vocabulary import SPACE
 
-_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _UNDECODABLE = re.compile("[\udc80-\udcff]")
 
 
-class _Added(NamedTuple):
-    """A token that is cut out of the text before the vocabulary is asked."""
+def _id_of(name: str) -> property:
+    """The id of the special token whose text is the attribute `name`; setting it sets the text."""
 
-    id: int
-    special: bool = True
-    lstrip: bool = False
-    rstrip: bool = False
+    def read(self: LlavaTokenizer) -> int:
+        return self._id(getattr(self, name))
 
+    def write(self: LlavaTokenizer, i: int) -> None:
+        setattr(self, name, self.convert_ids_to_tokens(i))
 
-class _Vocabulary(Protocol):
-    """What splits text without special tokens."""
-
-    ids: dict[str, int]
-
-    def encode(self, text: str, prefix: bool) -> list[int]:
-        """Ids of a non-empty text, with or without the dummy prefix."""
-        ...
-
-
-class _SentencePiece:
-    """`tokenizer.model` through the sentencepiece library."""
-
-    def __init__(self, path: Path, legacy: bool) -> None:
-        from sentencepiece import SentencePieceProcessor
-
-        content = path.read_bytes()
-        try:
-            self._with_prefix = SentencePieceProcessor(model_proto=content)
-        except RuntimeError as error:
-            raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
-        self._without_prefix = self._with_prefix
-        if not legacy:
-            from sentencepiece import sentencepiece_model_pb2
-
-            model = sentencepiece_model_pb2.ModelProto.FromString(content)
-            model.normalizer_spec.add_dummy_prefix = False
-            self._without_prefix = SentencePieceProcessor(model_proto=model.SerializeToString())
-        size = self._with_prefix.get_piece_size()
-        self.ids = {self._with_prefix.id_to_piece(i): i for i in range(size)}
-
-    def encode(self, text: str, prefix: bool) -> list[int]:
-        return (self._with_prefix if prefix else self._without_prefix).encode(text)
-
-
-class _Bpe:
-    """`model` of a `tokenizer.json` through the tokenizers library.
-
-    Normaliser and pre-tokeniser of the file are left out: which of them a file carries depends on
-    the release that wrote it, while LLaVA's are fixed (prefix, spaces as `SPACE`, no splitting).
-    """
-
-    def __init__(self, path: Path, model: dict[str, Any]) -> None:
-        from tokenizers import Tokenizer
-        from tokenizers.models import BPE
-
-        vocab: dict[str, int] = model.get("vocab") or {}
-        merges = [
-            tuple(merge.split(" ") if isinstance(merge, str) else merge)
-            for merge in model.get("merges") or ()
-        ]
-        if model.get("type") != "BPE" or SPACE not in vocab or not merges:
-            raise ValueError(
-                f"{path}: expected a Llama tokenizer (model type BPE with merges, {SPACE!r} in "
-                f"the vocabulary), got model type {model.get('type')!r} with {len(vocab)} pieces "
-                f"and {len(merges)} merges"
-            )
-        for merge in merges:
-            # The library would end the whole process in a panic.
-            if not {*merge, "".join(merge)} <= vocab.keys():
-                raise ValueError(f"{path}: merge {merge} uses pieces outside the vocabulary")
-        # Older converters left out the merge of Llama's first piece, the double space; without it
-        # every text with two spaces in a row gets other ids.
-        first = min(vocab[left + right] for left, right in merges)
-        if vocab.get(SPACE * 2, first) < first:
-            merges.insert(0, (SPACE, SPACE))
-        flags = {key: bool(model.get(key)) for key in ("fuse_unk", "byte_fallback")}
-        self._tokenizer = Tokenizer(BPE(vocab, merges, unk_token=model.get("unk_token"), **flags))
-        self.ids = vocab
-
-    def encode(self, text: str, prefix: bool) -> list[int]:
-        text = (SPACE if prefix else "") + text.replace(" ", SPACE)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    return property(read, write)
 
 
 class LlavaTokenizer:
     """Text to ids and back, as LLaVA's checkpoints expect it.
+
+    It has what LLaVA's programs and lmms-eval ask of a transformers tokenizer, and no more.
 
     Attributes:
         bos_token, eos_token, unk_token, pad_token: special tokens as text.
         bos_token_id, eos_token_id, unk_token_id, pad_token_id: their ids.
         all_special_ids: set of the ids that `decode` skips.
         legacy: whether text after a special token gets the dummy prefix.
+        padding_side: where `pad` pads, "right" unless the files say otherwise.
+        model_max_length: the length to truncate to where none is given; 10**30 for no limit.
+        vocab_size: pieces of the vocabulary, without added tokens; see `len`.
     """
+
+    model_input_names = ("input_ids", "attention_mask")
+    is_fast = False
+    bos_token_id, eos_token_id = _id_of("bos_token"), _id_of("eos_token")
+    unk_token_id, pad_token_id = _id_of("unk_token"), _id_of("pad_token")
 
     def __init__(self, folder: str | Path) -> None:
         """Read the tokenizer files of `folder`; see `load_tokenizer`."""
         self.folder = Path(folder)
-        model_file, json_file = (self.folder / name for name in _FILES[:2])
-        if not model_file.is_file() and not json_file.is_file():
-            raise FileNotFoundError(
-                f"{self.folder} holds neither tokenizer.model nor tokenizer.json: copy one of "
-                "them from the checkpoint's repository"
-            )
-        config = _read_json(self.folder / "tokenizer_config.json")
-        names = _read_json(self.folder / "special_tokens_map.json")
-        # The newer layout keeps everything in the config; before, the map had the last word.
-        sources = (config, names) if "added_tokens_decoder" in config else (names, config)
-        self.legacy = config.get("legacy") is not False
-        self._add_bos = config.get("add_bos_token") is not False
-        self._add_eos = bool(config.get("add_eos_token"))
+        files = read_files(self.folder)
+        self.legacy, self._add_bos, self._add_eos = files.legacy, files.add_bos, files.add_eos
+        self.padding_side, self.model_max_length = files.padding_side, files.model_max_length
+        self._vocabulary = files.vocabulary
+        self.vocab_size = len(files.vocabulary.ids)
+        self._ids = dict(files.vocabulary.ids)
+        self._added: dict[str, Added] = {}
+        self._later: dict[str, Added] = {}  # not in the files
+        self._cut_out(files.added)
+        self.bos_token, self.eos_token, self.unk_token, self.pad_token = files.special.values()
 
-        self._vocabulary: _Vocabulary
-        if model_file.is_file():
-            content = {}
-            self._vocabulary = _SentencePiece(model_file, self.legacy)
-        else:
-            content = _read_json(json_file)
-            self._vocabulary = _Bpe(json_file, content.get("model") or {})
-        added = _read_added(self.folder, config, content)
-        self._ids = dict(self._vocabulary.ids)
-
-        special = {}
-        for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
-            found = (_content(source.get(key)) for source in sources)
-            special[key] = next(filter(None, found), _DEFAULTS.get(key))
-        special["pad_token"] = special["pad_token"] or special["unk_token"]
-        extra = [_content(t) for s in sources for t in s.get("additional_special_tokens") or ()]
-        for token in filter(None, [*special.values(), *extra]):
-            if token in added:
-                added[token] = added[token]._replace(special=True)
-            elif token in self._ids:
-                added[token] = _Added(self._ids[token])
-            else:
-                raise ValueError(
-                    f"{self.folder}: special token {token!r} has no id in the vocabulary or in "
-                    "added_tokens.json: these files belong to different tokenizers"
-                )
-        self._added = added
+    def _cut_out(self, added: Mapping[str, Added]) -> None:
+        self._added.update(added)
         self._ids.update((token, entry.id) for token, entry in added.items())
         self._pieces = {i: token for token, i in self._ids.items()}
         # Longest first, so that a token wins over another that it begins with.
-        longest_first = sorted(added, key=len, reverse=True)
+        longest_first = sorted(self._added, key=len, reverse=True)
         self._cut = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self.all_special_ids = {entry.id for entry in self._added.values() if entry.special}
 
-        self.bos_token, self.eos_token, self.unk_token, self.pad_token = special.values()
-        self.bos_token_id = self._ids[self.bos_token]
-        self.eos_token_id = self._ids[self.eos_token]
-        self.unk_token_id = self._ids[self.unk_token]
-        self.pad_token_id = self._ids[self.pad_token]
-        self.all_special_ids = {entry.id for entry in added.values() if entry.special}
+    def _id(self, token: str) -> int:
+        if token not in self._ids:
+            raise ValueError(f"token {token!r} has no id; give it one with add_tokens")
+        return self._ids[token]
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Texts of the tokens that `decode` skips."""
+        return [self._pieces[i] for i in sorted(self.all_special_ids)]
+
+    @property
+    def name_or_path(self) -> str:
+        return str(self.folder)
 
     def __len__(self) -> int:
         """Rows an embedding table needs: the highest id plus one."""
         return max(self._pieces) + 1
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token and its id."""
+        """Ids of all pieces and added tokens."""
         return dict(self._ids)
 
-    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> BatchEncoding:
-        """`input_ids` of a text (a list of ids) or of several (a list of lists)."""
-        if isinstance(text, str):
-            ids = self.encode(text, add_special_tokens)
-        else:
-            ids = [self.encode(one, add_special_tokens) for one in text]
-        return BatchEncoding({"input_ids": ids})
+    def add_tokens(self, tokens: Any, special_tokens: bool = False) -> int:
+        """Give tokens that have no id the next free ones; returns how many these are.
+
+        tokens: one or several, as text or as transformers' AddedToken.
+        """
+        texts = [str(t) for t in (tokens if isinstance(tokens, list | tuple) else [tokens])]
+        new = [text for text in dict.fromkeys(texts) if text and text not in self._ids]
+        later = {text: Added(i, special_tokens) for i, text in enumerate(new, start=len(self))}
+        self._later.update(later)
+        self._cut_out(later)
+        return len(new)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:
+        """`input_ids` and `attention_mask` of a text (lists) or of several (lists of lists).
+
+        padding: True or "longest", "max_length", or False; truncation: True cuts the end off.
+        max_length: for both; None is `model_max_length`. return_tensors: "pt", "np" or None.
+        """
+        single = isinstance(text, str)
+        rows = [self.encode(t, add_special_tokens) for t in ([text] if single else text)]
+        if truncation and truncation != "do_not_truncate":
+            longest = self.model_max_length if max_length is None else max_length
+            rows = [row[:longest] for row in rows]
+        unbatched = single and return_tensors is None
+        encoded = {"input_ids": rows[0] if unbatched else rows}
+        return self.pad(encoded, padding, max_length, return_tensors)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text, with BOS in front (and EOS behind, where the files ask for it)."""
+        """Ids of a text, with BOS in front (and EOS behind, where the files ask for it).
+
+        Raises:
+            UnicodeEncodeError: a ValueError, for half of a surrogate pair, which is no character.
+        """
+        text.encode()  # sentencepiece's own error would tell nothing
         # Odd places hold the added tokens, because the pattern captures what it splits at.
         parts = self._cut.split(text)
         ids: list[int] = []
@@ -229,20 +170,100 @@ class LlavaTokenizer:
             ids = [*bos, *ids, *eos]
         return ids
 
-    def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Text of one sequence of ids (a number, a list or a 1-D tensor).
+    def tokenize(self, text: str) -> list[str]:
+        """Pieces of a text, without special tokens in front or behind."""
+        return self.convert_ids_to_tokens(self.encode(text, add_special_tokens=False))
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:
+        """Pad `input_ids` and `attention_mask` of several sequences with `pad_token_id` and 0.
+
+        encoded_inputs: one mapping to lists of lists, or a mapping of lists for each sequence; of
+            a single sequence one mapping to lists, which stay such.
+        padding: to the longest (True, "longest"), to `max_length` ("max_length"), or False.
+
+        Raises:
+            ValueError: other entries, which nothing says how to pad; an unknown `padding`.
+        """
+        if not isinstance(encoded_inputs, Mapping):
+            keys = encoded_inputs[0].keys()
+            encoded_inputs = {key: [each[key] for each in encoded_inputs] for key in keys}
+        if unknown := encoded_inputs.keys() - set(self.model_input_names):
+            raise ValueError(f"pad takes input_ids and attention_mask, got {sorted(unknown)} too")
+        ids = _plain(encoded_inputs["input_ids"])
+        if len(ids) and isinstance(ids[0], int):
+            batch = {key: [_plain(value)] for key, value in encoded_inputs.items()}
+            padded = self.pad(batch, padding, max_length)
+            return BatchEncoding({k: v[0] for k, v in padded.items()}, tensor_type=return_tensors)
+        rows = [_plain(row) for row in ids]
+        masks = encoded_inputs.get("attention_mask") or [[1] * len(row) for row in rows]
+        width = 0
+        if padding in (True, "longest"):
+            width = max(map(len, rows), default=0)
+        elif padding == "max_length":
+            width = self.model_max_length if max_length is None else max_length
+            if width == NO_LIMIT:
+                raise ValueError(
+                    "padding='max_length' needs max_length: the tokenizer has no limit"
+                )
+        elif padding not in (False, "do_not_pad"):
+            raise ValueError(f"padding must be True, False, longest or max_length, got {padding!r}")
+        padded = {
+            "input_ids": [self._filled(row, self.pad_token_id, width) for row in rows],
+            "attention_mask": [self._filled(_plain(mask), 0, width) for mask in masks],
+        }
+        return BatchEncoding(padded, tensor_type=return_tensors)
+
+    def _filled(self, row: list[int], value: int, width: int) -> list[int]:
+        fill = [value] * (width - len(row))
+        return fill + row if self.padding_side == "left" else row + fill
+
+    def decode(
+        self,
+        ids: Any,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> Any:
+        """Text of one sequence of ids (a number, a list or a 1-D tensor), or a list of texts.
 
         Bytes that are no UTF-8 (the start of a character still to be finished) come out as U+FFFD.
 
         Raises:
-            ValueError: an id outside the vocabulary.
+            ValueError: an id outside the vocabulary; spaces that are to be cleaned up, since
+                LLaVA's answers keep theirs.
         """
-        ids = [int(i) for i in (ids if isinstance(ids, Iterable) else (ids,))]
+        if clean_up_tokenization_spaces:
+            raise ValueError("LLaVA keeps spaces: leave clean_up_tokenization_spaces out")
+        ids = _plain(ids)
+        if isinstance(ids, int):
+            ids = [ids]
+        ids = [_plain(i) for i in ids]
+        if any(isinstance(i, list) for i in ids):
+            return [self.decode(row, skip_special_tokens) for row in ids]
         if skip_special_tokens:
             ids = [i for i in ids if i not in self.all_special_ids]
+        return self.convert_tokens_to_string(self.convert_ids_to_tokens(ids))
+
+    def batch_decode(
+        self,
+        sequences: Iterable[Any],
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """`decode` for each of several sequences, or each row of a 2-D tensor."""
+        options = (skip_special_tokens, clean_up_tokenization_spaces)
+        return [self.decode(ids, *options) for ids in sequences]
+
+    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
+        """Text of pieces and added tokens."""
         text, run = "", b""
         prefixed = True
-        for piece in self.convert_ids_to_tokens(ids):
+        for piece in tokens:
             if piece in self._added:
                 text += _utf8(run) + piece
                 # Only in legacy mode did the text after a special token get a prefix.
@@ -254,12 +275,6 @@ class LlavaTokenizer:
                 run, prefixed = run + piece.replace(SPACE, " ").encode(), False
         return text + _utf8(run)
 
-    def batch_decode(
-        self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = True
-    ) -> list[str]:
-        """`decode` for each of several sequences, or each row of a 2-D tensor."""
-        return [self.decode(ids, skip_special_tokens) for ids in sequences]
-
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
         """Id of a token (a piece of the vocabulary or an added token), the unknown one's if none.
 
@@ -269,12 +284,17 @@ class LlavaTokenizer:
             return self._ids.get(tokens, self.unk_token_id)
         return [self._ids.get(token, self.unk_token_id) for token in tokens]
 
-    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
-        """Piece of the vocabulary behind each id, `SPACE` standing for a space.
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """Piece of the vocabulary behind an id, or behind each of several.
+
+        `SPACE` stands for a space.
 
         Raises:
             ValueError: an id outside the vocabulary.
         """
+        ids = _plain(ids)
+        if isinstance(ids, int):
+            return self.convert_ids_to_tokens([ids])[0]
         ids = [int(i) for i in ids]
         unknown = next((i for i in ids if i not in self._pieces), None)
         if unknown is not None:
@@ -284,54 +304,36 @@ class LlavaTokenizer:
             )
         return [self._pieces[i] for i in ids]
 
+    # What transformers' StopStringCriteria calls.
+    _convert_id_to_token = convert_ids_to_tokens
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Copy the tokenizer's files, unchanged, into `folder`, which is created if needed."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            source = self.folder / name
-            if source.is_file() and source.resolve() != (target / name).resolve():
-                shutil.copyfile(source, target / name)
+        """Copy the tokenizer's files, unchanged, into `folder`, which is created if needed.
+
+        Tokens that were added since go into added_tokens.json and special_tokens_map.json.
+        """
+        write_files(self.folder, Path(folder), self._later)
 
 
 def load_tokenizer(folder: str | Path) -> LlavaTokenizer:
     """The tokenizer of a checkpoint folder in LLaVA's or llava-hf's layout.
 
     `tokenizer.model` is preferred over `tokenizer.json`; `tokenizer_config.json`,
-    `special_tokens_map.json` and `added_tokens.json` are read when present.
+    `special_tokens_map.json` and `added_tokens.json` are read when present, and the added tokens of
+    a `tokenizer.json` always: see `tokenizer_files`.
 
     Raises:
         FileNotFoundError: the folder has neither of the two.
-        ValueError: a file is damaged or is not of a Llama tokenizer.
+        ValueError: a file is damaged or is not of a Llama tokenizer, or two contradict each other.
     """
     return LlavaTokenizer(folder)
+
+
+def _plain(ids: Any) -> Any:
+    """Numbers of Python for a tensor, an array or a number of numpy's; else what came."""
+    return ids.tolist() if hasattr(ids, "tolist") else ids
 
 
 def _utf8(run: bytes) -> str:
     # One mark per undecodable byte, as SentencePiece does; "replace" would merge some.
     return _UNDECODABLE.sub("\ufffd", run.decode("utf-8", errors="surrogateescape"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-
-
-def _content(token: str | dict[str, Any] | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
-
-
-def _read_added(folder: Path, config: dict[str, Any], content: dict[str, Any]) -> dict[str, _Added]:
-    """Added tokens of every file that lists some, later layouts over earlier ones."""
-    names = _read_json(folder / "added_tokens.json")
-    added = {token: _Added(i, special=False) for token, i in names.items()}
-    entries = [(entry["id"], entry) for entry in content.get("added_tokens") or ()]
-    entries += (config.get("added_tokens_decoder") or {}).items()
-    for i, entry in entries:
-        flags = {key: bool(entry.get(key)) for key in ("special", "lstrip", "rstrip")}
-        added[entry["content"]] = _Added(int(i), **flags)
-    return added

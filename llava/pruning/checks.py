@@ -9,6 +9,14 @@ from typing import Any
 from .layout import TokenLayout
 
 
+class PromptError(ValueError):
+    """What one prompt cannot be answered for, whatever the method; other prompts may be fine."""
+
+
+class BudgetError(ValueError):
+    """A budget below the least that the tokens of one sample cost; others may have fewer tokens."""
+
+
 def demand(settings: Any, field: str, condition: bool, expected: str) -> None:
     """Raise ValueError, naming the field, what was expected and what it is, unless `condition`."""
     if not condition:
@@ -62,8 +70,8 @@ def demand_later_layers(method: str, field: str, depth: int, layers: int) -> Non
 
 
 def demand_text_behind(method: str, layout: TokenLayout) -> None:
-    """Raise ValueError for a sample with visual tokens and no text after the last of them."""
+    """Raise PromptError for a sample with visual tokens and no text after the last of them."""
     if any(visual and not tail for visual, tail in zip(layout.n_visual, layout.tail)):
-        raise ValueError(
+        raise PromptError(
             f"method {method} needs text after the last image to rank its tokens by attention"
         )

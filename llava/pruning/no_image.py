@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, PrunerRun
+from .checks import PromptError
 from .cost import DecoderShape
 from .layout import Selection, TokenLayout
 from .selectors import keep_top
@@ -28,10 +29,10 @@ class NoImage(Pruner):
     method: ClassVar[str] = "no-image"
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> NoImageRun:
-        """Raises ValueError for a sample without text, of which nothing would be left."""
+        """Raises PromptError for a sample without text, of which nothing would be left."""
         for length, visual in zip(layout.lengths, layout.n_visual):
             if length == visual:
-                raise ValueError(
+                raise PromptError(
                     f"no-image needs text beside the image, got a prompt of {visual} visual "
                     f"tokens and nothing else"
                 )

@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .checks import BudgetError
+
 # Bisecting [0, 20] in double precision stops moving after about 57 halvings; more change nothing.
 _HALVINGS = 60
 
@@ -195,7 +197,7 @@ def solve(problem: Problem) -> Plan:
     token more in one layer can mean one more in all later ones (one dropped and merged is one
     again); a curve that rises then misses the target by up to a token a layer.
 
-    Raises ValueError when even one token a layer costs more than the target.
+    Raises BudgetError when even one token a layer costs more than the target.
     """
     demand_reachable(problem, floor(problem))
     if problem.first > problem.last:
@@ -239,9 +241,9 @@ def reachable(cost: float, target: float) -> bool:
 
 
 def demand_reachable(problem: Problem, least: float) -> None:
-    """Raise ValueError when `least`, the lowest cost there is, is above the target."""
+    """Raise BudgetError when `least`, the lowest cost there is, is above the target."""
     if not reachable(least, problem.target):
-        raise ValueError(
+        raise BudgetError(
             f"{problem.setting} {problem.target / problem.per:.6g} is below the floor of "
             f"{least / problem.per:.6g}: that much cost {problem.n_visual} visual tokens with a "
             "single one kept in every layer of the schedule"

@@ -29,7 +29,7 @@ from typing import Literal
 from torch import Tensor
 
 from .base import Observation, PrunerRun
-from .checks import demand_later_layers, demand_text_behind
+from .checks import BudgetError, demand_later_layers, demand_text_behind
 from .cost import DecoderShape
 from .layout import Selection, TokenLayout
 from .schedules import recycled
@@ -85,10 +85,10 @@ class Stages:
         return sum((b - a) * n for a, b, n in zip(bounds, bounds[1:], counts))
 
     def demand_reachable(self, target: float, counted: Counted) -> None:
-        """Raise ValueError when a single token kept at every cut is more than the target."""
+        """Raise BudgetError when a single token kept at every cut is more than the target."""
         least = self.total((1,) * len(self.depths), counted) / self.layers
         if least > target:
-            raise ValueError(
+            raise BudgetError(
                 f"target_token_num {target:g} is below the floor of {least:.6g} tokens {counted} "
                 f"a layer: that much cost {self.n_visual} visual tokens with a single one kept "
                 f"after {', '.join(map(str, self.depths))} of {self.layers} layers; raise the "

@@ -49,6 +49,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .base import PrunerRun
+from .checks import BudgetError
 from .cost import DecoderShape, TowerShape
 from .layout import TokenLayout, precise, take
 from .target import WholeTarget
@@ -95,7 +96,7 @@ class ToMe(WholeTarget):
 def schedule(patches: int, count: int, layers: int) -> list[int]:
     """How many tokens each layer removes, so that `count` of `patches` are left.
 
-    Raises ValueError, naming the least that can be left, where a layer would have to remove more
+    Raises BudgetError, naming the least that can be left, where a layer would have to remove more
     than it can merge.
     """
     if _possible(patches, removed := _evenly(patches - count, layers)):
@@ -103,7 +104,7 @@ def schedule(patches: int, count: int, layers: int) -> list[int]:
     floor = next(
         c for c in range(count, patches + 1) if _possible(patches, _evenly(patches - c, layers))
     )
-    raise ValueError(
+    raise BudgetError(
         f"tome cannot merge the {patches} patches of an image into {count} in {layers} layers, of "
         f"which each merges at most half of its tokens: {floor} is the least. Raise "
         f"target_token_num to {floor} for each image of a sample"

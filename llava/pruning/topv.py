@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from .base import Observation, PrunerRun
-from .checks import demand, demand_later_layers
+from .checks import BudgetError, demand, demand_later_layers
 from .cost import DecoderShape
 from .entry import ImageTokens, select_in_images
 from .layout import Selection, TokenLayout, precise
@@ -145,7 +145,7 @@ class TopVRun(PrunerRun):
 def _count(config: TopV, layers: int, visual: int) -> int:
     """Visual tokens that a sample of `visual` keeps at the cut.
 
-    Raises ValueError when not even one is affordable.
+    Raises BudgetError when not even one is affordable.
     """
     target = config.target_token_num
     if target >= visual:
@@ -153,7 +153,7 @@ def _count(config: TopV, layers: int, visual: int) -> int:
     whole = config.layer - (config.budget_mode == "published")
     kept = int((target * layers - whole * visual) // (layers - whole))
     if kept < 1:
-        raise ValueError(
+        raise BudgetError(
             f"target_token_num {target:g} is below the floor of "
             f"{(whole * visual + layers - whole) / layers:.6g}: that many on average when a single "
             f"one of {visual} visual tokens is left after {config.layer} of {layers} layers"

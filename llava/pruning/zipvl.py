@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from .base import Observation, PrunerRun
-from .checks import demand, demand_text_behind
+from .checks import BudgetError, demand, demand_text_behind
 from .cost import DecoderShape
 from .indicators import text_relevance
 from .layout import Selection, TokenLayout
@@ -100,7 +100,7 @@ class ZipVLRun(PrunerRun):
             whole = visual if strict else 0
             self.totals.append(int(shape.layers * target) - whole)
             if active and not free and self.totals[-1] < self.drops:
-                raise ValueError(
+                raise BudgetError(
                     f"target_token_num {target:g} is below the floor of "
                     f"{(whole + self.drops) / shape.layers:.6g}: that many enter a layer on "
                     f"average when all {visual} visual tokens enter layer 0 and one each later"

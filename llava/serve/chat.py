@@ -21,15 +21,20 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.conversation import image_message, new_conversation, without_image_tokens
-from llava.eval.answering import FirstTokenClock, stop_ids
+from llava.eval.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.environment import synchronize
-from llava.mm_utils import KeywordsStoppingCriteria, process_images, tokenizer_image_token
+from llava.mm_utils import (
+    KeywordsStoppingCriteria,
+    demand_characters,
+    process_images,
+    tokenizer_image_token,
+)
 from llava.pruning.base import Pruner
 from llava.pruning.cache import PrunedCache
 from llava.pruning.cost import DecoderShape, measure
 from llava.pruning.trace import SampleTrace
 
-from .streaming import Stream, Until, Write, visible
+from .streaming import Stream, Write, visible
 
 
 class ContextFull(ValueError):
@@ -145,9 +150,11 @@ class Chat:
 
         Raises:
             ContextFull: no room is left for an answer; nothing has changed.
+            PromptError: this text cannot be answered; another may be.
             ValueError: what the method raises, such as a budget that it cannot reach. After this
                 or any other error the conversation begins anew.
         """
+        demand_characters(text)
         conversation = self._conversation.copy()
         ids = [*self._ids, *self._next_ids(conversation, without_image_tokens(text))]
         first = self._cache.is_empty

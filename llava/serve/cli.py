@@ -5,7 +5,9 @@
 
 The flags are LLaVA's, with those of pruning that all programs share. An empty line ends the chat,
 /reset begins a new one about the same pictures, Ctrl-C cuts an answer short. Dialogue is on stdout,
-everything about it on stderr.
+everything about it on stderr. Exit status: 0 ended by the user (Ctrl-C instead of a question is one
+way), 1 stdin or stdout broke, 2 wrong input, 130 ended by SIGTERM, SIGHUP, a second Ctrl-C, or
+before the first question.
 
 The first question decides which visual tokens stay; see `llava.serve.chat`. A line after the first
 answer says how many did. With --debug, tokens, FLOPs and times follow every answer.
@@ -18,17 +20,28 @@ otherwise, and is never guessed from the folder's name.
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from threading import Event
 
 from llava.eval.arguments import Help
+from llava.pruning.checks import PromptError
+from llava.signals import EXIT_INTERRUPTED
 
 from .chat import Chat, ContextFull, Turn
 from .pictures import open_picture
-from .startup import add_checkpoint_arguments, load, quiet, scaled_pruner
+from .startup import (
+    add_checkpoint_arguments,
+    drop_stdout,
+    handling,
+    install,
+    leave_at_once,
+    load,
+    quiet,
+    scaled_pruner,
+)
 
 _RESET = "/reset"
 
@@ -55,40 +68,53 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 2 on wrong input."""
-    args = build_parser().parse_args(argv)
-    quiet()
-    try:
-        images = [open_picture(source, args.allow_urls) for source in args.image_file]
-        loaded = load(args)
-        chat = Chat(
-            *(loaded.tokenizer, loaded.model, loaded.image_processor, images),
-            scaled_pruner(args, loaded.layers),
-            conv_mode=args.conv_mode,
-            temperature=args.temperature,
-            max_new_tokens=args.max_new_tokens,
-            context_len=loaded.context_len,
-        )
-    except (ValueError, OSError, ImportError, NotImplementedError) as error:
-        _say(f"error: {error}")
-        return 2
-    with suppress(ImportError):
-        import readline  # noqa: F401  # input() then edits lines and remembers them
-    _say(f"{_RESET} begins anew about the same pictures, an empty line ends.")
-    return talk(chat, args.debug)
+    """Run the command line; the exit status."""
+    with handling(leave_at_once):
+        args = build_parser().parse_args(argv)
+        quiet()
+        try:
+            images = [open_picture(source, args.allow_urls) for source in args.image_file]
+            loaded = load(args)
+            chat = Chat(
+                *(loaded.tokenizer, loaded.model, loaded.image_processor, images),
+                scaled_pruner(args, loaded.layers),
+                conv_mode=args.conv_mode,
+                temperature=args.temperature,
+                max_new_tokens=args.max_new_tokens,
+                context_len=loaded.context_len,
+            )
+        except (ValueError, OSError, ImportError, NotImplementedError) as error:
+            _say(f"error: {error}")
+            return 2
+        with suppress(ImportError):
+            import readline  # noqa: F401  # input() then edits lines and remembers them
+        _lenient(sys.stdin, "surrogateescape")
+        _lenient(sys.stdout, "backslashreplace")
+        _say(f"{_RESET} begins anew about the same pictures, an empty line ends.")
+        try:
+            with handling(_end):
+                return talk(chat, args.debug)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except OSError as error:
+            drop_stdout()
+            _say(f"error: stdin cannot be read, or stdout not be written to: {error}")
+            return 1
 
 
 def talk(chat: Chat, debug: bool = False) -> int:
     """Questions from stdin, answers to stdout, until an empty line or the end; the exit status.
 
-    2 when the method cannot do what it was asked to, 0 otherwise.
+    2 when the method cannot do what it was asked to, 130 when an answer was cut for another signal
+    than Ctrl-C, 0 otherwise.
+
+    Raises:
+        KeyboardInterrupt: one of these signals, outside an answer.
+        OSError: stdin or stdout is broken.
     """
     user, assistant = chat.roles
     while True:
-        try:
-            text = input(f"{user}: ").strip()
-        except (EOFError, KeyboardInterrupt):
-            text = ""
+        text = _question(user)
         if not text:
             _say("exit...")
             return 0
@@ -98,19 +124,37 @@ def talk(chat: Chat, debug: bool = False) -> int:
             continue
         print(f"{assistant}: ", end="", flush=True)
         try:
-            with _interruptible() as stopped:
-                turn = chat.say(text, _write, stopped.is_set)
+            with _interruptible() as arrived:
+                turn = chat.say(text, _write, lambda: bool(arrived))
         except ContextFull as error:
             print(flush=True)
             _say(f"{error}. {_RESET} begins anew.")
             continue
         except (ValueError, RuntimeError, MemoryError) as error:
             print(flush=True)
-            _say(f"error: {error}")
+            _say(f"error: {str(error) or type(error).__name__}")
+            if isinstance(error, PromptError):
+                continue  # another question may be answered
             return 2
         print(flush=True)
         for line in [*notes(turn), *(details(turn) if debug else [])]:
             _say(line)
+        if arrived and arrived[0] != signal.SIGINT:
+            return EXIT_INTERRUPTED
+
+
+def _question(user: str) -> str:
+    """The next line of stdin; "" at its end and at Ctrl-C. Raises as `talk`."""
+    if sys.stdin is None or sys.stdout is None:
+        raise OSError("it is closed")
+    try:
+        return input(f"{user}: ").strip()
+    except EOFError:
+        return ""
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise
+        return ""
 
 
 def notes(turn: Turn) -> list[str]:
@@ -158,19 +202,27 @@ def details(turn: Turn) -> list[str]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Event]:
-    """Inside, the first Ctrl-C sets the event; a second one interrupts as usual."""
-    asked = Event()
+def _interruptible() -> Iterator[list[int]]:
+    """Inside, the first signal is put in the list, and a second one ends the process."""
+    arrived: list[int] = []
 
-    def first(number: int, frame: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
+    def note(number: int, frame: object) -> None:
+        arrived.append(number)
+        install(leave_at_once)
 
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with handling(note):
+        yield arrived
+
+
+def _end(number: int, frame: object) -> None:
+    """Handler: interrupt what is under way; a signal that is not Ctrl-C is named."""
+    raise KeyboardInterrupt(*([] if number == signal.SIGINT else [number]))
+
+
+def _lenient(stream: object, errors: str) -> None:
+    """What cannot be decoded or encoded is no reason to end: represent it in that way."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=errors)
 
 
 def _write(piece: str) -> None:
@@ -178,7 +230,8 @@ def _write(piece: str) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that has been closed
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava.mm_utils import load_image
+from llava.images import check_size, load_image, noted, to_rgb
 
 MAX_BYTES = 20 * 2**20
+#: Of a picture from outside; `llava.images` takes larger ones from files of one's own.
 MAX_PIXELS = 40_000_000
 #: What browsers show. Pillow's other readers are for files of one's own: some start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -19,7 +20,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 def decode_picture(data: bytes, name: str = "the picture") -> Image.Image:
     """Fully decode a picture of an unknown source, as RGB; of an animation, the first frame.
 
-    The size is read from the header before anything is decompressed.
+    The size is read from the header before anything is decompressed. `llava.images.note` says
+    whether its values were scaled.
 
     Raises:
         ValueError: too many bytes or pixels, another format, or damaged data; `name` is in it.
@@ -36,11 +38,13 @@ def decode_picture(data: bytes, name: str = "the picture") -> Image.Image:
     except Exception:
         listed = ", ".join(FORMATS)
         raise ValueError(f"{name} is no image that can be read here ({listed})") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(_too_large(name, f"{image.width} x {image.height}"))
+    try:
+        check_size(image.size, MAX_PIXELS)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from None
     try:
         with image:
-            return image.convert("RGB")
+            return to_rgb(image)
     # Pillow's decoders raise SyntaxError, ValueError, EOFError, struct.error... on damaged data.
     except Exception as error:
         raise ValueError(f"{name} is damaged: {error}") from None
@@ -61,7 +65,7 @@ def open_picture(source: str, allow_urls: bool = False) -> Image.Image:
         )
     from .download import fetch
 
-    return decode_picture(fetch(source, MAX_BYTES), source)
+    return noted(decode_picture(fetch(source, MAX_BYTES), source))
 
 
 def size(count: int) -> str:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
@@ -15,6 +21,9 @@ from llava.eval.depths import in_decoder, meant_for
 from llava.eval.models import load_checkpoint
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
 from llava.pruning.base import Pruner
+from llava.signals import ending_signals, leave
+
+Handler = Callable[[int, FrameType | None], Any]
 
 
 @dataclass(frozen=True)
@@ -67,3 +76,40 @@ def quiet() -> None:
     """Keep what libraries log out of a dialogue; warnings still come, on stderr."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     transformers_logging.disable_progress_bar()
+
+
+def leave_at_once(number: int, frame: FrameType | None) -> None:
+    """Handler of a signal, for times when nothing is half done, and for a second signal.
+
+    An exception would meet libraries at any place, and Python's end aborts where a thread is still
+    inside torch.
+    """
+    leave()
+
+
+def install(handler: Handler) -> dict[int, Any]:
+    """Have `handler` called for Ctrl-C, SIGTERM and SIGHUP; what was called before, by signal.
+
+    Outside the main thread, where Python allows no handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in ending_signals()}
+
+
+@contextmanager
+def handling(handler: Handler) -> Iterator[None]:
+    """Inside, `handler` is called for the three signals; afterwards, what was before."""
+    before = install(handler)
+    try:
+        yield
+    finally:
+        for number, other in before.items():
+            signal.signal(number, other)
+
+
+def drop_stdout() -> None:
+    """Send what is left for a stdout that is broken or full nowhere, as Python flushes it once more
+    when it ends."""
+    with suppress(OSError, ValueError, AttributeError):  # no file of the system's, or none at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,29 +1,13 @@
-"""An answer while it grows: written piece by piece, and ended from outside."""
+"""An answer while it grows, written piece by piece."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 Write = Callable[[str], None]
-
-
-class Until(StoppingCriteria):
-    """Stops the batch as soon as a function says so."""
-
-    def __init__(self, reached: Callable[[], bool]) -> None:
-        self._reached = reached
-
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
-    ) -> torch.Tensor:
-        """(batch,) of what the function says."""
-        done = self._reached()
-        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
 
 
 class Stream(BaseStreamer):

@@ -8,6 +8,10 @@ a small page of our own, served by Python's own server, and loads nothing from e
 
 It listens on this machine only unless --host says otherwise. There is no login: whoever reaches
 another --host may use the model. Pictures stay in memory, for as long as their answer takes.
+
+Ctrl-C, SIGTERM and SIGHUP end it: answers under way stop at their next token. Exit status: 0 ended
+so, 1 nothing can be said on stdout, 2 wrong input, 130 ended before it served, or by a second
+signal.
 """
 
 from __future__ import annotations
@@ -15,11 +19,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from threading import Thread
 
 from llava.eval.arguments import Help
 
 from .handler import ViewerServer
-from .startup import add_checkpoint_arguments, load, quiet, scaled_pruner
+from .startup import (
+    add_checkpoint_arguments,
+    drop_stdout,
+    handling,
+    install,
+    leave_at_once,
+    load,
+    quiet,
+    scaled_pruner,
+)
 from .viewing import Viewer
 
 
@@ -39,46 +53,68 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line until it is interrupted; 2 on wrong input."""
-    args = build_parser().parse_args(argv)
-    quiet()
-    try:
-        if args.max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
-        if not 0 <= args.port <= 65535:
-            raise ValueError(f"--port must be 0 to 65535, got {args.port}")
-        loaded = load(args)
-        pruner = scaled_pruner(args, loaded.layers)
-        if any(getattr(pruner, name, None) is not None for name in ("target_flops", "target_kv")):
-            raise ValueError(
-                "the page's budget is a number of tokens: give --target-token-num or "
-                "--target-fraction, and see there what FLOPs and cache it takes"
-            )
-        viewer = Viewer(
-            loaded,
-            pruner,
-            name=args.model_path,
-            conv_mode=args.conv_mode,
-            max_new_tokens=args.max_new_tokens,
-            depth_layers=args.depth_layers,
-        )
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        server = ViewerServer(viewer, args.host, args.port)
-    except OSError as error:
-        where = f"--host {args.host} --port {args.port}"
-        print(f"error: {where} cannot be listened on: {error}", file=sys.stderr)
-        return 2
-    if not server.local:
-        print("Anybody who can reach this address can use it; there is no login.", file=sys.stderr)
-    print(f"{server.url}  (Ctrl-C ends)", flush=True)
-    with server:
+    """Run the command line until a signal ends it; the exit status."""
+    with handling(leave_at_once):
+        args = build_parser().parse_args(argv)
+        quiet()
         try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            return 0
+            server = _server(args)
+        except (ValueError, OSError, ImportError, NotImplementedError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if not server.local:
+            warning = "Anybody who can reach this address can use it; there is no login."
+            print(warning, file=sys.stderr)
+        return _serve(server)
+
+
+def _server(args: argparse.Namespace) -> ViewerServer:
+    """The server of a parsed command line, listening.
+
+    Raises:
+        ValueError, OSError, ImportError: wrong input; says which.
+    """
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    if not 0 <= args.port <= 65535:
+        raise ValueError(f"--port must be 0 to 65535, got {args.port}")
+    loaded = load(args)
+    pruner = scaled_pruner(args, loaded.layers)
+    if any(getattr(pruner, name, None) is not None for name in ("target_flops", "target_kv")):
+        raise ValueError(
+            "the page's budget is a number of tokens: give --target-token-num or "
+            "--target-fraction, and see there what FLOPs and cache it takes"
+        )
+    viewer = Viewer(
+        loaded,
+        pruner,
+        name=args.model_path,
+        conv_mode=args.conv_mode,
+        max_new_tokens=args.max_new_tokens,
+        depth_layers=args.depth_layers,
+    )
+    try:
+        return ViewerServer(viewer, args.host, args.port)
+    except (OSError, UnicodeError) as error:
+        where = f"--host {args.host} --port {args.port}"
+        raise OSError(f"{where} cannot be listened on: {error}") from None
+
+
+def _serve(server: ViewerServer) -> int:
+    """Serve until the first signal; the exit status."""
+
+    def end(number: int, frame: object) -> None:
+        install(leave_at_once)
+        Thread(target=server.shutdown).start()  # it waits for the loop, which waits for this
+
+    with handling(end), server:
+        try:
+            print(f"{server.url}  (Ctrl-C ends)", flush=True)
+        except OSError as error:
+            drop_stdout()
+            print(f"error: stdout cannot be written to: {error}", file=sys.stderr)
+            return 1
+        server.serve_forever(poll_interval=0.1)
     return 0
 
 

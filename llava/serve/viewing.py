@@ -7,10 +7,9 @@ shown of it, so users cannot mix. There is one model, and one request at a time 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from time import perf_counter
@@ -20,7 +19,9 @@ from PIL import Image
 
 from llava.analysis import overlay, traced
 from llava.eval.depths import meant_for
-from llava.mm_utils import get_model_name_from_path
+from llava.images import note
+from llava.json_files import check, shorten
+from llava.mm_utils import demand_characters, get_model_name_from_path
 from llava.pruning import METHODS, build, find
 from llava.pruning.base import Pruner
 from llava.pruning.target import Budgeted
@@ -30,6 +31,8 @@ from .startup import Loaded
 
 MOST_WAITING = 8
 MOST_CHARACTERS = 2000
+_MOST_TOKENS = 10**6  # more than any picture has
+_LOOK = 0.2  # seconds between two looks at whether a waiting sender is still there
 
 
 class Busy(RuntimeError):
@@ -56,27 +59,28 @@ class Question:
         Raises:
             ValueError: what is missing or wrong, in words for whoever asked.
         """
-        if not isinstance(body, dict):
-            raise ValueError("expected a JSON object")
-        text, method, tokens = body.get("question"), body.get("method"), body.get("tokens")
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("ask something about the picture")
+        text_fields = {"image": str, "question": str, "method": str}
+        check(body, "the request", text_fields, {"tokens": float})
+        text, tokens = body["question"].strip(), body.get("tokens")
+        method = shorten(body["method"])  # a name that exists is short
+        if not text:
+            raise ValueError("ask something about the picture: question is empty")
         if len(text) > MOST_CHARACTERS:
-            raise ValueError(f"a question has at most {MOST_CHARACTERS} characters")
-        if not isinstance(method, str):
-            raise ValueError("name a method")
-        number = isinstance(tokens, (int, float)) and not isinstance(tokens, bool)
-        if tokens is not None and not (number and 1 <= tokens <= 10**6):
-            raise ValueError(f"tokens must be a number, 1 or more, got {tokens!r}")
-        find(method)
-        image = body.get("image")
-        if not isinstance(image, str) or not image:
-            raise ValueError("choose a picture first")
+            raise ValueError(f"question may have {MOST_CHARACTERS} characters, got {len(text)}")
         try:
-            data = base64.b64decode(image, validate=True)
-        except binascii.Error:
+            demand_characters(text)
+        except ValueError as error:
+            raise ValueError(f"question: {error}") from None
+        if tokens is not None and not 1 <= tokens <= _MOST_TOKENS:
+            raise ValueError(f"tokens must be from 1 to {_MOST_TOKENS}, got {shorten(tokens)}")
+        find(method)
+        if not body["image"]:
+            raise ValueError("choose a picture first: image is empty")
+        try:
+            data = base64.b64decode(body["image"], validate=True)
+        except ValueError:  # characters that are not of base64, or not even ASCII
             raise ValueError("image must be base64") from None
-        return cls(decode_picture(data), text.strip(), method, tokens)
+        return cls(decode_picture(data), text, method, tokens)
 
 
 class Viewer:
@@ -133,23 +137,26 @@ class Viewer:
     def answer(
         self, question: Question, gone: Callable[[], bool] = lambda: False
     ) -> dict[str, Any]:
-        """Answer a question; waits until the model is free, and asks `gone` then.
+        """Answer a question; waits until the model is free, in a `place`.
+
+        `gone` is asked while it waits and after every token, and ends either.
 
         Raises:
-            Busy: too many wait. Gone: nobody waits for this answer.
+            Gone: nobody waits for this answer.
             ValueError: what the method cannot do, such as a budget below its floor.
         """
         pruner = self.pruner(question.method, question.tokens)
         start = perf_counter()
-        with self._turn():
-            if gone():
-                raise Gone
+        with self._turn(gone):
             waited = perf_counter() - start
             loaded = self._loaded
             answer = traced.run(
                 *(loaded.model, loaded.tokenizer, loaded.image_processor),
                 *(question.image, question.text, pruner, self._conv_mode, self._max_new_tokens),
+                gone,
             )
+        if gone():
+            raise Gone
         return {
             "method": question.method,
             "tokens": getattr(pruner, "target_token_num", None),
@@ -162,6 +169,7 @@ class Viewer:
             "complexity": dict(answer.complexity),
             "cost": answer.cost.to_dict(),
             "seconds": {**answer.seconds, "waited": waited},
+            "note": note(question.image),
             **drawn(answer),
         }
 
@@ -184,14 +192,30 @@ class Viewer:
         return replace(chosen, target_token_num=tokens, **dict.fromkeys(other))
 
     @contextmanager
-    def _turn(self):
+    def place(self) -> Iterator[None]:
+        """A place among those who wait, which also bounds how many pictures are held at once.
+
+        Raises:
+            Busy: there is none.
+        """
         if not self._places.acquire(blocking=False):
             raise Busy(f"{MOST_WAITING} questions wait already; try again in a moment")
         try:
-            with self._lock:
-                yield
+            yield
         finally:
             self._places.release()
+
+    @contextmanager
+    def _turn(self, gone: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        while not self._lock.acquire(timeout=_LOOK):
+            if gone():
+                raise Gone
+        try:
+            if gone():
+                raise Gone
+            yield
+        finally:
+            self._lock.release()
 
 
 def drawn(answer: traced.TracedAnswer) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def runs(tmp_path) -> Path:
     return write(tmp_path)
 
 
+def test_half_a_surrogate_pair_does_not_keep_the_page_from_being_written(runs) -> None:
+    assert write_page(runs, "--no-model", "--title", "Half \ud800 of it") == 0
+    assert "Half ? of it" in read_page(runs)
+
+
 def test_what_is_on_the_page_without_a_model(runs, capsys, monkeypatch) -> None:
     def refuse(*_):
         raise AssertionError("the model must not be loaded")

@@ -63,6 +63,18 @@ def test_nothing_is_kept_back_without_a_pruner(demo, wide) -> None:
     assert answer.cost.prefill_flops == answer.cost.dense_prefill_flops
 
 
+def test_it_stops_when_it_is_told_to(demo, wide, monkeypatch) -> None:
+    tokenizer, model, image_processor = demo
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    asked = []
+    answer = traced.run(
+        *(model, tokenizer, image_processor, wide, QUESTION),
+        max_new_tokens=9,
+        stop=lambda: asked.append(1) or len(asked) == 3,
+    )
+    assert (answer.new_tokens, len(asked)) == (3, 3)
+
+
 def test_the_letterbox_is_above_and_below(answer) -> None:
     # 168 of 336 rows, grown by 14: rows of patches that begin below 70 or at 266 and above.
     rows = [*range(5), *range(19, 24)]

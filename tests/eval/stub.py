@@ -99,9 +99,11 @@ class StubModel:
         rows = torch.tensor([answer + [0] * (width - len(answer)) for answer in answers])
         for _ in range(2):
             assert not stopping_criteria(rows, None).any()
-        return SimpleNamespace(
-            sequences=rows, past_key_values=SimpleNamespace(trace=SimpleNamespace(samples=traces))
+        lengths = tuple(trace.n_visual + trace.n_text for trace in traces)
+        cache = SimpleNamespace(
+            trace=SimpleNamespace(samples=traces), layout=SimpleNamespace(lengths=lengths)
         )
+        return SimpleNamespace(sequences=rows, past_key_values=cache)
 
     def reply(self, prompt: str, images: int) -> str:
         """What the model says; a subclass may say something else."""

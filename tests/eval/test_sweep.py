@@ -219,7 +219,14 @@ def test_an_unreadable_image_leaves_its_run_out_of_the_table(data, use, capsys):
     use(StubModel())
     (data / "data/alpha/images/1.png").write_text("no image")
     assert sweep(data, "--runs", "none") == 3
-    assert list(table(capsys)["benchmarks"]) == ["beta"]
+    captured = capsys.readouterr()
+    assert list(json.loads(captured.out.splitlines()[-1])["benchmarks"]) == ["beta"]
+    listed = data / "out/alpha/none.errors.jsonl"
+    said = f"Left out: alpha, none: 2 of 6 questions have no answer, see {listed}."
+    assert captured.err.splitlines()[-1] == said
+    assert report_main([str(data / "out"), "--data", str(data / "data")], BENCHMARKS) == 0
+    said = "is 'incomplete': none.errors.jsonl says why questions have no answer."
+    assert said in capsys.readouterr().err
 
 
 def test_interruption_ends_the_sweep(data, use, capsys):

@@ -96,7 +96,7 @@ class TestOptions:
             "device", "use_flash_attn",
         ]  # fmt: skip
 
-    @pytest.mark.parametrize(("value", "length"), [(..., 2048), (None, 2048), (512, 512)])
+    @pytest.mark.parametrize(("value", "length"), [(..., 4096), (None, 4096), (512, 512)])
     def test_context_length(self, tmp_path, value, length):
         folder = checkpoints.write_original(tmp_path, max_sequence_length=value)
         assert load_pretrained_model(folder, device="cpu")[3] == length

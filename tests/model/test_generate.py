@@ -193,6 +193,10 @@ def test_the_trace_tells_what_the_cache_holds(model) -> None:
         ),
         (lambda m: greedy(m, tiny.prompt(1, after=0), tiny.pixels(1)), "text after the last image"),
         (
+            lambda m: greedy(m, torch.tensor([1, tiny.VOCAB]), None),
+            f"id {tiny.VOCAB} has no row among the {tiny.VOCAB} of the embeddings",
+        ),
+        (
             lambda m: greedy(m, tiny.prompt(1), tiny.pixels(1), visual_token_num=0),
             "visual_token_num must be at least 1",
         ),

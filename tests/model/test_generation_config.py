@@ -105,6 +105,12 @@ class TestEnds:
             self.name(folder, place, value)
             refused(folder, f"{place}.json", "eos_token_id", "must be the id of a token", "got ")
 
+    @pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
+    def test_a_damaged_file_is_refused_by_name(self, tmp_path, kind, content):
+        file = write(tmp_path, kind) / "generation_config.json"
+        file.write_bytes(content.encode("utf-8", "surrogateescape"))
+        refused(tmp_path, str(file))
+
     @pytest.mark.parametrize("value", [None, []])
     def test_none_at_all_leaves_the_tokenizers(self, tmp_path, kind, value):
         folder = write(tmp_path, kind, eos_token_id=value)

@@ -11,6 +11,7 @@ from llava.model import reading, vision_tower
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import main
 from llava.model.vision_tower import CLIP_CONFIG, CLIP_NAME, misfit, was_trained
+from llava.model.weights import vision_config
 
 from .. import checkpoints, checkpoints_next, tiny
 from ..answers import Answer, answer, check, refused
@@ -135,6 +136,11 @@ def test_the_published_config_is_lent_where_it_fits(tmp_path, trained, caplog, m
     assert "out of reach" in caplog.text and f"shapes of {CLIP_NAME}" in caplog.text
 
 
+def test_the_published_config_is_clips():
+    published = checkpoints.published_config("clip-vit-large-patch14-336")["vision_config"]
+    assert {k: v for k, v in vision_config(published).items() if k in CLIP_CONFIG} == CLIP_CONFIG
+
+
 def test_a_tower_fits_the_config_that_it_is_of():
     tower = {k: v for k, v in checkpoints.weights().items() if k.startswith(checkpoints.VISION)}
     assert misfit(tower, tiny.vision_config()) is None
@@ -164,9 +170,11 @@ class TestHub:
                 error=FileNotFoundError, offline=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("flag", ["unfreeze_mm_vision_tower", "mm_tunable_parts"])
+@pytest.mark.parametrize(
+    "flag", [{"unfreeze_mm_vision_tower": True}, {"mm_tunable_parts": "mm_vision_tower"}]
+)
 def test_a_trained_tower_stays_inside_when_it_is_converted(tmp_path, trained, stock, flag):
-    folder = with_tower(tmp_path / "llava", mm_vision_tower=str(stock), **{flag: "mm_vision_tower"})
+    folder = with_tower(tmp_path / "llava", mm_vision_tower=str(stock), **flag)
     for to in ("original", "llava-hf"):
         assert main(["convert", str(folder), str(tmp_path / to), "--to", to]) == 0
         check(answer(tmp_path / to), trained)

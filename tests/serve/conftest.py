@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from queue import Queue
 
 import pytest
 
 from llava import pruning
+from llava.analysis import traced
 from llava.mm_utils import load_image
 from llava.model.builder import load_pretrained_model
 from llava.serve.handler import ViewerServer
@@ -48,3 +52,31 @@ def served(demo):
         yield server
         server.shutdown()
         thread.join()
+
+
+@dataclass
+class Endless:
+    """Answers that do not end by themselves: has one begun, and how many tokens did each get?"""
+
+    most: int = 1400
+    begun: threading.Event = field(default_factory=threading.Event)
+    tokens: Queue[int] = field(default_factory=Queue)
+
+
+@pytest.fixture
+def endless(demo, served, monkeypatch) -> Iterator[Endless]:
+    made, run = Endless(), traced.run
+
+    def observed(*arguments):
+        *others, stop = arguments
+        answer = run(*others, lambda: made.begun.set() or stop())
+        made.tokens.put(answer.new_tokens)
+        return answer
+
+    monkeypatch.setattr(traced, "run", observed)
+    monkeypatch.setattr(demo.model.generation_config, "eos_token_id", None)
+    monkeypatch.setattr(served.viewer, "_max_new_tokens", made.most)
+    yield made
+    # A test that failed may have left an answer under way.
+    with served.viewer._lock:
+        pass

@@ -10,6 +10,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import image_message, new_conversation
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.pruning.checks import PromptError
 from llava.serve.chat import Chat, ContextFull
 from llava.serve.streaming import Stream
 
@@ -221,3 +222,19 @@ def test_a_stream_holds_back_what_may_change() -> None:
         stream.put(torch.tensor([byte]))
     stream.end()
     assert pieces == ["a", " ", "\u00e9", "#b"]
+
+
+def test_half_a_surrogate_pair_changes_nothing(demo, picture) -> None:
+    talked = chat(demo, picture, max_new_tokens=1)
+    talked.say(QUESTIONS[0])
+    before = talked.ids
+    with pytest.raises(PromptError, match=r"U\+D800, in 'Is \\ud800 it\?'"):
+        talked.say("Is \ud800 it?")
+    assert talked.ids == before and not talked.say(QUESTIONS[1]).first
+
+
+def test_a_first_prompt_beyond_the_context(demo, picture) -> None:
+    talked = chat(demo, picture, max_new_tokens=1)
+    with pytest.raises(PromptError, match=r"the context of this model is 2048"):
+        talked.say("word " * 2000)
+    assert talked.say(QUESTIONS[0]).first

@@ -85,7 +85,10 @@ def test_a_budget_out_of_reach_ends_it(talk) -> None:
     assert code == 2 and "error: " in err and "below the floor" in err
 
 
-def test_ctrl_c_cuts_an_answer_and_not_the_chat(demo, monkeypatch, capsys) -> None:
+ASKED = "What word is on the blue sign?\n"
+
+
+def test_ctrl_c_cuts_an_answer_and_not_the_chat(talk, monkeypatch) -> None:
     written, before = [], signal.getsignal(signal.SIGINT)
 
     def interrupt(piece: str) -> None:
@@ -93,12 +96,108 @@ def test_ctrl_c_cuts_an_answer_and_not_the_chat(demo, monkeypatch, capsys) -> No
         if len(written) == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(cli, "load", lambda args: demo)
     monkeypatch.setattr(cli, "_write", interrupt)
-    monkeypatch.setattr("sys.stdin", io.StringIO("What word is on the blue sign?\nIs it red?\n"))
-    assert cli.main([*FLAGS, "--target-token-num", "64"]) == 0
-    assert capsys.readouterr().err.count("[cut] stopped.") == 1
+    code, _, err = talk(f"{ASKED}Is it red?\n", "--target-token-num", "64")
+    assert code == 0 and err.count("[cut] stopped.") == 1
     assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_cut_the_answer_and_end_the_chat(talk, monkeypatch, number) -> None:
+    written, handlers = [], []
+
+    def interrupt(piece: str) -> None:
+        written.append(piece)
+        if len(written) == 1:
+            os.kill(os.getpid(), number)
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    monkeypatch.setattr(cli, "_write", interrupt)
+    with startup.handling(signal.default_int_handler):  # in case the chat does not handle it
+        code, _, err = talk(f"{ASKED}Is it red?\n")
+    assert code == 130 and err.count("[cut] stopped.") == 1 and "exit..." not in err
+    assert handlers == [startup.leave_at_once]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 130), (signal.SIGHUP, 130)]
+)
+def test_a_signal_in_place_of_a_question_ends_the_chat(talk, monkeypatch, number, status) -> None:
+    def signalled(prompt: str) -> str:
+        os.kill(os.getpid(), number)
+        return ASKED
+
+    monkeypatch.setattr("builtins.input", signalled)
+    with startup.handling(signal.default_int_handler):  # in case the chat does not handle it
+        code, _, err = talk("")
+    assert code == status and ("exit..." in err) == (status == 0)
+
+
+def test_ctrl_c_between_question_and_answer_ends_the_chat(talk, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "notes", lambda turn: os.kill(os.getpid(), signal.SIGINT))
+    code, _, err = talk(ASKED, "--max-new-tokens", "1")
+    assert code == 130 and "Traceback" not in err
+
+
+def full() -> io.TextIOBase:
+    return open("/dev/full", "w")
+
+
+def broken() -> io.TextIOBase:
+    read, write = os.pipe()
+    os.close(read)
+    return open(write, "w")
+
+
+@pytest.mark.parametrize(
+    ("stdout", "message"), [(full, "No space left on device"), (broken, "Broken pipe")]
+)
+def test_a_stdout_that_is_full_or_broken_ends_the_chat(talk, monkeypatch, stdout, message) -> None:
+    with stdout() as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        code, _, err = talk(ASKED, "--max-new-tokens", "1")
+        stream.flush()  # as Python does at its end, without a word
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: stdin cannot be read, or stdout not be written")
+    assert message in err
+
+
+@pytest.mark.parametrize("name", ["sys.stdin", "sys.stdout"])
+def test_a_stream_that_is_closed_ends_the_chat(demo, monkeypatch, capsys, name) -> None:
+    monkeypatch.setattr(cli, "load", lambda args: demo)
+    monkeypatch.setattr(name, None)
+    assert cli.main(FLAGS) == 1
+    assert "it is closed" in capsys.readouterr().err
+
+
+def test_what_is_no_text_is_not_asked(demo, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(cli, "load", lambda args: demo)
+    lines = io.TextIOWrapper(io.BytesIO(b"caf\xe9?\nIs it red?\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", lines)
+    assert cli.main([*FLAGS, "--max-new-tokens", "2"]) == 0
+    out = capsys.readouterr()
+    assert out.err.count("error: the text has half of a surrogate pair, U+DCE9") == 1
+    assert out.err.count("[pruned]") == 1 and out.out.endswith("ASSISTANT: yes\nUSER: ")
+
+
+def test_an_answer_is_written_to_a_stdout_of_any_encoding(demo, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "load", lambda args: demo)
+    monkeypatch.setattr("llava.serve.chat.visible", lambda text, end: "caf\u00e9")
+    monkeypatch.setattr("llava.serve.streaming.visible", lambda text, end: "caf\u00e9")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is it red?\n"))
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main([*FLAGS, "--max-new-tokens", "2"]) == 0
+    assert rb"ASSISTANT: caf\xe9" in written.getvalue()
+
+
+def test_an_error_without_words_is_named(talk, monkeypatch) -> None:
+    def fail(self, *_):
+        raise MemoryError
+
+    monkeypatch.setattr(cli.Chat, "say", fail)
+    code, _, err = talk(ASKED)
+    assert code == 2 and err.splitlines()[-1] == "error: MemoryError"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +233,12 @@ def test_pruning_flags_arrive(monkeypatch) -> None:
     assert cli.scaled_pruner(args, 40).x0 == pruning.build("autoprune").x0
 
 
+def test_a_prompt_beyond_the_context_does_not_end_the_chat(talk) -> None:
+    code, out, err = talk(f"{'word ' * 2000}\nIs it red?\n\n", "--max-new-tokens", "2")
+    assert code == 0 and len(out.split("\n")) == 3
+    assert "error: a prompt has" in err and "the context of this model is 2048" in err
+
+
 def test_defaults_of_the_checkpoint_are_those_of_all_programs_and_the_rest_are_llavas() -> None:
     args = cli.build_parser().parse_args(FLAGS[:4])
     assert (args.dtype, args.attn_implementation, args.device) == ("auto", "sdpa", None)
@@ -142,5 +247,5 @@ def test_defaults_of_the_checkpoint_are_those_of_all_programs_and_the_rest_are_l
 
 def test_a_checkpoint_is_loaded_with_its_context() -> None:
     loaded = startup.load(cli.build_parser().parse_args([*FLAGS, "--device", "cpu"]))
-    # config.json names no max_sequence_length, for which LLaVA takes 2048.
+    # config.json names no length of its own, so the decoder's positions are the context.
     assert loaded.context_len == 2048 and loaded.layers == 12

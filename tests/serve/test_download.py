@@ -113,17 +113,12 @@ def test_other_redirects_are_followed(site, monkeypatch) -> None:
     ],
 )
 def test_which_addresses_are_public(address, public) -> None:
-    class Connection:
-        class sock:
-            @staticmethod
-            def getpeername():
-                return address, 80
-
+    addresses = [(0, 0, 0, "", ("93.184.216.34", 80)), (0, 0, 0, "", (address, 80))]
     if public:
-        download._demand_public(Connection, "http://a", "http://b")
+        download._demand_public(addresses, "http://a", "http://b")
     else:
         with pytest.raises(ValueError, match="private address"):
-            download._demand_public(Connection, "http://a", "http://b")
+            download._demand_public(addresses, "http://a", "http://b")
 
 
 def test_encryption_is_not_given_up() -> None:

@@ -50,8 +50,14 @@ def text(page, selector: str) -> str:
 def ask(page) -> None:
     """Press Enter in the question, and wait for the answer or a message."""
     page.evaluate(f"at('question').value = {json.dumps(QUESTION)}; at('question').focus()")
+    page.evaluate("at('status').textContent = at('error').textContent = ''")
     page.press("Enter")
-    page.wait("!state.running")
+    page.wait("!state.running && at('status').textContent + at('error').textContent !== ''")
+
+
+def captioned(page, start: str) -> None:
+    """Wait until the caption begins so."""
+    page.wait(f"at('caption').textContent.startsWith({json.dumps(start)})")
 
 
 def answers(page) -> int:
@@ -71,7 +77,7 @@ def test_a_person_asks_and_looks(page, served, picture) -> None:
     assert text(page, "#error") == "Choose a picture first." and answers(page) == 0
 
     give(page, encoded("PNG", picture), _DROP)
-    assert page.evaluate("at('preview').naturalWidth") == 336
+    page.wait("at('preview').naturalWidth === 336")
     assert page.evaluate("at('file').files[0].name") == "a.png"
     ask(page)
     assert text(page, "#status") == "Done." and page.evaluate("at('error').hidden")
@@ -87,11 +93,11 @@ def test_a_person_asks_and_looks(page, served, picture) -> None:
     page.evaluate("at('layer').focus()")
     assert text(page, "#caption") == "Layer 0: 576 of 576 patches"
     page.press("ArrowRight")
-    assert text(page, "#caption").startswith(f"Layer 1: {pruned['entering'][1]} of 576 patches")
+    captioned(page, f"Layer 1: {pruned['entering'][1]} of 576 patches")
     page.wait("at('picture').complete && at('picture').naturalWidth === 336")
     assert page.evaluate("at('picture').alt === at('caption').textContent")
     page.press("End")
-    assert text(page, "#caption").startswith(f"After the last layer: {pruned['leaving'][-1]} of")
+    captioned(page, f"After the last layer: {pruned['leaving'][-1]} of")
     heights = page.evaluate("[...at('bars').children].map((bar) => bar.offsetHeight)")
     assert len(heights) == 13 and heights[0] > 4 * heights[-1]
     page.evaluate("at('layer').value = 3; at('layer').dispatchEvent(new Event('input'))")
@@ -152,3 +158,17 @@ def test_a_person_asks_and_looks(page, served, picture) -> None:
 
     assert page.errors == []
     assert all(url.startswith((served.url, "blob:", "data:")) for url in page.requested)
+
+
+def test_an_answer_stops_when_its_page_asks_anew_or_is_closed(page, served, picture, endless):
+    page.open(served.url)
+    page.wait("at('method').options.length > 0")
+    give(page, encoded("PNG", picture))
+    page.evaluate("at('question').value = '?'; void run()")
+    assert endless.begun.wait(120)
+    page.evaluate("void run()")
+    assert endless.tokens.get(timeout=120) < endless.most
+    endless.begun.clear()
+    assert endless.begun.wait(120)
+    page.close()
+    assert endless.tokens.get(timeout=120) < endless.most

@@ -3,6 +3,10 @@
 transformers builds one mask, sized by layer 0, for all layers; a pruned model needs one a layer.
 And it can return attention weights only from its slow backend, all of them; the methods here look
 at the rows of a few dozen text tokens. Both are computed here from a stock layer's own weights.
+
+What happens between projection and softmax differs from family to family (norms, partial or other
+rotations, capped logits, sinks, windows), and a step left out would rank tokens wrongly in silence:
+rows are computed of the layers in `ROW_LAYERS`, each held against the eager backend by a test.
 """
 
 from __future__ import annotations
@@ -20,6 +24,20 @@ from transformers.models.llama.modeling_llama import rotate_half
 from ...pruning.layout import precise
 
 BACKENDS = ("sdpa", "eager", "flash_attention_2")
+
+#: Attention classes of transformers' families that work as `attention_rows` does: `q_proj` and
+#: `k_proj`, a norm of each head where there is a `q_norm`, Llama's rotation of whole heads,
+#: `scaling`, and softmax over all earlier tokens.
+ROW_LAYERS = {
+    "llama": "LlamaAttention",
+    "mistral": "MistralAttention",
+    "mixtral": "MixtralAttention",
+    "qwen2": "Qwen2Attention",
+    "qwen3": "Qwen3Attention",
+    "qwen3_moe": "Qwen3MoeAttention",
+    "gemma": "GemmaAttention",
+    "granite": "GraniteAttention",
+}
 
 
 def check_backend(name: str) -> None:
@@ -58,6 +76,26 @@ def causal_mask(
     return torch.where(allowed, blank, torch.finfo(like.dtype).min)
 
 
+def check_rows(attention: nn.Module, keys: int = 0) -> None:
+    """Raise ValueError for a layer whose rows over `keys` tokens cannot be computed here."""
+    kind = type(attention)
+    family = kind.__module__.rpartition(".modeling_")[2]
+    stock = kind.__module__ == f"transformers.models.{family}.modeling_{family}"
+    if not stock or ROW_LAYERS.get(family) != kind.__name__:
+        raise ValueError(
+            f"attention rows of {kind.__module__}.{kind.__name__} are not known: what it does "
+            "between projection and softmax may differ from "
+            f"{', '.join(ROW_LAYERS.values())}. Add it to ROW_LAYERS and to the test of its parity "
+            "if that holds, or use a method that looks at no rows"
+        )
+    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    if window is not None and keys > window:
+        raise ValueError(
+            f"attention rows over {keys} tokens: this {kind.__name__} sees {window} "
+            "(sliding_window), and rows over a window are not known. Shorten the prompt"
+        )
+
+
 #: Where the query projection of the running layer leaves its output, per thread; None: nowhere.
 _QUERIES: ContextVar[list[Tensor] | None] = ContextVar("queries", default=None)
 
@@ -74,7 +112,10 @@ def kept_queries(layer: nn.Module) -> Iterator[list[Tensor]]:
 
     Saves projecting the measured rows a second time. The hook stays on the layer once put there;
     it holds nothing itself and only serves the thread that asked.
+
+    Raises ValueError for a layer that `check_rows` refuses.
     """
+    check_rows(layer.self_attn)
     projection = layer.self_attn.q_proj
     if _keep_queries not in projection._forward_hooks.values():
         projection.register_forward_hook(_keep_queries)
@@ -92,6 +133,13 @@ def _future(count: int, device: torch.device) -> Tensor:
         return torch.ones(count, count, dtype=torch.bool, device=device).triu_(1)
 
 
+def _heads(attention: nn.Module, name: str, projected: Tensor) -> Tensor:
+    """Queries ("q") or keys ("k") as the layer rotates them: (batch, heads, n, head_dim)."""
+    heads = projected.unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+
 @torch.no_grad()
 def attention_rows(
     attention: nn.Module,
@@ -106,8 +154,11 @@ def attention_rows(
     queries: (batch, n, heads * head_dim), the layer's projections; rope: cosines and sines of its
     tokens, (batch, n, head_dim); keys: (batch, kv heads, n, head_dim), what it has just cached;
     valid: (batch, n) or None. Returns (batch, heads, count, n), softmaxed over the visible keys.
+
+    Raises ValueError for a layer that `check_rows` refuses.
     """
-    query = queries[:, -count:].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    check_rows(attention, keys.shape[2])
+    query = _heads(attention, "q", queries[:, -count:])
     cos, sin = (table[:, -count:].to(query.device) for table in rope)
     query = query * cos[:, None] + rotate_half(query) * sin[:, None]
     batch, heads, _, width = query.shape
@@ -148,9 +199,10 @@ class LayersAhead:
     @torch.no_grad()
     def rows(self, count: int) -> Tensor:
         layer = self._next()
-        attention, normed = layer.self_attn, self.next_norm()
+        check_rows(attention := layer.self_attn)
+        normed = self.next_norm()
         queries = attention.q_proj(normed[:, -count:])
-        keys = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        keys = _heads(attention, "k", attention.k_proj(normed))
         cos, sin = (table[:, None].to(keys.device) for table in self._rope)
         keys = keys * cos + rotate_half(keys) * sin
         valid = None if self._valid is None else self._valid.to(keys.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...constants import IMAGE_TOKEN_INDEX
 from ...pruning.cache import PrunedCache
+from ..context import demand_context
 from ..llava_arch import LlavaMetaForCausalLM
 
 
@@ -33,7 +34,8 @@ def embed_continuation(
     images: all of the conversation in order, or only those that the cache has not seen.
 
     Raises ValueError when the ids are not the cached conversation and something new, when the
-    images are neither all nor the new ones, or when samples go on with unequally many tokens.
+    images are neither all nor the new ones, or when samples go on with unequally many tokens;
+    PromptError for a conversation beyond the context.
     """
     layout, appended = cache.layout, cache.get_seq_length() - cache.layout.n
     ids = input_ids.to("cpu")
@@ -71,6 +73,10 @@ def embed_continuation(
     new = model.embed_prompt(
         torch.stack(rows), None, images, image_sizes, visual_token_num=visual_token_num
     )
+    grown = appended + new.embeds.shape[1]
+    lengths = [length + grown for length in layout.lengths]
+    visual = [old + more for old, more in zip(layout.n_visual, new.layout.n_visual)]
+    demand_context(lengths, visual, model.config)
     shape = (layout.batch, cache.get_seq_length(), new.embeds.shape[-1])
     embeds = torch.cat([new.embeds.new_zeros(shape), new.embeds], 1)
     return embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)

@@ -10,12 +10,13 @@ packed sequences by some attention backends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import (
     LlamaConfig,
@@ -23,10 +24,12 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
 )
 
+from ...mm_utils import stopping_at
 from ...pruning.base import Dense, Observation, Pruner
 from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
 from ...pruning.layout import TokenLayout, apply
+from ..context import ContextEnd
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from .attention import LayersAhead, attention_rows, causal_mask, check_backend, kept_queries
 from .continuing import embed_continuation
@@ -292,6 +295,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         visual_token_num: int | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: PrunedCache | None = None,
+        stop_strings: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate after a prompt with images; every option of transformers' `generate` works.
@@ -307,13 +311,18 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         past_key_values: a PrunedCache of an earlier call, to go on with the same conversation;
             `inputs` is then the whole conversation. Only what is new runs, images the cache has
             seen may be left out, and what its prefill dropped stays dropped (`pruner` is not read).
+        stop_strings: a sequence ends with the token that completes one of them in its text, as
+            `tokenizer`, which must come along, decodes it without special tokens.
 
         Returns the new tokens only (batch, new), or with `return_dict_in_generate=True` an output
-        whose `past_key_values.trace` tells what was pruned.
+        whose `past_key_values.trace` tells what was pruned. An answer ends with the context.
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids")
+        if stop_strings:
+            given = (kwargs.get("tokenizer"), kwargs.get("stopping_criteria"))
+            kwargs["stopping_criteria"] = stopping_at(stop_strings, *given)
         cache = PrunedCache() if past_key_values is None else past_key_values
         given = (input_ids, attention_mask, images, image_sizes)
         if cache.is_empty:
@@ -324,8 +333,15 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             cache.layout, embeds, mask = prompt.layout, prompt.embeds, prompt.layout.valid.long()
         else:
             embeds, mask = embed_continuation(self, *given, cache, visual_token_num)
+        grown = embeds.shape[1] - cache.layout.n
+        end = ContextEnd([length + grown for length in cache.layout.lengths], self.config)
+        criteria = [*(kwargs.pop("stopping_criteria", None) or ()), end]
         return super().generate(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, **kwargs
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            stopping_criteria=StoppingCriteriaList(criteria),
+            **kwargs,
         )
 
 

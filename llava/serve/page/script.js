@@ -120,7 +120,7 @@ async function run() {
       tokens === null ? `Pruned by ${method}` : `Pruned by ${method}, ${tokens} tokens`;
     showAnswer(at("pruned"), answer, state.dense.answer);
     showPatches();
-    at("status").textContent = "Done.";
+    at("status").textContent = answer.note ? `Done. Note: ${answer.note}.` : "Done.";
   } catch (error) {
     if (error.name === "AbortError" || state.running !== running) return;
     at("status").textContent = "";

@@ -1,0 +1,95 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a program of this package from its first import on.
+
+All three leave one line and status 130, no traceback. `llava.eval.interruption` is how an answering
+run takes them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NoReturn
+
+EXIT_INTERRUPTED = 130
+_LINE = "Interrupted."
+_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+def ending_signals() -> list[signal.Signals]:
+    """The signals that ask a program to end; SIGHUP is not one under nohup, nor on Windows."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    there = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [s for s in there if s.name != "SIGHUP" or signal.getsignal(s) is not signal.SIG_IGN]
+
+
+def is_starting() -> bool:
+    """Whether a program of this package is at its start, which is what imports the package."""
+    program = sys.argv[0] if sys.argv else ""
+    if program != "-m":  # what Python has there until it has found the module
+        return Path(program).resolve().parent == _SCRIPTS
+    flags = zip(sys.orig_argv, sys.orig_argv[1:])
+    named = [module for flag, module in flags if flag[:1] == "-" and flag[-1:] == "m"]
+    return bool(named) and named[0].partition(".")[0] == "llava"
+
+
+def begin_program() -> None:
+    """Take the signals of this process, which is a program of this package from here on."""
+    ending = _Ending()
+    for number in ending_signals():
+        signal.signal(number, ending)
+    sys.excepthook = _excepthook
+    sys.unraisablehook = _unraisablehook
+
+
+class _Ending:
+    """Within `main` the first signal raises KeyboardInterrupt, so that nothing is left half done.
+
+    Before it, in imports, and after it nothing can be half done: there the process ends at once. So
+    it does at a second signal.
+    """
+
+    def __init__(self) -> None:
+        self._raised = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._raised or not _in_main(frame):
+            leave()
+        self._raised = True
+        raise KeyboardInterrupt
+
+
+def _in_main(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "main" and frame.f_globals.get("__name__") == "__main__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def leave() -> NoReturn:
+    """End this process with status 130, wherever it is."""
+    try:
+        sys.stdout.flush()
+        print(_LINE, file=sys.stderr, flush=True)
+    finally:
+        os._exit(EXIT_INTERRUPTED)
+
+
+def _excepthook(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(_LINE, file=sys.stderr, flush=True)
+    sys.exit(EXIT_INTERRUPTED)
+
+
+def _unraisablehook(unraisable: sys.UnraisableHookArgs) -> None:
+    """A KeyboardInterrupt from where Python can raise nothing ends the process all the same."""
+    if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
+        leave()
+    sys.__unraisablehook__(unraisable)

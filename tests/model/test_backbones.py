@@ -1,0 +1,143 @@
+"""Attention rows of every family that they are computed for, against its eager backend's matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from llava.model.language_model.attention import (
+    ROW_LAYERS,
+    LayersAhead,
+    attention_rows,
+    causal_mask,
+    kept_queries,
+)
+from llava.pruning.cache import PrunedCache
+
+BATCH, N, COUNT, HEADS = 2, 12, 5, 4
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 40,
+    "pad_token_id": 0,
+}
+#: What the families have beside the sizes: what a default would leave without effect.
+EXTRA = {
+    "granite": {"attention_multiplier": 0.4},
+    "mixtral": {"num_local_experts": 2},
+    "qwen3_moe": {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
+}
+
+
+def backbone(family: str, **extra) -> nn.Module:
+    """A random model of that family in float64, no parameter of which is 0 or 1."""
+    config = AutoConfig.for_model(family, **SIZES, **EXTRA.get(family, {}), **extra)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.3, 0.6)
+    return model
+
+
+@pytest.fixture
+def wide_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' eager backend softmaxes in float32; here in the dtype of the scores."""
+
+    def softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        return scores.softmax(dim)
+
+    monkeypatch.setattr(nn.functional, "softmax", softmax)
+
+
+@pytest.mark.usefixtures("wide_softmax")
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", ROW_LAYERS)
+@torch.no_grad()
+def test_rows_equal_the_eager_matrix(family: str, padded: bool) -> None:
+    model = backbone(family)
+    hidden = torch.randn(BATCH, N, 32, dtype=torch.double)
+    valid = torch.ones(BATCH, N, dtype=torch.bool)
+    valid[1, :4] = not padded
+    rope = model.rotary_emb(hidden, (valid.long().cumsum(1) - 1).clamp(min=0))
+    valid = valid if padded else None
+    mask, cache = causal_mask("eager", valid, N, N, hidden), PrunedCache()
+
+    def matrix(layer: nn.Module, **options) -> Tensor:
+        normed = layer.input_layernorm(hidden)
+        return layer.self_attn(normed, rope, attention_mask=mask, **options)[1][:, :, -COUNT:]
+
+    first, second = model.layers
+    with kept_queries(first) as queries:
+        expected = matrix(first, past_key_values=cache)
+    rows = attention_rows(first.self_attn, queries[0], rope, cache.layers[0].keys, COUNT, valid)
+    assert rows.shape == (BATCH, HEADS, COUNT, N) and rows.dtype == torch.double
+    torch.testing.assert_close(rows, expected, atol=1e-9, rtol=0)
+    ahead = LayersAhead(model, 0, hidden, rope, valid).rows(COUNT)
+    torch.testing.assert_close(ahead, matrix(second), atol=1e-9, rtol=0)
+    # The rows say something: they are neither even nor those of the other layer.
+    assert rows.amax(-1).max() > 2 / N and (rows - ahead).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("family", "extra", "name"),
+    [
+        ("gemma2", {}, "Gemma2Attention"),  # capped logits
+        ("phi3", {}, "Phi3Attention"),  # one projection
+        ("olmo2", {}, "Olmo2Attention"),  # a norm over all heads
+        ("cohere", {}, "CohereAttention"),  # another rotation
+        ("smollm3", {}, "SmolLM3Attention"),  # layers without a rotation
+        ("gpt_oss", {"num_local_experts": 2}, "GptOssAttention"),  # sinks
+        ("stablelm", {}, "StableLmAttention"),  # a rotation of a part
+    ],
+)
+def test_another_family_is_refused_by_name(family: str, extra: dict, name: str) -> None:
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(family, **SIZES, **extra))
+    layer = model.layers[0]
+    with pytest.raises(ValueError, match=name), kept_queries(layer):
+        pass
+    x = torch.zeros(1, 3, 32)
+    with pytest.raises(ValueError, match=name):
+        attention_rows(layer.self_attn, x, (x, x), torch.zeros(1, 2, 3, 16), 2, None)
+    with pytest.raises(ValueError, match=name):
+        LayersAhead(model, -1, x, (x, x), None).rows(2)
+
+
+def test_an_attention_of_the_same_name_is_refused() -> None:
+    class LlamaAttention(nn.Module):
+        pass
+
+    layer = nn.Module()
+    layer.self_attn = LlamaAttention()
+    with pytest.raises(ValueError, match=r"test_backbones\.LlamaAttention"), kept_queries(layer):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("mistral", {"sliding_window": N - 1}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": N - 1, "max_window_layers": 0}),
+    ],
+)
+@torch.no_grad()
+def test_a_window_that_hides_tokens_is_refused(family: str, extra: dict) -> None:
+    model = backbone(family, **extra)
+    attention = model.layers[0].self_attn
+    for n in (N - 1, N):
+        hidden = torch.randn(1, n, 32, dtype=torch.double)
+        rope = model.rotary_emb(hidden, torch.arange(n)[None])
+        keys, queries = torch.randn(1, 2, n, 16).double(), torch.randn(1, n, HEADS * 16).double()
+        if n < N:
+            assert attention_rows(attention, queries, rope, keys, 2, None).shape == (1, HEADS, 2, n)
+        else:
+            with pytest.raises(ValueError, match=r"over 12 tokens.* sees 11 \(sliding_window\)"):
+                attention_rows(attention, queries, rope, keys, 2, None)
