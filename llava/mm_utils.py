@@ -12,15 +12,12 @@ Sources: haotian-liu/LLaVA 1.2.2 (behaviour); AutoLab-SAI-SJTU/AutoPrune (letter
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -28,6 +25,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from llava.anyres import read_pinpoints, select_best_resolution, views
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import image_prompt, without_image_tokens
+from llava.image_processor import CLIP_IMAGE_SIZE, load_image_processor
 from llava.images import (
     MAX_PIXELS,
     check_size,
@@ -47,18 +45,11 @@ __all__ = [
     "get_model_name_from_path",
     "letterbox_mask",
     "load_image",
+    "load_image_from_base64",
     "load_image_processor",
     "process_images",
     "tokenizer_image_token",
 ]
-
-CLIP_IMAGE_SIZE = 336
-
-# Names under which checkpoints of any age describe the same resize, crop and normalisation.
-_CLIP_PROCESSORS = (
-    *("CLIPImageProcessor", "CLIPFeatureExtractor"),
-    *("LlavaImageProcessor", "LlavaNextImageProcessor"),
-)
 
 
 def process_images(
@@ -337,35 +328,3 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         ids = [i for i in ids if i not in self.special]
         tail = self.tokenizer.decode(ids[-self.window :], skip_special_tokens=True)
         return any(keyword in tail for keyword in self.keywords)
-
-
-def load_image_processor(folder: str | Path) -> Any:
-    """The CLIP image processor of a checkpoint folder, always the Pillow-backed one.
-
-    Reads `preprocessor_config.json` where the folder has one, in the old style (integer sizes) as
-    well; original LLaVA checkpoints have none, so the values of CLIP ViT-L/14 at 336 px hold.
-
-    Raises:
-        ValueError: the file is not JSON, or describes a processor that is not CLIP's.
-    """
-    # Where the PIL class exists under its own name, the plain name is the torchvision version.
-    if hasattr(transformers, "CLIPImageProcessorPil"):
-        cls = transformers.CLIPImageProcessorPil
-    else:
-        cls = transformers.CLIPImageProcessor
-    path = Path(folder) / "preprocessor_config.json"
-    if not path.is_file():
-        size = CLIP_IMAGE_SIZE
-        return cls(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    kind = config.get("image_processor_type") or config.get("feature_extractor_type")
-    if kind and kind.removesuffix("Fast").removesuffix("Pil") not in _CLIP_PROCESSORS:
-        raise ValueError(
-            f"{path}: expected one of {', '.join(_CLIP_PROCESSORS)}, got {kind}; LLaVA sees "
-            "through CLIP, take this file from the checkpoint's vision tower"
-        )
-    # Padding, if any, is decided by the model's config (see process_images).
-    return cls.from_dict({**config, "do_pad": False})

@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava.eval.arguments import setting_defaults
+from llava.eval.arguments import OFFLINE, setting_defaults
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.comparison import compare, recorded_pruner
@@ -38,21 +38,31 @@ from .traced import TracedAnswer
 from .tradeoff import series
 
 _MOST = 120
-_NOT_SHOWN = ("question_file", "answers_file", "image_folder", "pruner", "question_sha256")
+_NOT_SHOWN = (
+    *("question_file", "answers_file", "image_folder", "pruner", "question_sha256"),
+    "offline",
+)
 
 
 class Asker:
     """Asks the checkpoint of some runs again, with the settings that they recorded.
 
-    `model_path` and `device` replace the record's.
+    `model_path`, `device` and `offline` replace the record's.
 
     Raises:
         ValueError, OSError, ImportError: no such checkpoint, device or kernel, or one whose tokens
             are no patches of one square; says which.
     """
 
-    def __init__(self, result: Result, data: Path, model_path: str | None, device: str | None):
-        settings = setting_defaults() | result.settings | {"device": device}
+    def __init__(
+        self,
+        result: Result,
+        data: Path,
+        model_path: str | None,
+        device: str | None,
+        offline: bool,
+    ) -> None:
+        settings = setting_defaults() | result.settings | {"device": device, "offline": offline}
         if model_path is not None:
             settings["model_path"] = model_path
         self._tokenizer, self._model, self._processor = load_model(SimpleNamespace(**settings))
@@ -153,13 +163,15 @@ def main(
     parser.add_argument("--no-model", action="store_true", help="do not ask again: no pictures")
     parser.add_argument("--model-path", help="the checkpoint, where it is no longer in its place")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    parser.add_argument("--offline", action="store_true", help=OFFLINE)
     args = parser.parse_args(argv)
     try:
         if args.most < 0:
             raise ValueError(f"--most must be 0 or more, got {args.most}")
         results = collect(args.runs, args.data, benchmarks)
         asked = not args.no_model and args.most
-        ask = Asker(results[0], args.data, args.model_path, args.device) if asked else None
+        place = args.data, args.model_path, args.device, args.offline
+        ask = Asker(results[0], *place) if asked else None
         content = gather(results, args.data, args.most, title=args.title, ask=ask)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         # Half of a surrogate pair, which JSON can hold and UTF-8 cannot, is shown as "?".

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList
 
-from llava.eval.answering import FirstTokenClock, Until
+from llava.eval.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.environment import synchronize
 from llava.images import resized_square, to_rgb
 from llava.mm_utils import ask, letterbox_mask
@@ -111,6 +111,7 @@ def run(
     end = perf_counter()
     assert clock.time is not None, "generate makes at least one token"
     ids = output.sequences[0].tolist()
+    said = ids[:-1] if ids[-1] in stop_ids(model, tokenizer) else ids
     trace: PruneTrace = output.past_key_values.trace
     sample, kept = trace.samples[0], trace.kept_patches(0)
     grid = model.get_vision_tower().grid
@@ -118,7 +119,7 @@ def run(
     box = letterbox_mask(image.size, grid).nonzero()[:, 0].tolist() if padded else []
     shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
     return TracedAnswer(
-        text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        text=tokenizer.decode(said, skip_special_tokens=True).strip(),
         new_tokens=len(ids),
         picture=picture,
         grid=grid,

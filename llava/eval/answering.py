@@ -81,7 +81,7 @@ class Answerer:
         self._settings = settings
         self._model_id = get_model_name_from_path(settings.model_path)
         self._shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
-        self._stop_ids = _stop_ids(model, tokenizer)
+        self._stop_ids = stop_ids(model, tokenizer)
         self._context = context_length(model.config)
         cached = settings.feature_cache_gb is not None
         self._features: FeatureCache | None = model.get_vision_tower() if cached else None
@@ -203,8 +203,9 @@ class Answerer:
         ends = [i for i, token in enumerate(ids) if token in self._stop_ids]
         full = not ends and len(ids) == room and room < self._settings.max_new_tokens
         ids = ids[: ends[0] + 1] if ends else ids
+        said = ids[:-1] if ends else ids
         try:
-            text = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+            text = self._tokenizer.decode(said, skip_special_tokens=True).strip()
         except ValueError as error:
             return PromptError(f"its answer cannot be decoded: {error}")
         metadata = {
@@ -242,7 +243,8 @@ def _of_options(question: Question) -> tuple[dict[str, int], dict[str, list[str]
     return {"round_id": 0}, {"options": list(question.options), "option_char": letters}
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
+def stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer, of which they are no part."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}

@@ -11,6 +11,9 @@ from llava.conversation import conv_templates
 
 from .settings import RunSettings
 
+#: Help of --offline.
+OFFLINE = "download nothing from the Hugging Face hub; its cache is read"
+
 # A sweep sets these; for the pruner there are flags of other names.
 _NO_FLAG = ("pruner", "limit", "feature_cache_gb")
 
@@ -29,7 +32,12 @@ def add_model_arguments(group: argparse._ArgumentGroup, default: str | None = No
         "--model-path", required=default is None, default=default, help="checkpoint folder"
     )
     group.add_argument("--model-base", help="base checkpoint, for projector-only checkpoints")
-    group.add_argument("--vision-tower", help="CLIP folder instead of the one the config names")
+    group.add_argument(
+        "--vision-tower",
+        help="CLIP folder instead of the one the config names; to a checkpoint with a tower inside "
+        "it lends config and image processor",
+    )
+    group.add_argument("--offline", action="store_true", help=OFFLINE)
     group.add_argument(
         "--merge-type",
         choices=MERGE_TYPES,

@@ -51,6 +51,7 @@ def load_checkpoint(settings: RunSettings) -> tuple[Any, Any, Any, int]:
         load_4bit=settings.load_4bit,
         merge_type=settings.merge_type,
         processing=settings.processing,
+        offline=settings.offline,
     )
 
 
@@ -90,8 +91,10 @@ class ModelOnce:
         return getattr(self._loaded[1].get_vision_tower(), "dropped", 0)
 
 
-def decoder_layers(model_path: str) -> int:
+def decoder_layers(model_path: str, offline: bool = False) -> int:
     """How many layers the decoder of a checkpoint has, from its config.json.
+
+    offline: whether nothing is downloaded.
 
     Raises:
         ValueError, OSError: no LLaVA checkpoint; says which.
@@ -100,7 +103,7 @@ def decoder_layers(model_path: str) -> int:
     # Without the model's code, which brings transformers: a complete run must not wait for it.
     layers = json_files.read(path).get("num_hidden_layers") if path.is_file() else None
     if layers is None:
-        layers = _config(model_path).get("num_hidden_layers")
+        layers = _config(model_path, offline).get("num_hidden_layers")
     if not json_files.is_one_of(layers, int) or layers < 1:
         raise ValueError(
             f"{path}: num_hidden_layers must be a whole number above 0, got "
@@ -117,7 +120,7 @@ def layers_to_scale_to(args: argparse.Namespace) -> int | None:
         ValueError, OSError: no LLaVA checkpoint; or none at all, with --depth-layers.
     """
     try:
-        return decoder_layers(args.model_path)
+        return decoder_layers(args.model_path, args.offline)
     except FileNotFoundError:
         if args.depth_layers is not None:
             raise
@@ -125,18 +128,21 @@ def layers_to_scale_to(args: argparse.Namespace) -> int | None:
 
 
 def decoder_shape(model_path: str) -> DecoderShape:
-    """The sizes of a checkpoint's decoder, from its config.json; raises as `decoder_layers`."""
-    return DecoderShape.from_config(SimpleNamespace(**_config(model_path)))
+    """The sizes of a checkpoint's decoder, from its config.json; raises as `decoder_layers`.
+
+    Nothing is downloaded: what asks this reads records of runs that had the checkpoint.
+    """
+    return DecoderShape.from_config(SimpleNamespace(**_config(model_path, offline=True)))
 
 
-def _config(model_path: str) -> dict[str, Any]:
-    from llava.model.config_json import detect_format, from_hf
-    from llava.model.reading import resolve
-    from llava.model.weights import read_json
+def _config(model_path: str, offline: bool) -> dict[str, Any]:
+    from llava.model.lora import demand_no_adapter
+    from llava.model.reading import read_config, resolve
 
-    folder = resolve(model_path)
-    config = read_json(folder / "config.json")
-    return from_hf(config, folder) if detect_format(config, str(folder)) == "llava-hf" else config
+    folder = resolve(model_path, offline=offline, only="*.json")
+    if not (folder / "config.json").is_file():
+        demand_no_adapter(folder)
+    return read_config(folder)[0]
 
 
 def _warm_up(model: Any) -> None:

@@ -37,6 +37,7 @@ DECIDES = {
     "attn_implementation": ALWAYS,
     "merge_type": ALWAYS,
     "processing": ALWAYS,
+    "offline": NEVER,
     "conv_mode": ALWAYS,
     "visual_token_num": ALWAYS,
     "pruner": ALWAYS,
@@ -85,6 +86,7 @@ class RunSettings:
     attn_implementation: str = "sdpa"
     merge_type: str | None = None
     processing: str = "llava"
+    offline: bool = False
     conv_mode: str = "vicuna_v1"
     visual_token_num: int | None = None
     pruner: Any = None

@@ -12,14 +12,16 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from ..anyres import READINGS
-from ..mm_utils import load_image_processor
+from ..constants import DEFAULT_IMAGE_TOKEN
+from ..image_processor import check_image_size, load_image_processor
 from .config_json import choose_merge_type
 from .context import context_length
 from .hf_tokenizer import HfTokenizer
 from .image_tokens import add_image_tokens
 from .language_model.attention import check_backend
 from .language_model.llava_llama import LlavaLlamaForCausalLM
-from .reading import make_config, read_checkpoint, resolve
+from .reading import Checkpoint, read_checkpoint, resolve
+from .shapes import make_config
 from .tokenizer import LlavaTokenizer, load_tokenizer
 from .weights import rename
 
@@ -41,6 +43,7 @@ def load_pretrained_model(
     attn_implementation: str = "sdpa",
     merge_type: str | None = None,
     processing: str = "llava",
+    offline: bool = False,
     torch_dtype: str | torch.dtype | None = None,
     load_in_8bit: bool = False,
     load_in_4bit: bool = False,
@@ -49,13 +52,14 @@ def load_pretrained_model(
 ) -> tuple[LlavaTokenizer, LlavaLlamaForCausalLM, Any, int]:
     """Load a model for inference: (tokenizer, model, image_processor, context_len).
 
-    model_path: a folder, or a name on the Hugging Face hub.
+    model_path: a folder, or OWNER/NAME on the Hugging Face hub where no folder OWNER is here.
     model_base: the language model's folder, when `model_path` holds only `mm_projector.bin`.
     model_name: accepted for compatibility; what a checkpoint is, its config.json says.
     load_8bit, load_4bit: quantise through bitsandbytes, which must be installed.
     device_map: "auto" or a map spreads the model over devices through accelerate.
     device: cuda when there is one, else mps, else cpu. Not together with `device_map`.
-    vision_tower: folder of the CLIP checkpoint, in place of the one that config.json names.
+    vision_tower: folder of the CLIP checkpoint, in place of the one that config.json names. To a
+        tower inside the checkpoint it lends its config and image processor, see `read_checkpoint`.
     dtype: "auto" (the checkpoint's), "float32", "float16", "bfloat16".
     attn_implementation: "sdpa", "eager" or "flash_attention_2" (also by `use_flash_attn`).
     merge_type: of a model that tiles pictures, how their views become one sequence, "flat",
@@ -64,6 +68,7 @@ def load_pretrained_model(
         "spatial".
     processing: "llava" prepares pictures and prompts as LLaVA does, whatever the format;
         "llava-hf" as llava-hf's processors and this release of transformers do (see `_as_hf`).
+    offline: whether names are only looked up in the hub's cache and nothing is downloaded.
     torch_dtype, load_in_8bit, load_in_4bit, use_flash_attention_2: other spellings of dtype,
         load_8bit, load_4bit and use_flash_attn, for programs written for LLaVA.
     low_cpu_mem_usage: accepted for compatibility; loading works that way.
@@ -91,8 +96,8 @@ def load_pretrained_model(
     if (load_8bit or load_4bit) and not is_bitsandbytes_available():
         raise ImportError("4-bit and 8-bit loading need bitsandbytes: pip install bitsandbytes")
 
-    folder = resolve(model_path)
-    found = read_checkpoint(folder, vision_tower, model_base)
+    folder = resolve(model_path, offline=offline)
+    found = read_checkpoint(folder, vision_tower, model_base, offline=offline)
     choose_merge_type(found.config, merge_type, str(folder))
     if "unpad" not in (found.config.get("mm_patch_merge_type") or ""):
         found.state.pop("model.image_newline", None)
@@ -104,6 +109,9 @@ def load_pretrained_model(
     rows = len(found.state["model.embed_tokens.weight"])
     add_image_tokens(tokenizer, found.config, rows, f"{folder}/config.json")
     image_processor = load_image_processor(found.processor_folder)
+    side = found.config["mm_vision_config"]["image_size"]
+    aspect_ratio = found.config.get("image_aspect_ratio")
+    check_image_size(image_processor, found.processor_folder, side, aspect_ratio)
     wanted = _dtype(dtype, found.config, found.state)
 
     options: dict[str, Any] = {}
@@ -128,7 +136,7 @@ def load_pretrained_model(
     if device_map is None:
         model.to(device or default_device())
     model.eval()
-    _set_generation(model, tokenizer, found.config)
+    _set_generation(model, tokenizer, found)
     return tokenizer, model, image_processor, context_length(model.config)
 
 
@@ -182,15 +190,25 @@ def _quantisation(four_bit: bool, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def _set_generation(
-    model: LlavaLlamaForCausalLM, tokenizer: LlavaTokenizer, values: Mapping[str, Any]
+    model: LlavaLlamaForCausalLM, tokenizer: LlavaTokenizer | HfTokenizer, checkpoint: Checkpoint
 ) -> None:
-    """Greedy decoding that stops at </s>; rows that llava-hf appended can never be chosen."""
-    generation = model.generation_config
+    """Greedy decoding that stops at </s> and the checkpoint's other ends.
+
+    Rows that no token names, such as those that pad the vocabulary, are never chosen, nor are the
+    tokens that stand for a picture and for padding in llava-hf's format.
+    """
+    generation, size = model.generation_config, model.config.vocab_size
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ends = list(dict.fromkeys([end, *checkpoint.end_tokens]))
     generation.bos_token_id = tokenizer.bos_token_id
-    generation.eos_token_id = tokenizer.eos_token_id
+    generation.eos_token_id = ends if len(ends) > 1 else end
     # Some folders add a <pad> that has no row in the embeddings, yet finished samples are fed it.
-    pad = tokenizer.pad_token_id
-    generation.pad_token_id = pad if pad < model.config.vocab_size else tokenizer.eos_token_id
-    image_token = values.get("image_token_index")
-    if image_token is not None and image_token < model.config.vocab_size:
-        generation.suppress_tokens = list(range(image_token, model.config.vocab_size))
+    generation.pad_token_id = pad if pad < size else end
+    vocabulary = tokenizer.get_vocab()
+    never = set(range(size)).difference(vocabulary.values())
+    image_token = checkpoint.config.get("image_token_index")
+    if image_token is not None:
+        never |= {image_token, pad} - {tokenizer.bos_token_id, tokenizer.unk_token_id}
+    never.add(vocabulary.get(DEFAULT_IMAGE_TOKEN))
+    never = {i for i in never if i is not None and i < size}.difference(ends)
+    generation.suppress_tokens = sorted(never) or None

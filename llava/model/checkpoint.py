@@ -1,10 +1,11 @@
-"""Conversion of checkpoints between the two formats that hold the same model.
+"""Conversion of checkpoints between the two formats of one model; merging of LoRA adapters.
 
 LLaVA's own ("original": liuhaotian/llava-v1.5-7b and others, the vision tower in a CLIP checkpoint
 of its own, or inside where it was trained along, as in LLaVA-1.6) and the converted one
 ("llava-hf": llava-hf/llava-1.5-7b-hf and llava-v1.6-vicuna-7b-hf, one set of files).
 
     python -m llava.model.checkpoint convert SRC DST --to llava-hf
+    python -m llava.model.checkpoint merge LORA BASE DST
 """
 
 from __future__ import annotations
@@ -12,21 +13,36 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import json_files
 from ..anyres import read_pinpoints
+from ..image_processor import PLAIN_FILE, describe_processor
 from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
-from .reading import PROCESSOR_FILE, read_checkpoint, resolve
-from .weights import VISION, rename, write_json, write_tensors, write_vision_tower
+from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter
+from .reading import Checkpoint, assemble, read_checkpoint, read_config, resolve
+from .shapes import EMBEDDING, HEAD
+from .vision_tower import was_trained
+from .weights import (
+    VISION,
+    original_names,
+    read_projector,
+    read_tensors,
+    rename,
+    write_json,
+    write_tensors,
+    write_vision_tower,
+)
 
 #: Rows that llava-hf appends to the vocabulary: <image>, <pad>, and padding to a multiple of 64.
 EXTRA_ROWS = 64
-_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+_VOCABULARY = (EMBEDDING, HEAD)
 _TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -38,22 +54,111 @@ _TOKENIZER_FILES = (
 
 
 def convert(
-    source: str | Path, target: Path, to: str, vision_tower: str | Path | None = None
+    source: str | Path,
+    target: Path,
+    to: str,
+    vision_tower: str | Path | None = None,
+    *,
+    offline: bool = False,
 ) -> None:
     """Write the checkpoint in `source` to `target` in the format `to`, as safetensors.
 
     Every tensor keeps its values and dtype. "original" puts the vision tower into
-    `target`/vision_tower, in CLIP's format; of LLaVA-1.6 only its config, the tensors stay inside.
-    Files of tokenizer and processor are copied.
+    `target`/vision_tower, in CLIP's format; where it was trained along (LLaVA-1.6) only its config,
+    the tensors stay inside.
+    Files of tokenizer and processor are copied. vision_tower, offline: see `read_checkpoint`.
 
     Raises FileExistsError when `target` holds anything, ValueError or FileNotFoundError for a
     damaged source or one that `to` cannot express.
     """
+    _demand_free(target)
+    folder = resolve(source, offline=offline)
+    _write(read_checkpoint(folder, vision_tower, offline=offline), target, to)
+
+
+def merge(
+    lora: str | Path,
+    base: str | Path,
+    target: Path,
+    vision_tower: str | Path | None = None,
+    *,
+    offline: bool = False,
+) -> str:
+    """Write `base` with the LoRA adapter in `lora` merged into it to `target`; returns its format.
+
+    The format is the base's; every tensor that the adapter does not change keeps its values, and
+    all keep their dtype. LLaVA's own adapters come with the config.json of the merged model, whose
+    base may be a language model alone; to any other the base's config.json applies. The vision
+    tower is chosen as by `read_checkpoint`, as are vision_tower and offline.
+
+    Raises FileExistsError when `target` holds anything, ValueError or FileNotFoundError for an
+    adapter that cannot be merged (see `lora`) or does not fit the base.
+    """
+    _demand_free(target)
+    find = partial(resolve, offline=offline)
+    folder, base_folder = find(lora), find(base)
+    adapter = read_adapter(folder)
+    demand_no_adapter(base_folder)
+    config, config_folder, kind = _merged_config(folder, base_folder)
+    where = f"{folder} on {base_folder}"
+    state = original_names(read_tensors(base_folder), base_folder)
+    state = {**read_projector(base_folder), **state}
+    # A whole tower takes part in the check; a few tensors wait for the tower they belong to.
+    towers = {k: v for k, v in adapter.whole.items() if k.startswith(VISION)}
+    if f"{VISION}embeddings.class_embedding" in {**state, **towers}:
+        towers = {}
+    put_whole({k: v for k, v in adapter.whole.items() if k not in towers}, state, where)
+    checkpoint = assemble(
+        config_folder, config, kind, state, where, base_folder, vision_tower, find
+    )
+    demand_tensors([*towers, *adapter.pairs], checkpoint.state, where)
+    put_whole(towers, checkpoint.state, where)
+    add_pairs(adapter.pairs, checkpoint.state, where)
+    if checkpoint.config.get("tie_word_embeddings"):
+        # An adapter of one of two tied tables makes them two.
+        tables = (checkpoint.state[HEAD], checkpoint.state[EMBEDDING])
+        checkpoint.config["tie_word_embeddings"] = torch.equal(*tables)
+    _write(checkpoint, target, kind)
+    return kind
+
+
+def _merged_config(folder: Path, base: Path) -> tuple[dict[str, Any], Path, str]:
+    """Original-format config values of a merged model, the folder they are from, its format."""
+    try:
+        config, kind = read_config(base)
+    except ValueError as error:
+        # Not a LLaVA: the language model that a LLaVA was made of while the adapter was trained.
+        lacks = [n for n in ("config.json", TRAINABLES) if not (folder / n).is_file()]
+        if lacks:
+            raise ValueError(
+                f"{error}; or a language model, for an adapter with LLaVA's config.json and "
+                f"{TRAINABLES} (written at the end of its training), but {folder} lacks "
+                f"{' and '.join(lacks)}"
+            ) from None
+        config, kind = json_files.read(base / "config.json"), "original"
+    if kind == "llava-hf" or not (folder / "config.json").is_file():
+        return config, base, kind
+    # The adapter's own, but the tensors are of the base's dtype.
+    dtypes = {key: config.get(key) for key in ("dtype", "torch_dtype")}
+    config, written = read_config(folder)
+    if written != kind:
+        raise ValueError(
+            f"{folder}/config.json is llava-hf's, the base is in the original format: convert the "
+            "base to llava-hf first"
+        )
+    return {**config, **dtypes}, folder, kind
+
+
+def _demand_free(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; choose a new or an empty folder")
-    checkpoint = read_checkpoint(resolve(source), vision_tower)
+
+
+def _write(checkpoint: Checkpoint, target: Path, to: str) -> None:
     write = _to_hf if to == "llava-hf" else _to_original
     values, state = write(checkpoint.config, dict(checkpoint.state))
+    if checkpoint.config.get("tie_word_embeddings"):
+        del state[rename(HEAD, "original", to)]
     target.mkdir(parents=True, exist_ok=True)
     tower = target
     if to == "original":
@@ -61,12 +166,16 @@ def convert(
         inside = any(name.startswith(VISION) for name in state)
         tensors = {} if inside else checkpoint.state
         write_vision_tower(tower, checkpoint.config["mm_vision_config"], tensors)
-    for name, folder, place in (
-        *((name, checkpoint.tokenizer_folder, target) for name in _TOKENIZER_FILES),
-        (PROCESSOR_FILE, checkpoint.processor_folder, tower),
-    ):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, place / name)
+    for name in _TOKENIZER_FILES:
+        if (checkpoint.tokenizer_folder / name).is_file():
+            shutil.copyfile(checkpoint.tokenizer_folder / name, target / name)
+    if description := describe_processor(checkpoint.processor_folder):
+        # Where it was nested it comes out alone, which all releases of transformers read.
+        path, processor = description
+        if path.name == PLAIN_FILE:
+            shutil.copyfile(path, tower / PLAIN_FILE)
+        else:
+            write_json(tower / PLAIN_FILE, processor)
     write_tensors(target, state)
     # Last, so that a conversion that was cut short is not taken for a checkpoint.
     write_json(target / "config.json", values)
@@ -92,13 +201,13 @@ def _to_original(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict
         architectures=["LlavaLlamaForCausalLM"],
         mm_vision_tower="vision_tower",
     )
-    if _tiles(config):
+    if _tiles(config) or was_trained(config):
         return {**values, "unfreeze_mm_vision_tower": True}, state
     return values, {k: v for k, v in state.items() if not k.startswith(VISION)}
 
 
 def _tiles(config: dict[str, Any]) -> bool:
-    """Whether it is LLaVA-1.6, which trained its vision tower along."""
+    """Whether it is LLaVA-1.6, whose vision tower was trained along, also where nothing says so."""
     return config.get("image_aspect_ratio") == "anyres"
 
 
@@ -141,7 +250,7 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
         "image_token_index": image_token,
         "pad_token_id": image_token + 1,
         "projector_hidden_act": "gelu",
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.get("tie_word_embeddings", False),
         "vision_feature_layer": config.get(
             "mm_vision_select_layer", LlavaConfig.mm_vision_select_layer
         ),
@@ -154,6 +263,12 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
     }, {rename(k, "original", "llava-hf"): v for k, v in state.items()}
 
 
+def _add_offline(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--offline", action="store_true", help="download nothing; the hub's cache is read"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava.model.checkpoint", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -162,13 +277,25 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("target", type=Path)
     command.add_argument("--to", choices=("original", "llava-hf"), required=True)
     command.add_argument("--vision-tower", help="folder of the CLIP checkpoint")
+    _add_offline(command)
+    command = commands.add_parser("merge", help="merge a LoRA adapter into its base")
+    command.add_argument("lora", help="folder of the adapter, PEFT's or LLaVA's")
+    command.add_argument("base", help="what it was trained on: a folder, or a name on the hub")
+    command.add_argument("target", type=Path)
+    command.add_argument("--vision-tower", help="folder of the CLIP checkpoint")
+    _add_offline(command)
     args = parser.parse_args(argv)
     try:
-        convert(args.source, args.target, args.to, args.vision_tower)
+        if "lora" in args:
+            base, tower = args.base, args.vision_tower
+            to = merge(args.lora, base, args.target, tower, offline=args.offline)
+        else:
+            to = args.to
+            convert(args.source, args.target, to, args.vision_tower, offline=args.offline)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {args.target} ({args.to} format)")
+    print(f"wrote {args.target} ({to} format)")
     return 0
 
 

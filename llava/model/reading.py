@@ -7,42 +7,27 @@ must be there in the right shape, and nothing else may be: no tensor is ever mad
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import is_offline_mode, snapshot_download, try_to_load_from_cache
 from torch import Tensor
 
-from .config_json import check_images, detect_format, from_hf
-from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from .. import json_files
+from ..image_processor import NESTED_FILE, PLAIN_FILE, describe_processor
+from .config_fields import check_config
+from .config_json import check_images, detect_format, end_tokens, from_hf, from_original
+from .lora import demand_no_adapter
 from .senna import adapter_sizes
-from .weights import (
-    VISION,
-    read_json,
-    read_projector,
-    read_tensors,
-    read_vision_config,
-    read_vision_tower,
-    rename,
-    vision_config,
-)
+from .shapes import EMBEDDING, check_key_heads, describe_tensors, tie_head, verify
+from .vision_tower import Find, choose_tower, differ, part
+from .weights import original_names, read_projector, read_tensors, weight_files
 
-#: The CLIP config of every published LLaVA checkpoint, for those that hold their tower themselves.
-_CLIP_NAME = "openai/clip-vit-large-patch14-336"
-_CLIP_CONFIG = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-    "projection_dim": 768,
-}
 _NEWLINE = "model.image_newline"
-PROCESSOR_FILE = "preprocessor_config.json"
 
 logger = logging.getLogger(__name__)
 
@@ -53,54 +38,141 @@ class Checkpoint:
 
     config: values in the original format's terms, the tower's config as `mm_vision_config`.
     state: tensors under the original format's names, the vision tower's included.
+    end_tokens: ids that end an answer beside the tokenizer's own.
     tokenizer_folder, processor_folder: where their files are, if anywhere.
     """
 
     config: dict[str, Any]
     state: dict[str, Tensor]
+    end_tokens: tuple[int, ...]
     tokenizer_folder: Path
     processor_folder: Path
 
 
-def resolve(name: str | Path, beside: Path | None = None) -> Path:
+def resolve(
+    name: str | Path, beside: Path | None = None, *, offline: bool = False, only: str | None = None
+) -> Path:
     """The folder a name means: one in `beside`, a path, or a hub repository.
+
+    The hub is asked for OWNER/NAME, unless a folder OWNER is here: then a path was meant. Before
+    anything is downloaded, a warning says what. Nothing is with `offline`, or where HF_HUB_OFFLINE
+    is set; what lies in the hub's cache is found all the same.
+
+    only: a pattern of the files that are needed; None for all.
 
     Raises FileNotFoundError when it is none of them.
     """
-    for candidate in (*([beside / name] if beside is not None else []), Path(name)):
-        if candidate.is_dir():
-            return candidate
+    places = [Path()] if beside is None else [beside, Path()]
+    for place in places:
+        if (place / name).is_dir():
+            return place / name
     text = str(name)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
-        try:
-            # Not the same weights again for other frameworks.
-            return Path(snapshot_download(text, ignore_patterns=["*.h5", "*.msgpack"]))
-        except Exception as error:
-            raise FileNotFoundError(
-                f"{text} is neither a folder nor to be had from the Hugging Face hub "
-                f"({type(error).__name__}); download it and give its folder"
-            ) from error
-    raise FileNotFoundError(f"no folder {text}")
+    owner, _, repository = text.partition("/")
+    if not repository or "/" in repository or text.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no folder {text}")
+    if any((place / owner).is_dir() for place in places):
+        raise FileNotFoundError(
+            f"no folder {text}: {owner} is a folder here, so the Hugging Face hub is not asked. If "
+            f"its {text} is meant: hf download {text} --local-dir {text}"
+        )
+    if offline or _hub_is_off():
+        if cached := _in_cache(text):
+            return cached
+        raise FileNotFoundError(
+            f"no folder {text}, nor is it in the Hugging Face hub's cache, and offline nothing is "
+            "downloaded; download it elsewhere and give its folder"
+        )
+    logger.warning(
+        "%s is no folder here: %s is downloaded from the Hugging Face hub, unless it is in its "
+        "cache (--offline forbids it).",
+        *(text, f"{text} ({only})" if only else text),
+    )
+    try:
+        # Not the same weights again for other frameworks.
+        wanted = {"allow_patterns": [only]} if only else {"ignore_patterns": ["*.h5", "*.msgpack"]}
+        return Path(snapshot_download(text, **wanted))
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise FileNotFoundError(
+            f"{text} is neither a folder nor to be had from the Hugging Face hub "
+            f"({type(error).__name__}: {reason}); download it and give its folder"
+        ) from error
+
+
+def _in_cache(name: str) -> Path | None:
+    """The folder of a repository in the hub's cache."""
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name of a repository
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _hub_is_off() -> bool:
+    # huggingface_hub reads the variable once, when it is imported.
+    value = os.environ.get("HF_HUB_OFFLINE", "")
+    return is_offline_mode() or value.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def read_checkpoint(
-    folder: Path, vision_tower: str | Path | None = None, model_base: str | Path | None = None
+    folder: Path,
+    vision_tower: str | Path | None = None,
+    model_base: str | Path | None = None,
+    *,
+    offline: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint of either format, and check it tensor by tensor.
 
-    The vision tower is that of `vision_tower`, else the one inside the checkpoint, else that of
-    the config's `mm_vision_tower`; but a checkpoint that trained its tower, as LLaVA-1.6 did, must
-    hold it. With `model_base`, `folder` holds only `mm_projector.bin`.
+    The vision tower is the one inside the checkpoint, else that of `vision_tower`, else that of the
+    config's `mm_vision_tower`; but a checkpoint that trained its tower, as LLaVA-1.6 did, must
+    hold it. To a tower inside, `vision_tower` lends its config, if the checkpoint has none, and its
+    image processor; one of another size replaces it, with a warning. With `model_base`, `folder`
+    holds only `mm_projector.bin`. offline: see `resolve`.
 
     Raises ValueError or FileNotFoundError for whatever is not as config.json says.
     """
-    config = read_json(folder / "config.json")
-    kind = detect_format(config, str(folder))
-    if kind == "llava-hf":
-        if model_base is not None:
-            raise ValueError(f"{folder} is complete (llava-hf's format): leave out the model base")
-        config = from_hf(config, folder)
-    state, where, base = _read_language_model(folder, kind, model_base)
+    find = partial(resolve, offline=offline)
+    demand_no_adapter(folder, model_base)
+    config, kind = read_config(folder)
+    if model_base is not None and (kind == "llava-hf" or weight_files(folder)):
+        raise ValueError(
+            f"{folder} is complete, with a language model of its own: leave out the model base"
+        )
+    state, where, base = _read_language_model(folder, model_base, find)
+    return assemble(folder, config, kind, state, where, base, vision_tower, find)
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """What config.json of `folder` says, as original-format values, and the format it is in.
+
+    Raises ValueError for what is not LLaVA's, or of another type than it must be.
+    """
+    values = json_files.read(folder / "config.json")
+    check_config(values, folder / "config.json")
+    kind = detect_format(values, str(folder))
+    return (from_hf if kind == "llava-hf" else from_original)(values, folder), kind
+
+
+def assemble(
+    folder: Path,
+    config: dict[str, Any],
+    kind: str,
+    state: dict[str, Tensor],
+    where: str,
+    base: Path,
+    vision_tower: str | Path | None,
+    find: Find,
+) -> Checkpoint:
+    """Add the vision tower to what was read of a checkpoint, and check it tensor by tensor.
+
+    folder: where `config` is from. state: tensors under original names, which `where` describes in
+    messages. base: the folder of the tokenizer.
+
+    Raises ValueError or FileNotFoundError for whatever is not as config.json says.
+    """
+    tie_head(config, state, where)
+    rows = len(state[EMBEDDING]) if EMBEDDING in state else inf
+    ends = end_tokens(config, base, rows)
     if sizes := adapter_sizes(state):
         config["mm_token_adapter"] = list(sizes)
 
@@ -108,137 +180,42 @@ def read_checkpoint(
         # Left over where the merge type was changed after training.
         state.pop(_NEWLINE, None)
 
-    state, tower_at, tower_names, processor = _vision(folder, kind, config, state, vision_tower)
+    state, tower_at, tower_names, lender = choose_tower(
+        folder, kind, config, state, vision_tower, find
+    )
     check_images(config, f"{folder}/config.json")
-    expected = expected_shapes(config)
-    verify(_part(state, vision=False), _part(expected, vision=False), where, kind)
-    verify(_part(state, vision=True), _part(expected, vision=True), str(tower_at), tower_names)
-    if not (processor / PROCESSOR_FILE).is_file():
-        processor = folder
-    return Checkpoint(config, state, base, processor)
-
-
-def _vision(
-    folder: Path,
-    kind: str,
-    config: dict[str, Any],
-    state: dict[str, Tensor],
-    given: str | Path | None,
-) -> tuple[dict[str, Tensor], Path, str, Path]:
-    """Find the vision tower and put its config into `config`.
-
-    Returns all tensors, where the tower's are from, the format that names them there, and the
-    folder of the image processor.
-    """
-    inside = any(name.startswith(VISION) for name in state)
-    trained, named = config.get("unfreeze_mm_vision_tower"), config.get("mm_vision_tower")
-    if given is None and (kind == "llava-hf" or (inside and config.get("mm_vision_config"))):
-        return state, folder, kind, folder
-    if given is None and inside:
-        if named == _CLIP_NAME and not (folder / named).is_dir() and not Path(named).is_dir():
-            config["mm_vision_config"] = vision_config(_CLIP_CONFIG)
-            return state, folder, kind, folder
-        processor = _find_tower(None, named, folder)
-        config["mm_vision_config"] = read_vision_config(processor)
-        return state, folder, kind, processor
-    if given is None and trained:
-        raise ValueError(
-            f"{folder} lacks its vision tower ({VISION}...): this checkpoint trained the tower "
-            "along (unfreeze_mm_vision_tower in config.json), so the stock CLIP is another one. "
-            "Get the missing weight files; to use another tower all the same, name it with "
-            "--vision-tower DIR"
+    check_key_heads(config, state, f"{folder}/config.json")
+    expected = describe_tensors(config, f"{folder}/config.json")
+    verify(part(state, vision=False), part(expected, vision=False), where, kind)
+    verify(part(state, vision=True), part(expected, vision=True), str(tower_at), tower_names)
+    processor = lender if describe_processor(lender) else folder
+    if kind == "llava-hf" and describe_processor(processor) is None:
+        raise FileNotFoundError(
+            f"{folder} does not say how pictures are prepared: it has neither image_processor in a "
+            f"{NESTED_FILE} nor a {PLAIN_FILE}; copy the file from the checkpoint's repository"
         )
-    if given is not None and inside and trained:
-        logger.warning(
-            "%s trained its vision tower along; %s replaces it, as you asked.", folder, given
-        )
-    processor = _find_tower(given, named, folder)
-    config["mm_vision_config"], vision = read_vision_tower(processor)
-    return {**_part(state, vision=False), **vision}, processor, "clip", processor
-
-
-def _part(tensors: Mapping[str, Any], vision: bool) -> dict[str, Any]:
-    return {k: v for k, v in tensors.items() if k.startswith(VISION) == vision}
+    return Checkpoint(config, state, ends, base, processor)
 
 
 def _read_language_model(
-    folder: Path, kind: str, model_base: str | Path | None
+    folder: Path, model_base: str | Path | None, find: Find
 ) -> tuple[dict[str, Tensor], str, Path]:
     """Tensors under original names, their place in words, and the folder of the tokenizer."""
     if model_base is None:
-        source = "llava-hf" if kind == "llava-hf" else "module"
-        state = {rename(k, source, "original"): v for k, v in read_tensors(folder).items()}
-        return {**read_projector(folder), **state}, str(folder), folder
-    base, projector = resolve(model_base), read_projector(folder)
+        state, projector = original_names(read_tensors(folder), folder), read_projector(folder)
+        both = projector.keys() & state.keys()
+        if differ({k: projector[k] for k in both}, {k: state[k] for k in both}):
+            logger.warning(
+                "%s holds another projector in mm_projector.bin than in its weights, which answer.",
+                folder,
+            )
+        return {**projector, **state}, str(folder), folder
+    base, projector = find(model_base), read_projector(folder)
+    demand_no_adapter(base)
     if not projector:
         raise FileNotFoundError(
             f"with a model base, {folder} must hold mm_projector.bin (LoRA weights have to be "
             "merged into a checkpoint of their own first)"
         )
-    return {**read_tensors(base), **projector}, f"{folder} on {base}", base
-
-
-def _find_tower(given: str | Path | None, named: str | None, folder: Path) -> Path:
-    if given is None and named is None:
-        raise ValueError(
-            f"{folder}/config.json names no mm_vision_tower; give the folder of its CLIP "
-            "checkpoint with --vision-tower DIR"
-        )
-    try:
-        return resolve(given) if given is not None else resolve(named, beside=folder)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"the vision tower cannot be found: {error}. The checkpoint names {named!r}; give the "
-            "folder of that CLIP checkpoint (of LLaVA-1.5 and Senna, whose config may name a path "
-            "of another machine: openai/clip-vit-large-patch14-336) with --vision-tower DIR"
-        ) from None
-
-
-def make_config(values: Mapping[str, Any]) -> LlavaConfig:
-    """A LlavaConfig from original-format values; the dtype is the loader's business."""
-    left_out = ("model_type", "torch_dtype", "dtype")
-    return LlavaConfig(**{k: v for k, v in values.items() if k not in left_out})
-
-
-def expected_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that original-format config values call for, by original names."""
-    with torch.device("meta"):
-        model = LlavaLlamaForCausalLM(make_config(values))
-    return {
-        rename(name, "module", "original"): tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-    }
-
-
-def verify(
-    state: Mapping[str, Tensor],
-    expected: Mapping[str, tuple[int, ...]],
-    where: str,
-    names: str = "original",
-) -> None:
-    """Raise ValueError unless `state` has exactly the expected tensors in the expected shapes.
-
-    Both are under original names; messages spell them as the format `names` does.
-    """
-
-    def some(tensors: Mapping[str, Any]) -> str:
-        few = [f"{rename(k, 'original', names)} {list(v)}" for k, v in sorted(tensors.items())[:4]]
-        return ", ".join(few) + (f" and {len(tensors) - 4} more" if len(tensors) > 4 else "")
-
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    missing = {k: v for k, v in expected.items() if k not in found}
-    if missing:
-        raise ValueError(
-            f"{where} lacks {len(missing)} of {len(expected)} tensors: expected {some(missing)}"
-        )
-    unknown = {k: v for k, v in found.items() if k not in expected}
-    if unknown:
-        raise ValueError(
-            f"{where} has tensors that its config.json does not call for: {some(unknown)}"
-        )
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise ValueError(
-                f"{where}: {rename(name, 'original', names)} has shape {list(found[name])}, "
-                f"expected {list(shape)} by config.json"
-            )
+    state = original_names(read_tensors(base), base)
+    return {**state, **projector}, f"{folder} on {base}", base

@@ -7,6 +7,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import pickle
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +20,9 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from .. import json_files
+from .config_fields import check_vision_config, vision_fields
 
 #: One row per group of tensors: prefix in the original format, in llava-hf files, in the module
 #: tree of transformers' own LLaVA, and in a CLIP checkpoint. The first row that fits is used.
@@ -69,6 +75,8 @@ LEGACY_BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 #: Largest file that is written.
 SHARD_SIZE = "5GB"
 
+logger = logging.getLogger(__name__)
+
 
 @lru_cache(maxsize=1)
 def _nested_tower() -> bool:
@@ -104,17 +112,29 @@ def rename(name: str, source: str, target: str) -> str:
     return name
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no {path.name} in {path.parent}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
-    return value
+def original_names(tensors: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
+    """`tensors` under the original format's names, whichever of the module trees they come from.
+
+    LLaVA's, llava-hf's and transformers' own names have no prefix in common that means two things,
+    so each name says by itself where it is from. A name that no format has stays as it is.
+
+    Raises ValueError, naming `where`, when two names mean the same tensor.
+    """
+    sources: dict[str, str] = {}
+    for name in tensors:
+        other = sources.setdefault(original_name(name), name)
+        if other != name:
+            raise ValueError(
+                f"{where} holds one tensor under two names, {other} and {name}: remove one of them"
+            )
+    return {new: tensors[name] for new, name in sources.items()}
+
+
+def original_name(name: str) -> str:
+    """The original format's name of a tensor of any module tree; unknown names stay."""
+    known = tuple(row[0] for row in NAMES)
+    translations = (rename(name, source, "original") for source in ("module", "llava-hf", "stock"))
+    return next((new for new in translations if new.startswith(known)), name)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -122,7 +142,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _load_shard(path: Path) -> dict[str, Tensor]:
+def load_shard(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file. Raises FileNotFoundError or ValueError, naming it."""
     if not path.is_file():
         raise FileNotFoundError(f"weight file {path} is named in the index but missing")
     try:
@@ -134,40 +155,86 @@ def _load_shard(path: Path) -> dict[str, Tensor]:
             # Files older than torch 1.6's zip format cannot be mapped.
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Only the first sentence: torch goes on to advise switching its safeguard off.
-        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+        size = path.stat().st_size
         raise ValueError(
-            f"cannot read weight file {path} ({path.stat().st_size} bytes): {reason}. It is "
-            "damaged or was not downloaded completely; get it again"
+            f"cannot read weight file {path} ({size} bytes): {_reason(path, error)}"
         ) from error
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise ValueError(f"weight file {path} must hold tensors by name")
     return tensors
 
 
+def _reason(path: Path, error: Exception) -> str:
+    """Why a weight file was not read, in words, and what to do."""
+    if isinstance(error, pickle.UnpicklingError):
+        with path.open("rb") as file:
+            start = file.read(2)
+        # torch.save writes protocol 2; of a later one the restricted unpickler knows little.
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked or (start[:1] == b"\x80" and start[1:] > b"\x02"):
+            content = f"asks for {asked[1]}" if asked else "was not written by torch.save"
+            return (
+                f"refused, because it is a pickle that {content}, and reading that could run any "
+                "code. Get the weights as safetensors, or, where you trust the file, write its "
+                "tensors alone into a new one"
+            )
+    # Only the first sentence: torch goes on to advise switching its safeguard off.
+    reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+    return f"{reason}. It is damaged or was not downloaded completely; get it again"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Files and indices of a folder that hold or name a language model's weights, sorted."""
+    patterns = ("model*.safetensors*", "pytorch_model*.bin*")
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder, under their names on disk, without legacy buffers.
 
-    Reads safetensors or .bin, sharded or not. Raises FileNotFoundError when there are none or a
-    shard is missing, ValueError for a file that cannot be read.
+    Reads safetensors or .bin, sharded or not. Of several the first counts, as in transformers:
+    model.safetensors, its index, pytorch_model.bin, its index. Raises FileNotFoundError when there
+    are none or a shard is missing, ValueError for a file that cannot be read.
     """
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        single, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
-        if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise ValueError(f"{index} must map tensors to files in weight_map")
-            shards = [folder / name for name in sorted(set(weight_map.values()))]
-        elif single.is_file():
-            shards = [single]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file():
+            if index.is_file():
+                logger.warning(
+                    "%s is read, as by transformers, and the shards that %s names are not.",
+                    *(single, index.name),
+                )
+            tensors = load_shard(single)
+        elif index.is_file():
+            tensors = _read_shards(index)
         else:
             continue
-        tensors = {k: v for shard in shards for k, v in _load_shard(shard).items()}
         return {k: v for k, v in tensors.items() if not k.endswith(LEGACY_BUFFERS)}
+    there = ", ".join(path.name for path in weight_files(folder)[:3])
     raise FileNotFoundError(
         f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or their "
-        ".index.json with shards"
+        f".index.json with shards{f'; there are {there}, but no index' if there else ''}"
     )
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of an index's shards; of one that lies in several, the copy that it names."""
+    weight_map = json_files.read(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} must map tensors to files in weight_map")
+    for tensor, name in weight_map.items():
+        # Links are followed: the hub's cache is made of them.
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(
+                f"{index}: weight_map must name files of the folder it is in, got "
+                f"{json_files.shorten(name)} for {json_files.shorten(tensor)}"
+            )
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(weight_map.values())):
+        for tensor, value in load_shard(index.parent / name).items():
+            if tensor not in tensors or weight_map.get(tensor) == name:
+                tensors[tensor] = value
+    return tensors
 
 
 def read_projector(folder: Path) -> dict[str, Tensor]:
@@ -178,7 +245,7 @@ def read_projector(folder: Path) -> dict[str, Tensor]:
     marker = "mm_projector."
     return {
         f"model.{marker}{name.split(marker, 1)[1]}" if marker in name else name: tensor
-        for name, tensor in _load_shard(path).items()
+        for name, tensor in load_shard(path).items()
     }
 
 
@@ -187,13 +254,20 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
 
     Full CLIP checkpoints are fine. Raises ValueError for a model that is not CLIP.
     """
-    config = read_json(folder / "config.json")
+    config = json_files.read(folder / "config.json")
     kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise ValueError(
-            f"vision tower {folder} has model_type {kind!r}, expected clip or clip_vision_model"
+            f"vision tower {folder}: config.json has model_type {kind!r}, expected clip or "
+            "clip_vision_model"
         )
-    return vision_config(config.get("vision_config", {}) if kind == "clip" else config)
+    values, where = config, str(folder / "config.json")
+    if kind == "clip":
+        if "vision_config" in config:
+            json_files.check(config, where, {"vision_config": dict})
+        values, where = config.get("vision_config", {}), f"{where}: vision_config"
+    check_vision_config(values, where)
+    return vision_config(values)
 
 
 def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -215,8 +289,11 @@ def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def vision_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """All values of a CLIP vision config, defaults included, without a trace of its origin."""
-    config = CLIPVisionConfig(**values).to_dict()
+    """All values of a CLIP vision config, defaults included, without a trace of its origin.
+
+    values: checked, see `check_vision_config`. Fields of training and generation are left out.
+    """
+    config = CLIPVisionConfig(**vision_fields(values)).to_dict()
     return {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
 
 

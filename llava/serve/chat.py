@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.conversation import image_message, new_conversation, without_image_tokens
-from llava.eval.answering import FirstTokenClock, Until
+from llava.eval.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.environment import synchronize
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
@@ -104,6 +104,7 @@ class Chat:
             )
         self._tokenizer, self._model, self._pruner = tokenizer, model, pruner
         self._conv_mode, self._context_len = conv_mode, context_len
+        self._stop_ids = stop_ids(model, tokenizer)
         self._decoding = {"num_beams": 1, "max_new_tokens": max_new_tokens, "do_sample": False}
         if temperature > 0:
             self._decoding.update(do_sample=True, temperature=temperature)
@@ -266,10 +267,11 @@ class Chat:
         return self._cache.get_seq_length() + 1 >= self._context_len
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        said = [i for i in ids if i not in self._stop_ids]
+        return self._tokenizer.decode(said, skip_special_tokens=True)
 
     def _why(self, new: list[int], end: str, full: bool, stop: Callable[[], bool]) -> str:
-        if new[-1] == self._tokenizer.eos_token_id or end in self._decode(new):
+        if new[-1] in self._stop_ids or end in self._decode(new):
             return "end"
         if stop():
             return "stopped"

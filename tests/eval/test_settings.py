@@ -26,6 +26,7 @@ OTHER = {
     "attn_implementation": ("eager", ALWAYS),
     "merge_type": ("spatial", ALWAYS),
     "processing": ("llava-hf", ALWAYS),
+    "offline": (True, NEVER),
     "conv_mode": ("mistral_instruct", ALWAYS),
     "visual_token_num": (100, ALWAYS),
     "pruner": (pruning.build("fastv"), ALWAYS),

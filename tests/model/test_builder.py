@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
@@ -36,6 +38,48 @@ def test_the_original_format(tmp_path, expected, layout):
 @pytest.mark.parametrize("tokenizer", ["model", "json"])
 def test_the_llava_hf_format(tmp_path, expected, files, tokenizer):
     check(answer(checkpoints.write_hf(tmp_path, files, tokenizer)), expected)
+
+
+@pytest.mark.parametrize("files", ["safetensors", "bin"])
+def test_a_single_file_beside_a_left_over_index(tmp_path, expected, files, caplog):
+    """As transformers has it; the old shards hold other numbers."""
+    checkpoints.write_original(tmp_path, files)
+    left_over = {k: v + 1 for k, v in checkpoints.language_model().items()}
+    checkpoints.write_weights(tmp_path, left_over, f"{files}-shards")
+    check(answer(tmp_path), expected)
+    (single,) = tmp_path.glob(f"*model.{files}")
+    assert f"{single} is read" in caplog.text and f"{single.name}.index.json" in caplog.text
+
+
+@pytest.mark.parametrize("files", ["safetensors", "safetensors-shards"])
+@pytest.mark.parametrize("older", ["bin", "bin-shards"])
+def test_safetensors_beside_left_over_bin_files(tmp_path, expected, files, older):
+    checkpoints.write_original(tmp_path, files)
+    left_over = {k: v + 1 for k, v in checkpoints.language_model().items()}
+    checkpoints.write_weights(tmp_path, left_over, older)
+    check(answer(tmp_path), expected)
+
+
+@pytest.mark.parametrize("stale", ["model-00001-of-00002", "model-00002-of-00002"])
+def test_of_a_tensor_in_two_shards_the_index_names_the_right_one(tmp_path, expected, stale):
+    """Left over from another sharding; and a shard that the index does not name is not read."""
+    checkpoints.write_original(tmp_path, "safetensors-shards")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    name = next(k for k, v in index.items() if v != f"{stale}.safetensors")
+    wrong = checkpoints.language_model()[name] + 1
+    checkpoints.edit_weights(tmp_path / f"{stale}.safetensors", lambda ts: ts.update({name: wrong}))
+    (tmp_path / "model-00003-of-00003.safetensors").write_text("cut short")
+    check(answer(tmp_path), expected)
+
+
+def test_another_projector_beside_the_weights_is_said(tmp_path, expected, caplog):
+    checkpoints.write_original(tmp_path)
+    check(answer(tmp_path), expected)
+    assert not caplog.records
+    stale = {k: v + 1 for k, v in checkpoints.projector().items()}
+    torch.save(stale, tmp_path / "mm_projector.bin")
+    check(answer(tmp_path), expected)
+    assert f"{tmp_path} holds another projector in mm_projector.bin" in caplog.text
 
 
 def test_projector_on_a_base_model(tmp_path, expected):
@@ -141,27 +185,22 @@ class TestVisionTower:
         (tmp_path / "tower").rename(tmp_path / "gone")
         refused(folder, "no folder tower", error=FileNotFoundError, vision_tower="tower")
 
-    def test_given_by_the_caller_wins_over_everything(self, tmp_path, original, hf, other):
-        inside = checkpoints.write_original(tmp_path / "llava", "safetensors")
-        checkpoints.edit_weights(
-            inside / "model.safetensors", lambda tensors: tensors.update(checkpoints.weights())
-        )
-        answers = [answer(folder, vision_tower=other) for folder in (original, inside, hf)]
-        check(answers[0], answers[1])
-        check(answers[0], answers[2])
-        assert not torch.equal(answers[0].logits, answer(original).logits)
+    def test_given_by_the_caller_wins_over_the_named_one(self, original, other):
+        changed = answer(original, vision_tower=other)
+        assert not torch.equal(changed.logits, answer(original).logits)
 
     def test_its_image_processor_comes_with_it(self, original, hf, tmp_path):
         checkpoints.write_clip(tmp_path / "clip")
-        checkpoints.edit_json(tmp_path / "clip" / "preprocessor_config.json", crop_size=28)
-        for folder, options, size in (
-            (original, {}, 56),
-            (hf, {}, 56),
-            (original, {"vision_tower": tmp_path / "clip"}, 28),
-            (hf, {"vision_tower": tmp_path / "clip"}, 28),
+        grey = [0.5, 0.5, 0.5]
+        checkpoints.edit_json(tmp_path / "clip" / "preprocessor_config.json", image_mean=grey)
+        for folder, options, lent in (
+            (original, {}, False),
+            (hf, {}, False),
+            (original, {"vision_tower": tmp_path / "clip"}, True),
+            (hf, {"vision_tower": tmp_path / "clip"}, True),
         ):
             processor = load_pretrained_model(folder, device="cpu", **options)[2]
-            assert processor.crop_size["height"] == size
+            assert (list(processor.image_mean) == grey) == lent
 
 
 def test_transformers_own_llava_answers_the_same(hf, expected):

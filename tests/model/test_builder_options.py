@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -12,7 +13,7 @@ from llava.model import LlavaConfig, LlavaLlamaForCausalLM, reading
 from llava.model.builder import load_pretrained_model
 
 from .. import checkpoints, tiny
-from ..answers import answer, ask, check, inputs
+from ..answers import answer, ask, check, inputs, refused
 from ..closeness import FLOAT32, assert_close
 
 
@@ -170,6 +171,14 @@ class TestHub:
         monkeypatch.setattr(reading, "snapshot_download", lambda name, **_: tmp_path / "clip")
         check(answer(folder), expected)
 
+    def test_what_is_downloaded_is_said_before(self, original, monkeypatch, caplog):
+        def download(name, **_):
+            assert f"{name} is downloaded from the Hugging Face hub" in caplog.text
+            return str(original)
+
+        monkeypatch.setattr(reading, "snapshot_download", download)
+        load_pretrained_model("liuhaotian/llava-v1.5-tiny", device="cpu")
+
     def test_without_a_connection(self, monkeypatch):
         def download(name, **_):
             raise ConnectionError("offline")
@@ -185,3 +194,46 @@ class TestHub:
         monkeypatch.delattr(reading, "snapshot_download")
         with pytest.raises(FileNotFoundError, match=f"no folder {name}"):
             load_pretrained_model(name)
+
+    @pytest.mark.parametrize("argument", ["model_path", "model_base", "vision_tower"])
+    def test_a_name_whose_first_part_is_a_folder_here_is_a_path(
+        self, argument, original, tmp_path, monkeypatch
+    ):
+        checkpoints.write_projector_only(tmp_path / "mine", tmp_path / "base")
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "models").mkdir()
+        monkeypatch.delattr(reading, "snapshot_download")
+        paths = {"model_path": tmp_path / "mine", "model_base": tmp_path / "base"}
+        with pytest.raises(FileNotFoundError, match="no folder models/llava: models is a folder"):
+            load_pretrained_model(**{**paths, argument: "models/llava"})
+
+    def test_so_is_a_tower_that_the_config_names(self, tmp_path, monkeypatch):
+        """The first part may lie beside the checkpoint, too."""
+        folder = checkpoints.write_original(tmp_path / "llava", tower=False)
+        (folder / checkpoints.CLIP).parent.mkdir()
+        monkeypatch.delattr(reading, "snapshot_download")
+        refused(folder, f"no folder {checkpoints.CLIP}: openai is a folder here",
+                error=FileNotFoundError)  # fmt: skip
+
+    @pytest.mark.parametrize("how", ["argument", "variable", "library"])
+    def test_offline_nothing_is_asked_for(self, how, tmp_path, monkeypatch):
+        monkeypatch.delattr(reading, "snapshot_download")
+        monkeypatch.setattr(reading, "try_to_load_from_cache", lambda name, file: None)
+        if how == "variable":
+            monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        elif how == "library":
+            monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        options = {"offline": True} if how == "argument" else {}
+        for name in ("me/llava", "not a name/of the hub"):
+            with pytest.raises(FileNotFoundError, match="offline nothing is"):
+                load_pretrained_model(name, **options)
+        projector = tmp_path / "projector"
+        checkpoints.write_projector_only(projector, tmp_path / "base", mm_vision_tower="me/clip")
+        for base in ("me/base", tmp_path / "base"):
+            with pytest.raises(FileNotFoundError, match="offline nothing is"):
+                load_pretrained_model(projector, base, **options)
+
+    def test_offline_the_cache_of_the_hub_is_read(self, original, expected, monkeypatch):
+        cached = str(original / "config.json")
+        monkeypatch.setattr(reading, "try_to_load_from_cache", lambda name, file: cached)
+        check(answer("me/llava", offline=True), expected)

@@ -5,6 +5,7 @@ Whatever is wrong, nothing is loaded: a tensor that is not there is never made u
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Callable
@@ -145,10 +146,21 @@ class TestFiles:
             def __reduce__(self):
                 return Path.touch, (tmp_path / "ran",)
 
-        (folder / SHARD).write_bytes(pickle.dumps(Bomb(), protocol=2))
-        refused(folder, "cannot read weight file")
-        torch.save({"model.norm.weight": Bomb()}, folder / SHARD)
-        refused(folder, "cannot read weight file")
+        def new_zip():
+            torch.save({"model.norm.weight": Bomb()}, folder / SHARD)
+
+        def old_file():
+            (folder / SHARD).write_bytes(pickle.dumps(Bomb(), protocol=2))
+
+        def newer_pickle():
+            (folder / SHARD).write_bytes(pickle.dumps(Bomb(), protocol=4))
+
+        for write, named in ((new_zip, "getattr"), (old_file, "getattr"), (newer_pickle, "not")):
+            write()
+            message = refused(folder, "cannot read weight file", "refused, because it is a pickle")
+            assert named in message and "safetensors" in message
+            # It is whole, and nothing advises to switch the safeguard off.
+            assert not any(word in message for word in ("damaged", "get it again", "weights_only"))
         assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("content", [[torch.zeros(3)], {"step": 7}])
@@ -161,7 +173,7 @@ class TestFiles:
         [
             ("{", "is not JSON"),
             ("\xff\xfe", "is not JSON"),
-            ("[]", "must hold an object, got list"),
+            ("[]", "must hold an object, got []"),
             ("{}", "must map tensors to files in weight_map"),
             ('{"weight_map": ["a"]}', "must map tensors to files in weight_map"),
         ],
@@ -169,6 +181,28 @@ class TestFiles:
     def test_index(self, folder, content, message):
         (folder / INDEX).write_text(content, encoding="latin-1")
         refused(folder, f"{folder / INDEX} {message}")
+
+    @pytest.mark.parametrize(
+        "name", ["../other/x.bin", "/elsewhere/x.bin", "a/../../x.bin", "..", 7, None, ["x"], {}]
+    )
+    def test_an_index_names_files_of_its_folder_only(self, folder, name):
+        content = json.loads((folder / INDEX).read_text())
+        content["weight_map"]["model.norm.weight"] = name
+        checkpoints.write_json(folder / INDEX, content)
+        refused(folder, f"{folder / INDEX}: weight_map must name files of the folder it is in",
+                f"got {name} for model.norm.weight")  # fmt: skip
+
+    @pytest.mark.parametrize("name", ["", ".", "no\0name", "\udcff", "x" * 300])
+    def test_an_index_that_names_no_file(self, folder, name):
+        content = json.loads((folder / INDEX).read_text())
+        content["weight_map"]["model.norm.weight"] = name
+        checkpoints.write_json(folder / INDEX, content)
+        refused(folder, error=OSError)
+
+    def test_shards_without_an_index(self, folder):
+        (folder / INDEX).unlink()
+        refused(folder, f"no weights in {folder}", "there are pytorch_model-00001-of-00002.bin",
+                "but no index", error=FileNotFoundError)  # fmt: skip
 
     def test_no_weights(self, folder):
         for file in folder.glob("pytorch_model*"):
@@ -187,7 +221,17 @@ class TestFiles:
         refused(tmp_path / "mine", f"{tmp_path / 'mine'} on {tmp_path / 'base'} lacks 9 of",
                 "model.layers.3.input_layernorm", model_base=tmp_path / "base")  # fmt: skip
 
-    def test_a_base_model_for_a_complete_checkpoint(self, tmp_path):
+    @pytest.mark.parametrize(
+        "files", ["bin", "safetensors", "bin-shards", "safetensors-shards", "no index"]
+    )
+    def test_a_base_model_for_a_complete_checkpoint(self, tmp_path, files):
+        """It lies beside its projector, as in liuhaotian/llava-v1.5-7b."""
+        checkpoints.write_original(tmp_path, files.replace("no index", "bin-shards"))
+        if files == "no index":
+            (tmp_path / INDEX).unlink()
+        refused(tmp_path, "is complete", "leave out the model base", model_base=tmp_path)
+
+    def test_a_base_model_for_a_llava_hf_folder(self, tmp_path):
         checkpoints.write_hf(tmp_path)
         refused(tmp_path, "is complete", "leave out the model base", model_base=tmp_path)
 

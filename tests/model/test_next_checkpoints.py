@@ -114,11 +114,11 @@ def test_a_tower_elsewhere_is_not_taken(tmp_path, expected):
     check(answer(folder), expected)
 
 
-def test_a_tower_that_the_caller_insists_on_is_warned_of(tmp_path, original, expected, caplog):
+def test_a_tower_that_the_caller_gives_is_not_taken_either(tmp_path, original, expected, caplog):
+    """CLIP's own weights beside trained ones: it says so, and that only the rest is lent."""
     checkpoints.write_clip(tmp_path / "clip")
-    made = answer(original, vision_tower=tmp_path / "clip")
-    assert "trained its vision tower along" in caplog.text
-    assert not torch.equal(made.logits, expected.logits)
+    check(answer(original, vision_tower=tmp_path / "clip"), expected)
+    assert "trained its own vision tower, which answers" in caplog.text
 
 
 def test_the_published_tower_needs_no_clip(tmp_path, monkeypatch):
@@ -176,7 +176,13 @@ class TestDamage:
     def test_the_tower_is_missing(self, tmp_path):
         folder = self.without(tmp_path, "vision_tower")
         checkpoints.write_clip(folder / checkpoints.CLIP)
-        refused(folder, "lacks its vision tower", "stock CLIP is another one", "--vision-tower DIR")
+        said = ("lacks its vision tower", "stock CLIP is another one", "--vision-tower DIR")
+        refused(folder, *said)
+        # The name that LLaVA-NeXT gives it.
+        parts = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
+        config = {"unfreeze_mm_vision_tower": ..., "mm_tunable_parts": parts}
+        checkpoints.edit_json(folder / "config.json", **config)
+        refused(folder, *said)
 
     def test_a_part_of_the_tower_is_missing(self, tmp_path):
         folder = self.without(tmp_path, "encoder.layers.1.mlp.fc1.bias")

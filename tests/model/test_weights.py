@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import LlavaForConditionalGeneration
 
-from llava.model.reading import expected_shapes, from_hf
+from llava.model.config_json import from_hf
+from llava.model.shapes import expected_shapes
 from llava.model.weights import NAMES, VISION, rename, vision_config
 
 from .. import checkpoints, tiny

@@ -32,7 +32,8 @@ class CLIPVisionTower(nn.Module):
         self.run_layers = select_layer if select_layer >= 0 else layers + 1 + select_layer
         if not 1 <= self.run_layers <= layers:
             raise ValueError(
-                f"mm_vision_select_layer {select_layer} of a tower with {layers} layers"
+                f"mm_vision_select_layer {select_layer} (llava-hf: vision_feature_layer) of a "
+                f"tower with {layers} layers"
             )
         self.vision_tower = CLIPVisionModel(config)
 
