@@ -7,6 +7,7 @@ ValueError that names the place (a file, with its line where it has lines) and w
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,11 @@ def is_one_of(value: Any, types: Types) -> bool:
     if isinstance(value, bool):
         return bool in types
     return isinstance(value, types) or (isinstance(value, int) and float in types)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number that a float can hold; true is none."""
+    return is_one_of(value, float) and abs(value) <= sys.float_info.max  # which no NaN is
 
 
 def shorten(value: Any) -> str:

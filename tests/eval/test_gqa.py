@@ -189,10 +189,13 @@ def test_wrong_answers_are_named(folder, capsys, entries, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a GQA question file"),
-        ("[]", "not a GQA question file"),
+        ("{", "Expected a GQA question file"),
+        ("[]", "Expected a GQA question file"),
         (json.dumps({"1": {"question": "q", "isBalanced": True}}), "challenge files have no"),
-        (json.dumps({"1": {**QUESTIONS["01"], "answer": None}}), "answer is None"),
+        (
+            json.dumps({"1": {**QUESTIONS["01"], "answer": None}}),
+            "answer must be a string, got None",
+        ),
         (json.dumps({"6": QUESTIONS["06"]}), "no balanced question"),
     ],
 )

@@ -169,17 +169,17 @@ def test_wrong_answers_are_named(folder, capsys, entries, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a VQA annotation file"),
-        ('{"questions": []}', "not a VQA annotation file"),
-        (json.dumps({"annotations": [{"question_id": 1}]}), "not a VQA annotation file"),
+        ("{", "Expected a VQA annotation file"),
+        ('{"questions": []}', "Expected a VQA annotation file"),
+        (json.dumps({"annotations": [{"question_id": 1}]}), "Expected a VQA annotation file"),
         (json.dumps({"annotations": ENTRIES[:1] * 2}), "two entries for question 262148000"),
         (
             json.dumps({"annotations": [{**ENTRIES[0], "answers": [{"answer": "x"}] * 9}]}),
-            "expected 10 answers to question 262148000",
+            "annotation 1: expected 10 answers",
         ),
         (
             json.dumps({"annotations": [{**ENTRIES[0], "answers": [{"answer": 2}] * 10}]}),
-            "not a VQA annotation file",
+            "Expected a VQA annotation file",
         ),
     ],
 )
