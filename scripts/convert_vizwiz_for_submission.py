@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.eval.benchmarks import vizwiz
-from llava.eval.scoring import read_answers
+from llava.eval.scoring import answers_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--result-upload-file", type=Path, required=True, help="where it goes")
     args = parser.parse_args(argv)
     try:
-        count = vizwiz.write_submission(
-            args.result_upload_file, args.annotation_file, read_answers(args.result_file)
-        )
+        with answers_in(args.result_file) as answers:
+            count = vizwiz.write_submission(args.result_upload_file, args.annotation_file, answers)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks import pope
-from .scoring import in_file, read_answers
+from .scoring import answers_in
 
 _RATES = {
     "Accuracy": "accuracy",
@@ -54,12 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _score(args: argparse.Namespace) -> dict[str, Any]:
-    answers = read_answers(args.result_file)
     truth = pope.load_truth(args.question_file, args.annotation_dir)
-    try:
+    with answers_in(args.result_file) as answers:
         result = pope.score_answers(truth, answers, allow_missing=args.allow_missing)
-    except ValueError as error:
-        raise in_file(args.result_file, error) from None
     return {"result_file": str(args.result_file), **result}
 
 

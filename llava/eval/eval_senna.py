@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .benchmarks import senna
-from .scoring import in_file, read_answers
+from .scoring import answers_in
 from .senna.score import describe
 
 
@@ -30,12 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        answers = read_answers(args.result_file)
         plans = senna.load_plans(args.annotation_file)
-        try:
+        with answers_in(args.result_file) as answers:
             result = senna.score_answers(plans, answers, allow_missing=args.allow_missing)
-        except ValueError as error:
-            raise in_file(args.result_file, error) from None
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

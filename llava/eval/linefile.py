@@ -132,7 +132,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
         for number, line in enumerate(file, start=1):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 entry = None
             if not isinstance(entry, dict) or not line.endswith(b"\n"):
                 raise ValueError(

@@ -20,7 +20,7 @@ from typing import Any
 from .benchmarks import BENCHMARKS, Benchmark
 from .record import read_record
 from .results import find_benchmark
-from .scoring import in_file, read_answers
+from .scoring import answers_in
 
 
 def score_file(
@@ -32,17 +32,13 @@ def score_file(
         FileNotFoundError: no such answers file, data folder or file in it.
         ValueError: what the benchmark's score raises.
     """
-    answers = read_answers(answers_file)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"Data folder {folder} not found: expected the files of {benchmark.title}, as in "
-            f"playground/data/eval/{benchmark.folder}."
-        )
-    try:
+    with answers_in(answers_file, f"scoring {{}} as {benchmark.title}") as answers:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"Data folder {folder} not found: expected the files of {benchmark.title}, as in "
+                f"playground/data/eval/{benchmark.folder}."
+            )
         result = benchmark.score(folder, answers, allow_missing=allow_missing)
-    except ValueError as error:
-        label = f"scoring {answers_file} as {benchmark.title}"
-        raise in_file(answers_file, error, label) from None
     return {"result_file": str(answers_file), "metric": benchmark.metric, **result}
 
 

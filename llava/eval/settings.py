@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import typing
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from llava import json_files
 
 #: What older versions always did and their records do not name.
 OLDER = {
@@ -114,6 +118,17 @@ class RunSettings:
         result["pruner"] = {"method": "none"} if self.pruner is None else self.pruner.to_dict()
         result["question_sha256"] = question_sha256
         return json.loads(json.dumps(result))  # what a record on disk can be compared with
+
+
+@cache
+def recorded_types() -> dict[str, json_files.Types]:
+    """What each setting is in a record, where it is not null."""
+    types: dict[str, json_files.Types] = {"pruner": dict, "question_sha256": str}
+    for name, hint in typing.get_type_hints(RunSettings).items():
+        kind = next(t for t in (*typing.get_args(hint), hint) if t is not type(None))
+        if name not in types:
+            types[name] = str if kind is Path else kind
+    return types
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:

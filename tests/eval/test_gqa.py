@@ -176,8 +176,8 @@ def test_command_line(folder, capsys):
         ([*answers(), answers()[0]], "two answers to question 01"),
         ([*answers(), {"question_id": "99", "text": "x"}], "answer to question 99"),
         ([*answers(), {"question_id": "06", "text": "x"}], "answer to question 06"),
-        ([{"question_id": "01"}], "expected an answer with question_id"),
-        ([{"question_id": "01", "text": None}], "expected an answer with question_id"),
+        ([{"question_id": "01"}], "text is missing"),
+        ([{"question_id": "01", "text": None}], "text must be a string, got None"),
     ],
 )
 def test_wrong_answers_are_named(folder, capsys, entries, message):

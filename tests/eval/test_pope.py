@@ -239,11 +239,12 @@ def test_the_command_names_what_is_wrong(small, tmp_path, capsys):
     assert "answers.jsonl: 1 of 7 questions have no answer" in capsys.readouterr().err
     assert run(small, answers_to(small)[:6], "--allow-missing") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["missing"] == 1
+    files = ["--annotation-dir", str(small / "coco")]
+    files += ["--question-file", str(small / "llava_pope_test.jsonl")]
+    assert main([*files, "--result-file", str(tmp_path / "none.jsonl")]) == 2
+    assert "model_vqa_loader" in capsys.readouterr().err
     assert run(small, answers_to(small), labels="none") == 2
     assert "coco_pope_random.json not found" in capsys.readouterr().err
     (small / "llava_pope_test.jsonl").unlink()
     assert run(small, []) == 2
     assert "llava_pope_test.jsonl not found" in capsys.readouterr().err
-    flags = ["--annotation-dir", "x", "--question-file", "x"]
-    assert main([*flags, "--result-file", str(tmp_path / "none.jsonl")]) == 2
-    assert "model_vqa_loader" in capsys.readouterr().err

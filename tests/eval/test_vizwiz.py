@@ -99,7 +99,7 @@ def test_missing_answers_are_named_unless_allowed(folder):
         ({"question_id": 7}, "answer to question 7,"),
         ({"question_id": 0}, "two answers to question 0"),
         ({"prompt": f"What?\n{UNANSWERABLE}\n{SHORT}"}, "answers to the other split"),
-        ({"text": None}, "expected an answer with question_id"),
+        ({"text": None}, "text must be a string, got None"),
     ],
 )
 def test_wrong_answers_are_named(folder, changes, message):
@@ -200,6 +200,6 @@ def test_val_questions_of_vqav2(tmp_path, capsys):
     }
     source.write_text("[]")
     assert write_val("--benchmark", "vqav2", "--dir", tmp_path) == 2
-    assert "is not the official file of this name" in capsys.readouterr().err
+    assert "Expected the official file of this name" in capsys.readouterr().err
     assert write_val("--benchmark", "vizwiz", "--dir", tmp_path) == 2
     assert "val.json" in capsys.readouterr().err
