@@ -7,13 +7,15 @@ ValueError that names the place (a file, with its line where it has lines) and w
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 #: What a field may be: a type, or several.
 Types = type | tuple[type, ...]
+
+#: The largest number that is taken for one: sums and products of a few are still numbers.
+LARGEST = 1e30
 
 _WORDS = {
     bool: "true or false",
@@ -99,9 +101,23 @@ def is_one_of(value: Any, types: Types) -> bool:
     return isinstance(value, types) or (isinstance(value, int) and float in types)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number that a float can hold; true is none."""
-    return is_one_of(value, float) and abs(value) <= sys.float_info.max  # which no NaN is
+def is_number(value: Any, largest: float = LARGEST) -> bool:
+    """Whether a JSON value is a finite number, no larger than `largest`; true is none."""
+    return is_one_of(value, float) and abs(value) <= largest  # which no NaN is
+
+
+def check_plain(group: Mapping[str, Any], where: str | Path) -> None:
+    """Hold all values of a group to null, texts, numbers, true and false, and lists of such.
+
+    Raises:
+        ValueError: one is something else; begins with `where`.
+    """
+    for name, value in group.items():
+        for each in value if isinstance(value, list) else [value]:
+            if not (each is None or isinstance(each, (bool, str)) or is_number(each)):
+                raise ValueError(
+                    f"{where}: {name} must be a text or a finite number, got {shorten(each)}"
+                )
 
 
 def shorten(value: Any) -> str:

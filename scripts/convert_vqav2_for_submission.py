@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava import program
 from llava.eval.benchmarks import vqav2
 from llava.eval.scoring import answers_in
 
@@ -71,4 +72,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

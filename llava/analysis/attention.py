@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from llava import pruning
+from llava import program, pruning
 from llava.eval.arguments import Help
 from llava.eval.depths import PUBLISHED_LAYERS
 from llava.eval.models import load_model
@@ -253,4 +253,4 @@ def _told(found: AttentionMap) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -21,6 +21,7 @@ from typing import Any
 
 from PIL import Image
 
+from llava import program
 from llava.eval.arguments import Help
 from llava.eval.models import load_model
 from llava.mm_utils import load_image
@@ -178,4 +179,4 @@ def _told(answer: TracedAnswer) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava import program
 from llava.eval.arguments import setting_defaults
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
@@ -162,7 +163,7 @@ def main(
         ask = Asker(results[0], args.data, args.model_path, args.device) if asked else None
         content = gather(results, args.data, args.most, title=args.title, ask=ask)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(render(content), encoding="utf-8")
+        args.out.write_text(render(content), encoding="utf-8", errors="backslashreplace")
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -198,4 +199,4 @@ def _settings(result: Result) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

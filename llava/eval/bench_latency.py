@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaModel
 from transformers import __version__ as transformers_version
 
-from .. import pruning
+from .. import program, pruning
 from ..model.builder import DTYPES, default_device
 from ..model.language_model.attention import BACKENDS
 from ..model.language_model.llava_llama import (
@@ -310,4 +310,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from llava import program
+
 from .complexity_samples import Run, Sample, find_runs, load_run, require_comparable
 from .markdown import table as write_table
 from .rank_statistics import Comparison, compare, describe, partial_spearman, spearman
@@ -292,4 +294,4 @@ def _interval(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

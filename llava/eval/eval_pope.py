@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import program
+
 from .benchmarks import pope
 from .scoring import answers_in
 
@@ -75,4 +77,4 @@ def _fraction(percent: float | None, style: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import program
+
 from .benchmarks import scienceqa
 from .benchmarks.scienceqa import Graded
 from .scoring import answers_in
@@ -92,4 +94,4 @@ def _percent(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -154,7 +154,7 @@ def _is_metadata(line: dict[str, Any]) -> bool:
         isinstance(line.get("kind"), str)
         and (type(hops) is int and 1 <= hops <= _MOST)
         and (distractors is None or (type(distractors) is int and 0 <= distractors <= _MOST))
-        and (patches is None or (json_files.is_number(patches) and 0 <= patches <= _MOST))
+        and (patches is None or (json_files.is_number(patches, _MOST) and patches >= 0))
         and all(isinstance(line.get(key), (str, type(None))) for key in ("answer", "image"))
     )
 

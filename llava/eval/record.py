@@ -71,26 +71,15 @@ def _checked(record: dict[str, Any], path: Path) -> dict[str, Any]:
     json_files.check(
         pruner, where, {}, {"method": str, "seed": int, **dict.fromkeys(numbers, float)}
     )
-    _require_plain(pruner, where)
+    json_files.check_plain(pruner, where)
     for name in _NUMBERS:
         group = record.get(name) or {}
         json_files.check(group, f"{path}, {name}", {}, dict.fromkeys(group, float))
-        _require_plain(group, f"{path}, {name}")
+        json_files.check_plain(group, f"{path}, {name}")
     where = f"{path}, environment"
     for session in [*(record.get("earlier_environments") or []), record.get("environment") or {}]:
-        _require_plain(json_files.check(session, where, {}), where)
+        json_files.check_plain(json_files.check(session, where, {}), where)
     return {name: value for name, value in record.items() if value is not None}
-
-
-def _require_plain(group: dict[str, Any], where: str) -> None:
-    """Raise unless all values are null, texts, finite numbers, true or false, or lists of such."""
-    for name, value in group.items():
-        for each in value if isinstance(value, list) else [value]:
-            if not (each is None or isinstance(each, (bool, str)) or json_files.is_number(each)):
-                raise ValueError(
-                    f"{where}, {name} must be a text or a finite number, got "
-                    f"{json_files.shorten(each)}"
-                )
 
 
 class RunRecord:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import program
+
 from .benchmarks import BENCHMARKS, Benchmark
 from .record import read_record
 from .results import find_benchmark
@@ -101,4 +103,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

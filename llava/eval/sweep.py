@@ -23,6 +23,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from llava import program
+
 from .answers import QuestionSource
 from .arguments import (
     Help,
@@ -262,4 +264,4 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava import program
+
 from ..anyres import read_pinpoints
 from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
@@ -173,4 +175,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

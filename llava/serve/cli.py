@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event
 
+from llava import program
 from llava.eval.arguments import Help
 
 from .chat import Chat, ContextFull, Turn
@@ -182,4 +183,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

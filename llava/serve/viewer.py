@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from llava import program
 from llava.eval.arguments import Help
 
 from .handler import ViewerServer
@@ -83,4 +84,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

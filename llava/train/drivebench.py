@@ -12,6 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
+from llava import program
 from llava.eval.benchmarks.senna import QUESTIONS
 from llava.eval.senna.build import plan_entry
 from llava.eval.senna.plan import CAMERAS
@@ -65,4 +66,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

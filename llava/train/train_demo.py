@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from llava import program
 from llava.model.tokenizer import load_tokenizer
 from llava.train.export import export
 from llava.train.model import DemoModel, Shape
@@ -80,4 +81,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

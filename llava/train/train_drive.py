@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from llava import program
 from llava.model.tokenizer import load_tokenizer
 from llava.train.drive.data import VOCAB_SIZE, corpus
 from llava.train.drive.model import DriveModel, Shape, export
@@ -52,4 +53,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

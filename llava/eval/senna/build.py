@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava import json_files, program
 
 from ..linefile import read_lines
 from .plan import CAMERAS, STEPS, label, navigation_command, plan_question
@@ -125,4 +125,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)
