@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("answers", type=Path, nargs="+", help="answers of runs of AutoPrune")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE")
     parser.add_argument("--model-path", help="the checkpoint, where it is no longer in its place")
-    parser.add_argument("--dpi", type=float, default=plotting.DPI)
+    parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
         panels = [read(path, args.model_path) for path in args.answers]

@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava import program
+from llava import flags, program
 from llava.eval.arguments import setting_defaults
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
@@ -146,7 +146,7 @@ def main(
     parser.add_argument("--title", help="default: the model and the benchmarks")
     parser.add_argument(
         "--most",
-        type=int,
+        type=flags.whole(),
         default=_MOST,
         metavar="N",
         help="answers to show (default: %(default)s)",

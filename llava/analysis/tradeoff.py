@@ -210,7 +210,7 @@ def main(
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="png, jpg, pdf or svg"
     )
-    parser.add_argument("--dpi", type=float, default=plotting.DPI)
+    parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
         table = _comparison(args, benchmarks)

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("log", type=Path, help="log.jsonl of the training's work folder")
     parser.add_argument("--out", type=Path, default=Path("training.png"), metavar="FILE")
-    parser.add_argument("--dpi", type=float, default=plotting.DPI)
+    parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
         stages = read(args.log)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event
 
-from llava import program
+from llava import flags, program
 from llava.eval.arguments import Help
 
 from .chat import Chat, ContextFull, Turn
@@ -48,8 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-urls", action="store_true", help="download an --image-file that is a URL"
     )
-    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="of one answer")
+    parser.add_argument("--temperature", type=flags.number(), default=0.2, help="0 is greedy")
+    parser.add_argument(
+        "--max-new-tokens", type=flags.whole(most=10**6), default=512, help="of one answer"
+    )
     parser.add_argument("--debug", action="store_true", help="tokens and times after each answer")
     add_checkpoint_arguments(parser)
     return parser

@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava import program
+from llava import flags, program
 from llava.eval.arguments import Help
 
 from .handler import ViewerServer
@@ -33,8 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="of one answer")
+    parser.add_argument("--port", type=flags.whole(), default=7860, help="0 takes any that is free")
+    parser.add_argument(
+        "--max-new-tokens", type=flags.whole(most=10**6), default=128, help="of one answer"
+    )
     add_checkpoint_arguments(parser)
     return parser
 

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from llava import program
+from llava import flags, program
 from llava.eval.benchmarks.senna import QUESTIONS
 from llava.eval.senna.build import plan_entry
 from llava.eval.senna.plan import CAMERAS
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the folder `senna`")
-    parser.add_argument("--count", type=int, default=COUNT, help="questions")
+    parser.add_argument("--count", type=flags.whole(1), default=COUNT, help="questions")
     args = parser.parse_args(arguments)
     write(args.out / "senna", args.count)
 
