@@ -65,6 +65,9 @@ def _checked(record: dict[str, Any], path: Path) -> dict[str, Any]:
     """The record without what is null."""
     settings = json_files.check(record, path, {"settings": dict}, _TYPES)["settings"]
     json_files.check(settings, f"{path}, settings", {}, recorded_types())
+    json_files.check_plain({**settings, "pruner": None}, f"{path}, settings")
+    unknown = record.keys() - _TYPES.keys() - {"settings"}
+    json_files.check_plain({name: record[name] for name in unknown}, path)
     pruner = settings.get("pruner") or {}
     where = f"{path}, settings, pruner"
     numbers = ("target_token_num", "target_fraction", "target_flops", "target_kv")

@@ -167,7 +167,10 @@ def merge(settings: RunSettings, questions: QuestionSource, num_chunks: int) -> 
                 if position in seen:
                     raise ValueError(f"{where}: answers {questions[position]} again")
                 seen.add(position)
-                merged.append(position, answer)
+                try:
+                    merged.append(position, answer)
+                except RecursionError:
+                    raise ValueError(f"{where} is nested too deep to be written again") from None
         holes = [questions[position] for position in merged.pending()]
         if holes:
             shown = "; ".join(map(str, holes[:_NAMED]))

@@ -160,9 +160,11 @@ def write_predictions(path: Path, answers: Iterable[dict[str, Any]]) -> int:
 
     Raises:
         OSError: it cannot be written.
-        ValueError: two answers to one question, or an answer without id or text.
+        ValueError: no answer at all, two to one question, or one without id or text.
     """
     texts = texts_by_id(answers)
+    if not texts:
+        raise ValueError("there are no answers to write.")
     return write_array(
         path,
         ({"questionId": key, "prediction": predict(text)} for key, text in texts.items()),

@@ -241,6 +241,9 @@ def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
 def _problem(entry: Any, where: str) -> Problem:
     fields = {"choices": list, "answer": int}
     json_files.check(entry, where, fields, {"image": str, "subject": str, "grade": str})
+    if not all(isinstance(choice, str) for choice in entry["choices"]):
+        shown = json_files.shorten(entry["choices"])
+        raise ValueError(f"{where}: choices must be texts, got {shown}")
     choices, answer = len(entry["choices"]), entry["answer"]
     if not (2 <= choices <= len(LETTERS) and answer in range(choices)):
         raise ValueError(

@@ -42,9 +42,9 @@ def plan_entry(frame: Mapping[str, Any]) -> dict[str, Any] | None:
         raise ValueError(
             f"trajectory must be a list of positions, got {json_files.shorten(trajectory)}"
         )
+    trajectory = [_position(point) for point in trajectory]
     if frame.get("target") is None or len(trajectory) < STEPS:
         return None
-    trajectory = [_position(point) for point in trajectory]
     question = plan_question(frame["speed"], navigation_command(_position(frame["target"])))
     return {
         "token": frame["token"],
@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 skipped += 1
             else:
                 entries.append(entry)
+        if not entries and not skipped:
+            raise ValueError(f"{args.frames} holds no frame")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
