@@ -77,7 +77,8 @@ def _checked(record: dict[str, Any], path: Path) -> dict[str, Any]:
     json_files.check_plain(pruner, where)
     for name in _NUMBERS:
         group = record.get(name) or {}
-        json_files.check(group, f"{path}, {name}", {}, dict.fromkeys(group, float))
+        number = int if name == "counts" else float
+        json_files.check(group, f"{path}, {name}", {}, dict.fromkeys(group, number))
         json_files.check_plain(group, f"{path}, {name}")
     where = f"{path}, environment"
     for session in [*(record.get("earlier_environments") or []), record.get("environment") or {}]:

@@ -224,7 +224,7 @@ def _write_record(
     # They ran side by side, so the slowest decides how fast all of them were together.
     slowest = max(shard["seconds"]["total"] for shard in shards)
     totals["questions_per_second"] = merged.answered / slowest if slowest else None
-    resolved = replace(settings, dtype=answered["settings"]["dtype"])
+    resolved = replace(settings, dtype=answered["settings"].get("dtype") or settings.dtype)
     record.begin(resolved.to_dict(questions.sha256), answered.get("environment"))
     record.update(
         COMPLETE,

@@ -14,7 +14,7 @@ from typing import Any
 from . import METHODS, build, find
 from .autoprune import PRESETS
 from .base import Pruner
-from .checks import declared_types, shorten
+from .checks import LARGEST, declared_types, shorten
 
 # The scripts always pass these; a method without them ignores them.
 _COMMON = (
@@ -74,13 +74,15 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def finite(text: str) -> float:
-    """A finite number on a command line; raises ArgumentTypeError for anything else."""
+    """A number on a command line, as `checks` takes it; ArgumentTypeError for anything else."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a finite number, got {shorten(text)}")
+    if not abs(value) <= LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"expected a finite number, at most {LARGEST:,}, got {shorten(text)}"
+        )
     return value
 
 
