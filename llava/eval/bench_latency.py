@@ -259,13 +259,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--target-token-nums", type=flags.number(), nargs="+", default=[192, 128, 64]
     )
-    parser.add_argument("--batch-sizes", type=flags.whole(1), nargs="+", default=[1])
-    parser.add_argument("--visual-tokens", type=flags.whole(1), default=576)
+    parser.add_argument("--batch-sizes", type=flags.whole(1, 4096), nargs="+", default=[1])
+    parser.add_argument("--visual-tokens", type=flags.whole(1, 100_000), default=576)
     parser.add_argument(
-        "--prefix-tokens", type=flags.whole(0), default=0, help="text before the image"
+        "--prefix-tokens", type=flags.whole(0, 100_000), default=0, help="text before the image"
     )
     parser.add_argument(
-        "--text-tokens", type=flags.whole(1), default=60, help="text after the image"
+        "--text-tokens", type=flags.whole(1, 100_000), default=60, help="text after the image"
     )
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import program
+from llava import json_files, program
 
 from .benchmarks import BENCHMARKS, Benchmark
-from .record import read_record
+from .record import RECORD, read_record, sibling
 from .results import find_benchmark
 from .scoring import answers_in
 
@@ -52,9 +52,11 @@ def recorded(answers_file: Path) -> tuple[str, Path]:
     """
     try:
         settings = read_record(answers_file)["settings"]
+        where = f"{sibling(answers_file, RECORD)}, settings"
+        json_files.check(settings, where, {"question_file": str})
         folder = Path(settings["question_file"]).parent
         return find_benchmark(answers_file, settings, folder.parent, BENCHMARKS).name, folder
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"give --benchmark and --data: {error}") from None
 
 
