@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,27 @@ def damaged(path: Path, content: Content, place: Place) -> Iterator[tuple[str, s
         yield name, text.replace(json.dumps(_PLACE), value)
     del parent[last]
     yield "missing", _text(path, changed)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and good files for it, by their names in a folder; `written` by code.
+
+    `damage`: the file that is damaged, `needed`: the fields it cannot be without, dotted.
+    """
+
+    run: Callable[[Path], int | None]
+    damage: str
+    needed: set[str]
+    files: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Path], Any] = lambda folder: None
+
+    def write(self, folder: Path) -> Any:
+        """All files; the content of the one to damage."""
+        self.prepare(folder)
+        for name, content in self.files.items():
+            write(folder / name, content)
+        path = folder / self.damage
+        if path.suffix == ".jsonl" or path.name.startswith("coco_pope"):
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        return json.loads(path.read_text())
