@@ -14,6 +14,9 @@ from typing import Any
 #: What a field may be: a type, or several.
 Types = type | tuple[type, ...]
 
+#: The largest number that is taken for one: sums and products of a few are still numbers.
+LARGEST = 1e30
+
 _WORDS = {
     bool: "true or false",
     int: "an integer",
@@ -96,6 +99,25 @@ def is_one_of(value: Any, types: Types) -> bool:
     if isinstance(value, bool):
         return bool in types
     return isinstance(value, types) or (isinstance(value, int) and float in types)
+
+
+def is_number(value: Any, largest: float = LARGEST) -> bool:
+    """Whether a JSON value is a finite number, no larger than `largest`; true is none."""
+    return is_one_of(value, float) and abs(value) <= largest  # which no NaN is
+
+
+def check_plain(group: Mapping[str, Any], where: str | Path) -> None:
+    """Hold all values of a group to null, texts, numbers, true and false, and lists of such.
+
+    Raises:
+        ValueError: one is something else; begins with `where`.
+    """
+    for name, value in group.items():
+        for each in value if isinstance(value, list) else [value]:
+            if not (each is None or isinstance(each, (bool, str)) or is_number(each)):
+                raise ValueError(
+                    f"{where}: {name} must be a text or a finite number, got {shorten(each)}"
+                )
 
 
 def shorten(value: Any) -> str:

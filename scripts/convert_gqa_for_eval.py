@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava import program
 from llava.eval.benchmarks import gqa
-from llava.eval.scoring import read_answers
+from llava.eval.scoring import answers_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dst", type=Path, required=True, help="where the predictions go")
     args = parser.parse_args(argv)
     try:
-        count = gqa.write_predictions(args.dst, read_answers(args.src))
+        with answers_in(args.src) as answers:
+            count = gqa.write_predictions(args.dst, answers)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -33,4 +35,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -16,8 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava import program
 from llava.eval.benchmarks import mmbench
-from llava.eval.scoring import read_answers
+from llava.eval.scoring import answers_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # No with_suffix: a name may have a dot of its own, such as llava-v1.5-7b.
     target = args.upload_dir / f"{args.experiment}.xlsx"
     try:
-        answers = read_answers(args.result_dir / f"{args.experiment}.jsonl")
-        count = mmbench.write_submission(target, args.annotation_file, answers)
+        with answers_in(args.result_dir / f"{args.experiment}.jsonl") as answers:
+            count = mmbench.write_submission(target, args.annotation_file, answers)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -45,4 +46,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava import program
 from llava.eval.benchmarks import mmvet
-from llava.eval.scoring import read_answers
+from llava.eval.scoring import answers_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--question-file", type=Path, help="the questions that were to be answered")
     args = parser.parse_args(argv)
     try:
-        count = mmvet.write_submission(args.dst, read_answers(args.src), args.question_file)
+        with answers_in(args.src) as answers:
+            count = mmvet.write_submission(args.dst, answers, args.question_file)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,4 +42,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

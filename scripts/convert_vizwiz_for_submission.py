@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava import program
 from llava.eval.benchmarks import vizwiz
-from llava.eval.scoring import read_answers
+from llava.eval.scoring import answers_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--result-upload-file", type=Path, required=True, help="where it goes")
     args = parser.parse_args(argv)
     try:
-        count = vizwiz.write_submission(
-            args.result_upload_file, args.annotation_file, read_answers(args.result_file)
-        )
+        with answers_in(args.result_file) as answers:
+            count = vizwiz.write_submission(args.result_upload_file, args.annotation_file, answers)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,4 +43,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

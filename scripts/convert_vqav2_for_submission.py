@@ -18,8 +18,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava import program
 from llava.eval.benchmarks import vqav2
-from llava.eval.scoring import read_answers
+from llava.eval.scoring import answers_in
 
 TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 
@@ -36,13 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not (args.src and args.test_file and args.dst):
         parser.error("give --ckpt and --split, or --src, --test-file and --dst")
     try:
-        counts = vqav2.write_submission(
-            args.dst,
-            read_answers(args.src),
-            args.test_file,
-            asked_file=args.question_file,
-            allow_missing=args.allow_missing,
-        )
+        with answers_in(args.src) as answers:
+            counts = vqav2.write_submission(
+                args.dst,
+                answers,
+                args.test_file,
+                asked_file=args.question_file,
+                allow_missing=args.allow_missing,
+            )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -70,4 +72,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

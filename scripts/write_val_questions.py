@@ -17,15 +17,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import json_files, program
 from llava.eval.benchmarks import vizwiz, vqav2
 
 SHORT = "Answer the question using a single word or phrase."
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 
 
-def vqav2_questions(data: Any) -> Iterator[dict[str, Any]]:
-    """Lines of the question file; `data` is what the official file holds."""
-    for entry in data["questions"]:
+def vqav2_questions(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of the question file; `path` is the official file."""
+    data = json_files.check(json_files.read(path), path, {"questions": list})
+    for number, entry in enumerate(data["questions"], 1):
+        fields = {"question_id": (str, int), "image_id": int, "question": str}
+        json_files.check(entry, f"{path}, question {number}", fields)
         yield {
             "question_id": entry["question_id"],
             "image": f"COCO_val2014_{entry['image_id']:012d}.jpg",
@@ -34,9 +38,10 @@ def vqav2_questions(data: Any) -> Iterator[dict[str, Any]]:
         }
 
 
-def vizwiz_questions(data: Any) -> Iterator[dict[str, Any]]:
-    """Lines of the question file; `data` is what val.json holds."""
-    for number, entry in enumerate(data):
+def vizwiz_questions(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of the question file; `path` is val.json."""
+    for number, entry in enumerate(json_files.read(path, list)):
+        json_files.check(entry, f"{path}, entry {number + 1}", {"image": str, "question": str})
         yield {
             "question_id": number,
             "image": entry["image"],
@@ -66,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.dir or Path("playground/data/eval") / args.benchmark
     source, target = folder / name, folder / target_name
     try:
-        lines = [json.dumps(line) for line in read(json.loads(source.read_text(encoding="utf-8")))]
+        lines = [json.dumps(line) for line in read(source)]
         target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    except (ValueError, KeyError, TypeError) as error:
-        print(f"error: {source} is not the official file of this name ({error!r})", file=sys.stderr)
+    except ValueError as error:
+        print(f"error: {error}. Expected the official file of this name.", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,4 +84,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from llava import flags
 from llava.eval.arguments import add_checkpoint_arguments, add_depth_argument
 from llava.eval.plan import PlannedRun, parse_runs, runs_in_decoder
 from llava.pruning import find
@@ -16,7 +17,7 @@ _CURVE = ("x0", "k0", "gamma", "beta", "budget_mode")
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which checkpoint to load, how, and how it is asked."""
-    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=flags.whole(1, 10**6), default=32)
     add_checkpoint_arguments(parser, default=DEMO)
 
 
@@ -31,11 +32,16 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         help="one or several, as the runs of llava.eval.sweep",
     )
     group.add_argument(
-        "--target-token-num", type=float, metavar="T", help="budget of methods without one here"
+        "--target-token-num",
+        type=flags.number(),
+        metavar="T",
+        help="budget of methods without one here",
     )
     group.add_argument("--budget-mode", choices=("published", "strict"))
     for name in ("x0", "k0", "gamma", "beta"):
-        group.add_argument(f"--{name}", type=float, help="see llava.eval.model_vqa_loader --help")
+        group.add_argument(
+            f"--{name}", type=flags.number(), help="see llava.eval.model_vqa_loader --help"
+        )
     add_depth_argument(group)
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from llava import pruning
+from llava import flags, program, pruning
 from llava.eval.arguments import Help
 from llava.eval.depths import PUBLISHED_LAYERS
 from llava.eval.models import load_model
@@ -204,12 +204,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--complex", required=True, metavar="QUESTION")
     parser.add_argument("--out", type=Path, default=Path("attention.png"), metavar="FILE")
     parser.add_argument(
-        "--layers", type=int, nargs="+", metavar="L", help="instead of the paper's, from 0"
+        "--layers",
+        type=flags.whole(),
+        nargs="+",
+        metavar="L",
+        help="instead of the paper's, from 0",
     )
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), default="released", help="how MI is measured"
     )
-    parser.add_argument("--dpi", type=float, default=plotting.DPI)
+    parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     asking.add_model_arguments(parser)
     args = parser.parse_args(argv)
     try:
@@ -253,4 +257,4 @@ def _told(found: AttentionMap) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

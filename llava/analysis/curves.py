@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from llava import json_files, program
 from llava.eval.comparison import budget as recorded_budget
 from llava.eval.comparison import recorded_pruner
 from llava.eval.linefile import read_lines
@@ -39,6 +40,9 @@ from . import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_LARGEST = 10**9  # of tokens, and of what was measured
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,10 @@ def read(answers_file: Path, model_path: str | None = None) -> Panel:
     curves, budgets, whole = [], set(), 0
     for number, _, answer in read_lines(answers_file):
         where = f"{answers_file}, line {number}"
+        metadata = _metadata(answer, where)
         try:
-            own = config.resolved((answer["metadata"]["n_visual"],))
-            found = _curve(own, shape, answer["metadata"], strict)
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{where}: no recorded curve ({error!r}). These answers were written by an older "
-                "version: run them again, into another file."
-            ) from None
+            own = config.resolved((metadata["n_visual"],))
+            found = _curve(own, shape, metadata, strict)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if found is None:
@@ -114,6 +114,33 @@ def read(answers_file: Path, model_path: str | None = None) -> Panel:
         curves=curves,
         whole=whole,
     )
+
+
+def _metadata(answer: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The metadata of an answer, with all that a curve follows from."""
+    place = f"{where}, metadata"
+    try:
+        metadata = json_files.check(answer, where, {"metadata": dict})["metadata"]
+        json_files.check(metadata, place, {"n_visual": int, "n_text": int, "cost": dict})
+        cost = {name: metadata["cost"].get(name) for name in ("tokens_entering", "tokens_leaving")}
+        numbers = {"n_visual": metadata["n_visual"], "n_text": metadata["n_text"], **cost}
+        if "complexity" not in metadata:
+            raise ValueError(f"{place}: complexity is missing")
+        if measured := metadata["complexity"]:
+            json_files.check(
+                measured, f"{place}, complexity", dict.fromkeys(("k", "x0", "mi"), float)
+            )
+            numbers |= {name: measured[name] for name in ("k", "x0", "mi")}
+        for name, value in numbers.items():
+            if not json_files.is_number(value, _LARGEST):
+                shown = json_files.shorten(value)
+                raise ValueError(f"{place}: {name} must be a number of usual size, got {shown}")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: no recorded curve. These answers were written by an older version: run them "
+            "again, into another file."
+        ) from None
+    return metadata
 
 
 def _config(answers_file: Path, settings: Mapping[str, Any]) -> AutoPrune:
@@ -217,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("answers", type=Path, nargs="+", help="answers of runs of AutoPrune")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE")
     parser.add_argument("--model-path", help="the checkpoint, where it is no longer in its place")
-    parser.add_argument("--dpi", type=float, default=plotting.DPI)
+    parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
         panels = [read(path, args.model_path) for path in args.answers]
@@ -244,4 +271,4 @@ def _told(panel: Panel) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

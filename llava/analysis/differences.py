@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from llava import json_files
 from llava.eval.answers import QuestionSource
 from llava.eval.comparison import budget, settings_of
 from llava.eval.linefile import read_lines
@@ -27,7 +28,7 @@ from llava.eval.results import Result
 LOST, GAINED, OTHER = "lost", "gained", "other"
 UNKNOWN = "unknown"
 _LEVELS = ("none", "no-image")  # nothing was chosen there
-_COSTS = {"tokens_entering", "prefill_flops", "dense_prefill_flops"}
+_COSTS = ("tokens_entering", "prefill_flops", "dense_prefill_flops")
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,12 @@ class _Known:
     def answers(self, result: Result) -> Iterator[tuple[int, Answer]]:
         """The answers to questions about pictures, by the index of the question."""
         for number, _, line in read_lines(result.answers_file):
-            metadata = line.get("metadata")
+            where = f"{result.answers_file}, line {number}"
+            metadata = json_files.check(line, where, {"text": str}).get("metadata")
             if not isinstance(metadata, dict) or not _is_known(metadata):
                 raise ValueError(
-                    f"{result.answers_file}, line {number}: no index or cost in its metadata. An "
-                    "older version wrote these answers: run them again, into another file."
+                    f"{where}: no index or cost in its metadata. An older version wrote these "
+                    "answers: run them again, into another file."
                 )
             index, text = metadata["index"], line["text"]
             if self.question(index).image is None:
@@ -205,9 +207,14 @@ class _Known:
 
 
 def _is_known(metadata: Mapping[str, Any]) -> bool:
-    """Whether it says which question it is about and has the costs that a report shows."""
-    cost = metadata.get("cost")
-    return "index" in metadata and isinstance(cost, dict) and cost.keys() >= _COSTS
+    """Whether it says which question it is about and has the numbers that a report shows."""
+    cost, measured = metadata.get("cost"), metadata.get("complexity") or {}
+    if not (isinstance(cost, dict) and isinstance(measured, dict)):
+        return False
+    numbers = all(json_files.is_number(cost.get(name)) for name in _COSTS)
+    numbers &= all(map(json_files.is_number, measured.values()))
+    index = json_files.is_one_of(metadata.get("index"), int)
+    return index and numbers and cost["dense_prefill_flops"] > 0
 
 
 def _plain(text: str) -> str:

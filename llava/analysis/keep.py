@@ -21,6 +21,7 @@ from typing import Any
 
 from PIL import Image
 
+from llava import flags, program
 from llava.eval.arguments import Help
 from llava.eval.models import load_model
 from llava.mm_utils import load_image
@@ -130,9 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--question", required=True)
     parser.add_argument("--out", type=Path, default=Path("kept.png"), metavar="FILE")
     parser.add_argument(
-        "--layers", type=int, nargs="+", metavar="L", help="panels of a sheet, counted from 0"
+        "--layers",
+        type=flags.whole(),
+        nargs="+",
+        metavar="L",
+        help="panels of a sheet, counted from 0",
     )
-    parser.add_argument("--cell", type=int, metavar="PIXELS", help="size of a patch")
+    parser.add_argument(
+        "--cell", type=flags.whole(most=256), metavar="PIXELS", help="size of a patch"
+    )
     asking.add_method_arguments(parser)
     asking.add_model_arguments(parser)
     args = parser.parse_args(argv)
@@ -178,4 +185,4 @@ def _told(answer: TracedAnswer) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

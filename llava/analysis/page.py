@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava import flags, program
 from llava.eval.arguments import OFFLINE, setting_defaults
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
@@ -155,7 +156,7 @@ def main(
     parser.add_argument("--title", help="default: the model and the benchmarks")
     parser.add_argument(
         "--most",
-        type=int,
+        type=flags.whole(),
         default=_MOST,
         metavar="N",
         help="answers to show (default: %(default)s)",
@@ -211,4 +212,4 @@ def _settings(result: Result) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava import flags
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".jpg", ".pdf", ".svg")
 DPI = 100
+dpi = flags.number(1, 10_000)  # of --dpi; a figure of more is refused by matplotlib
 _QUALITY = 90  # of jpg
 
 

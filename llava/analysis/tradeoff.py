@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from llava import json_files, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.comparison import compare
@@ -135,14 +136,19 @@ def read_table(path: Path) -> dict[str, Any]:
         ValueError, OSError: no file, no JSON, or not such a comparison of this version.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        rows, needed = table["rows"], {"benchmarks", "rows", "made_with", "vision_apart"}
-        missing = {name for row in rows for name in _COLUMNS - row.keys()}
-        missing |= needed - table.keys()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        table = json_files.check(json_files.read(path), path, {"benchmarks": dict, "rows": list})
+        missing = {"made_with", "vision_apart"} - table.keys()
+        missing |= {
+            name
+            for number, row in enumerate(table["rows"], 1)
+            for name in _COLUMNS - json_files.check(row, f"{path}, row {number}", {}).keys()
+        }
+        if not missing:
+            _check_table(table, path)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is no table of llava.eval.report --json ({error!r}); give folders of runs, or "
-            "such a table"
+            f"{error}. It is no table of llava.eval.report --json; give folders of runs, or such a "
+            "table"
         ) from None
     if missing:
         raise ValueError(
@@ -150,6 +156,30 @@ def read_table(path: Path) -> dict[str, Any]:
             "it again with llava.eval.report --json"
         )
     return table
+
+
+def _check_table(table: Mapping[str, Any], path: Path) -> None:
+    """Raise a ValueError unless everything that is drawn has its type."""
+    json_files.check(table, path, {"made_with": dict}, optional={"vision_apart": bool})
+    models = json_files.check(table["made_with"], f"{path}, made_with", {"model": list})["model"]
+    if not all(isinstance(model, str) for model in models):
+        raise ValueError(f"{path}: models must be texts, got {json_files.shorten(models)}")
+    for name, entry in table["benchmarks"].items():
+        json_files.check(entry, f"{path}, benchmark {name!r}", {"title": str})
+    for number, row in enumerate(table["rows"], 1):
+        where = f"{path}, row {number}"
+        fields = {"method": str, "settings": dict, "benchmarks": dict}
+        costs = dict.fromkeys(("tokens_entering", "prefill_flops_ratio", "prefill_ms"), float)
+        json_files.check(row, where, fields, {"budget": (float, str), **costs})
+        if row["benchmarks"].keys() != table["benchmarks"].keys():
+            raise ValueError(f"{where}: its benchmarks are not those of the table")
+        json_files.check_plain(row["settings"], f"{where}, settings")
+        json_files.check_plain({name: row[name] for name in ("budget", *costs)}, where)
+        for name, cell in row["benchmarks"].items():
+            if cell is not None:
+                place = f"{where}, {name!r}"
+                json_files.check(cell, place, {"percent": (float, type(None))})
+                json_files.check_plain({"percent": cell["percent"]}, place)
 
 
 _COLUMNS = frozenset(
@@ -180,7 +210,7 @@ def main(
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="png, jpg, pdf or svg"
     )
-    parser.add_argument("--dpi", type=float, default=plotting.DPI)
+    parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
         table = _comparison(args, benchmarks)
@@ -232,4 +262,4 @@ def _kind(method: str) -> Kind:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

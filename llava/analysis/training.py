@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava import json_files, program
 from llava.eval.linefile import read_lines
 
 from . import plotting
@@ -64,10 +65,12 @@ def read(log: Path) -> list[Stage]:
     minutes = 0.0
     for number, _, line in read_lines(log):
         name, now = line.get("stage"), line.get("minutes")
-        if not isinstance(name, str) or not isinstance(now, int | float) or "step" not in line:
+        drawn = [line.get("step"), now, *(line[key] for key in (_LOSS, *_SHARES) if key in line)]
+        if not isinstance(name, str) or not all(map(json_files.is_number, drawn)):
             raise ValueError(
-                f"{log}, line {number}: expected stage, step and minutes, as the log of a training "
-                f"has, got {str(line)[:100]}"
+                f"{log}, line {number}: expected stage and, as numbers, step and minutes, and "
+                f"{', '.join((_LOSS, *_SHARES))} where they are, as the log of a training has, got "
+                f"{json_files.shorten(line)}"
             )
         if not stages or stages[-1].name != name:
             stages.append(Stage(name, minutes, []))
@@ -126,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("log", type=Path, help="log.jsonl of the training's work folder")
     parser.add_argument("--out", type=Path, default=Path("training.png"), metavar="FILE")
-    parser.add_argument("--dpi", type=float, default=plotting.DPI)
+    parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
         stages = read(args.log)
@@ -139,4 +142,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

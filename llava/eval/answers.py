@@ -11,9 +11,11 @@ from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llava import json_files
+
 from .linefile import LineFile, read_lines
 from .questions import Question
-from .totals import Totals
+from .totals import Totals, check_metadata
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,6 +56,31 @@ class QuestionSource(Protocol):
     def check_model(self, model: Any) -> None:
         """Raise ValueError if the model is not one that can be asked these questions."""
         ...
+
+
+def answered_index(answer: dict[str, Any]) -> int | None:
+    """`metadata["index"]` of an answer from a file, None if that is no whole number."""
+    metadata = answer.get("metadata")
+    index = metadata.get("index") if isinstance(metadata, dict) else None
+    return index if json_files.is_one_of(index, int) else None
+
+
+def answered_position(answer: dict[str, Any], questions: QuestionSource, where: str) -> int:
+    """Position of the question that a line of an answers file, at `where`, is an answer to.
+
+    Raises:
+        ValueError: of none of these, or its metadata are not what this version writes.
+    """
+    index = answered_index(answer)
+    position = None if index is None else questions.position(index)
+    question_id = answer.get("question_id")
+    if position is None or questions[position].question_id != question_id:
+        raise ValueError(
+            f"{where}: answers question {json_files.shorten(question_id)} with metadata index "
+            f"{index}, which is not in this part of {questions.path}"
+        )
+    check_metadata(answer["metadata"], f"{where}, metadata")
+    return position
 
 
 class AnswerFile:
@@ -129,26 +156,17 @@ class AnswerFile:
     def _restore(self, questions: QuestionSource) -> None:
         for number, offset, answer in read_lines(self.path):
             where = f"{self.path}, line {number}"
-            metadata = answer.get("metadata")
-            index = metadata.get("index") if isinstance(metadata, dict) else None
-            position = questions.position(index) if isinstance(index, int) else None
-            if position is None or questions[position].question_id != answer.get("question_id"):
+            try:
+                position = answered_position(answer, questions, where)
+            except ValueError as error:
                 raise ValueError(
-                    f"{where}: answers question {answer.get('question_id')!r} with metadata index "
-                    f"{index!r}, which is not in this part of {questions.path}. Give another "
-                    f"--answers-file, or remove this one to start over."
-                )
+                    f"{error}. Give another --answers-file, or remove this one to start over."
+                ) from None
             if self._offsets[position] != _UNANSWERED:
                 raise ValueError(
                     f"{where}: a second answer to {questions[position]}. Remove one of the two."
                 )
-            try:
-                self._note(position, offset, metadata)
-            except (AttributeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{where}: metadata {sorted(metadata)} is not what this version writes "
-                    f"({error!r}). Give another --answers-file, or remove this one to start over."
-                ) from None
+            self._note(position, offset, answer["metadata"])
 
     def _note(self, position: int, offset: int, metadata: dict[str, Any]) -> None:
         self._offsets[position] = offset

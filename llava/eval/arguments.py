@@ -6,6 +6,7 @@ import argparse
 from dataclasses import MISSING, fields
 from typing import Any
 
+from llava import flags
 from llava.anyres import MERGE_TYPES, READINGS
 from llava.conversation import conv_templates
 
@@ -54,11 +55,13 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     """Add conversation, decoding and its seed."""
     decoding = parser.add_argument_group("prompt and decoding")
     decoding.add_argument("--conv-mode", choices=sorted(conv_templates), metavar="TEMPLATE")
-    decoding.add_argument("--temperature", type=float, help="0 is greedy")
-    decoding.add_argument("--top_p", type=float, help="only with a temperature above 0")
-    decoding.add_argument("--num_beams", type=int)
-    decoding.add_argument("--max_new_tokens", type=int)
-    decoding.add_argument("--seed", type=int, help="only matters with a temperature above 0")
+    decoding.add_argument("--temperature", type=flags.number(), help="0 is greedy")
+    decoding.add_argument("--top_p", type=flags.number(), help="only with a temperature above 0")
+    decoding.add_argument("--num_beams", type=flags.whole())
+    decoding.add_argument("--max_new_tokens", type=flags.whole())
+    decoding.add_argument(
+        "--seed", type=flags.whole(most=2**32 - 1), help="only matters with a temperature above 0"
+    )
 
 
 def add_hardware_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -77,8 +80,10 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> argparse._Argumen
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Add device, number format and what decides the speed of many questions."""
     device = add_hardware_arguments(parser)
-    device.add_argument("--batch-size", type=int, help="questions answered at a time")
-    device.add_argument("--num-workers", type=int, help="processes that prepare images ahead")
+    device.add_argument("--batch-size", type=flags.whole(), help="questions answered at a time")
+    device.add_argument(
+        "--num-workers", type=flags.whole(), help="processes that prepare images ahead"
+    )
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -98,7 +103,7 @@ def add_depth_argument(parser: argparse._ActionsContainer) -> None:
     """Add --depth-layers."""
     parser.add_argument(
         "--depth-layers",
-        type=int,
+        type=flags.whole(),
         metavar="L",
         help="all depths (x0, the layers at which methods prune) are meant for a decoder of L "
         "layers: scale them to this one's. Default: those given are meant for this one, the others "

@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaModel
 from transformers import __version__ as transformers_version
 
-from .. import pruning
+from .. import flags, program, pruning
 from ..model.builder import DTYPES, default_device
 from ..model.language_model.attention import BACKENDS
 from ..model.language_model.llava_llama import (
@@ -258,18 +258,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="cpu-1k")
-    parser.add_argument("--target-token-nums", type=float, nargs="+", default=[192, 128, 64])
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
-    parser.add_argument("--visual-tokens", type=int, default=576)
-    parser.add_argument("--prefix-tokens", type=int, default=0, help="text before the image")
-    parser.add_argument("--text-tokens", type=int, default=60, help="text after the image")
+    parser.add_argument(
+        "--target-token-nums", type=flags.number(), nargs="+", default=[192, 128, 64]
+    )
+    parser.add_argument("--batch-sizes", type=flags.whole(1, 4096), nargs="+", default=[1])
+    parser.add_argument("--visual-tokens", type=flags.whole(1, 100_000), default=576)
+    parser.add_argument(
+        "--prefix-tokens", type=flags.whole(0, 100_000), default=0, help="text before the image"
+    )
+    parser.add_argument(
+        "--text-tokens", type=flags.whole(1, 100_000), default=60, help="text after the image"
+    )
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--attn-implementation", choices=BACKENDS, default="sdpa")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own")
-    parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=flags.whole(1, 4096), help="CPU threads; default: torch's own"
+    )
+    parser.add_argument("--warmup", type=flags.whole(0), default=1)
+    parser.add_argument("--repeats", type=flags.whole(1), default=5)
+    parser.add_argument("--seed", type=flags.whole(0), default=0)
     add_pruning_arguments(parser)
     add_depth_argument(parser)
     return parser.parse_args(argv)
@@ -304,4 +312,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

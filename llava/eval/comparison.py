@@ -107,7 +107,7 @@ def _row(
         "method": pruner["method"],
         "settings": shown,
         "budget": budget(pruner),
-        "seeds": sorted({run.pruner[_SEED] for run in runs if _SEED in run.pruner}),
+        "seeds": sorted({run.pruner[_SEED] for run in runs if run.pruner.get(_SEED) is not None}),
         "benchmarks": {name: cell.to_dict() if cell else None for name, cell in cells.items()},
         "relative": _mean(relative),
         "relative_sd": _deviation(relative),

@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from llava import flags, program
+
 from .complexity_samples import Run, Sample, find_runs, load_run, require_comparable
 from .markdown import table as write_table
 from .rank_statistics import Comparison, compare, describe, partial_spearman, spearman
@@ -192,8 +194,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, default=Path("playground/data/mini"), help="the benchmarks' folders"
     )
-    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument(
+        "--resamples", type=flags.whole(1, 10**6), default=2000, help="of the bootstrap"
+    )
+    parser.add_argument("--seed", type=flags.whole(0), default=0, help="of the bootstrap")
     args = parser.parse_args(argv)
     if bool(args.answers) == bool(args.runs) or (args.run and not args.runs):
         parser.error("give answer files, or --runs and perhaps --run")
@@ -299,4 +303,4 @@ def _interval(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

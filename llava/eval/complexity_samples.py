@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .question_metadata import Answered, is_number, read_answered
+from llava import json_files
+
+from .question_metadata import Answered, read_answered
 from .record import COMPLETE, commits, read_record
 from .settings import OLDER
 
@@ -130,10 +132,12 @@ def _sample(benchmark: str, answered: Answered) -> Sample:
             f"indicator mutual_information and not where its budget holds all visual tokens: give "
             f"such a run of a smaller budget."
         )
-    if not (is_number(mi) and isinstance(n_text, int) and isinstance(text, str)):
+    numbers = json_files.is_number(mi) and json_files.is_one_of(n_text, int)
+    if not (numbers and json_files.is_number(n_text) and isinstance(text, str)):
+        shown = " and ".join(map(json_files.shorten, (text, n_text, mi)))
         raise ValueError(
             f"{where}: expected text, and in metadata n_text and a finite complexity.mi, got "
-            f"{text!r}, {n_text!r} and {mi!r}."
+            f"{shown}."
         )
     return Sample(
         image=(benchmark, known.get("image") or str(question.image)),
@@ -169,5 +173,5 @@ def _prunes(record: dict[str, Any]) -> bool:
         return False
     tokens = record.get("tokens") or {}
     entering = tokens.get("entering") or 0
-    autoprune = record["settings"].get("pruner", {}).get("method") == "autoprune"
+    autoprune = (record["settings"].get("pruner") or {}).get("method") == "autoprune"
     return autoprune and 0 < entering < (tokens.get("visual") or 0)

@@ -6,8 +6,9 @@ conversion. The last line on stdout is the result as JSON. Needs no model.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+
+from llava import program
 
 from .benchmarks import gqa
 from .scoring import run_scorer
@@ -26,4 +27,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

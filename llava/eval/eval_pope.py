@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import program
+
 from .benchmarks import pope
-from .scoring import in_file, read_answers
+from .scoring import answers_in
 
 _RATES = {
     "Accuracy": "accuracy",
@@ -54,12 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _score(args: argparse.Namespace) -> dict[str, Any]:
-    answers = read_answers(args.result_file)
     truth = pope.load_truth(args.question_file, args.annotation_dir)
-    try:
+    with answers_in(args.result_file) as answers:
         result = pope.score_answers(truth, answers, allow_missing=args.allow_missing)
-    except ValueError as error:
-        raise in_file(args.result_file, error) from None
     return {"result_file": str(args.result_file), **result}
 
 
@@ -78,4 +77,4 @@ def _fraction(percent: float | None, style: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

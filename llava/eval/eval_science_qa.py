@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import program
+
 from .benchmarks import scienceqa
 from .benchmarks.scienceqa import Graded
-from .scoring import in_file, read_answers
+from .scoring import answers_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         problems = scienceqa.load_problems(args.base_dir, args.split)
-        graded = _grade(args.result_file, problems, args.allow_missing)
+        with answers_in(args.result_file) as answers:
+            graded = scienceqa.grade(problems, answers, allow_missing=args.allow_missing)
         result = scienceqa.summarise(graded, len(problems))
         if args.output_file:
             _write(args.output_file, _analysis(graded))
@@ -53,14 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(json.dumps({"result_file": str(args.result_file), **result}))
     return 0
-
-
-def _grade(path: Path, problems: dict[str, scienceqa.Problem], allow_missing: bool) -> list[Graded]:
-    answers = read_answers(path)
-    try:
-        return scienceqa.grade(problems, answers, allow_missing=allow_missing)
-    except ValueError as error:
-        raise in_file(path, error) from None
 
 
 def _analysis(graded: list[Graded]) -> dict[str, list[dict[str, Any]]]:
@@ -99,4 +94,4 @@ def _percent(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

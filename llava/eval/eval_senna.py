@@ -13,8 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava import program
+
 from .benchmarks import senna
-from .scoring import in_file, read_answers
+from .scoring import answers_in
 from .senna.score import describe
 
 
@@ -30,12 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        answers = read_answers(args.result_file)
         plans = senna.load_plans(args.annotation_file)
-        try:
+        with answers_in(args.result_file) as answers:
             result = senna.score_answers(plans, answers, allow_missing=args.allow_missing)
-        except ValueError as error:
-            raise in_file(args.result_file, error) from None
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -45,4 +44,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -6,8 +6,9 @@ last line on stdout is the result as JSON. Needs no model.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+
+from llava import program
 
 from .benchmarks import textvqa
 from .scoring import run_scorer
@@ -27,4 +28,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

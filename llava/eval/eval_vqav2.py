@@ -7,8 +7,9 @@ model.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+
+from llava import program
 
 from .benchmarks import vqav2
 from .scoring import run_scorer
@@ -27,4 +28,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava import json_files, program
+
 from .complexity_samples import find_runs
 from .markdown import table as write_table
 from .question_metadata import Answered, read_answered
@@ -79,7 +81,8 @@ def count(runs: Mapping[str, Sequence[Answered]], by: str) -> dict[str, Counts]:
                 continue
             if by not in answered.known:
                 raise ValueError(f"{answered.question} has no {by!r} in its metadata.")
-            group = groups.setdefault(str(answered.known[by]), {name: [] for name in runs})
+            value = json_files.shorten(answered.known[by])
+            group = groups.setdefault(value, {name: [] for name in runs})
             group[run].append(answered)
     found = {group: _count(answers) for group, answers in sorted(groups.items())}
     return {_ALL: _sum(list(found.values())), **found} if found else {}
@@ -158,4 +161,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

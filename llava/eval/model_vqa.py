@@ -7,8 +7,9 @@ exit status it has, with room for longer answers: 1024 new tokens instead of 128
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+
+from llava import program
 
 from .benchmarks import mmvet
 from .model_vqa_loader import answer, build_parser
@@ -32,4 +33,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from llava import flags, program
 from llava.pruning.arguments import add_pruning_arguments
 
 from .answers import QuestionSource
@@ -54,11 +55,13 @@ def build_parser(
     files.add_argument("--image-folder", type=Path, help="where the questions' images lie")
     files.add_argument("--question-file", type=Path, required=True)
     files.add_argument("--answers-file", type=Path, required=True, help="continued if it exists")
-    files.add_argument("--num-chunks", type=int, help="parts the question file is split into")
-    files.add_argument("--chunk-idx", type=int, help="the part to answer, from 0")
+    files.add_argument(
+        "--num-chunks", type=flags.whole(), help="parts the question file is split into"
+    )
+    files.add_argument("--chunk-idx", type=flags.whole(), help="the part to answer, from 0")
     files.add_argument(
         "--merge-chunks",
-        type=int,
+        type=flags.whole(),
         metavar="N",
         help="answer nothing: merge ANSWERS/N_0.jsonl to N_<N-1>.jsonl into the answers file",
     )
@@ -67,7 +70,7 @@ def build_parser(
     add_device_arguments(parser)
     parser.add_argument(
         "--visual-token-num",
-        type=int,
+        type=flags.whole(),
         help="upper bound on the tokens that the vision tower hands over",
     )
     parser.set_defaults(**setting_defaults())
@@ -128,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -9,8 +9,9 @@ out of the TSV file, so --image-folder is accepted and does nothing.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+
+from llava import program
 
 from .benchmarks import mmbench
 from .model_vqa_loader import answer, build_parser
@@ -49,4 +50,4 @@ def _questions(args: argparse.Namespace) -> TableQuestions:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -8,8 +8,9 @@ defaults, with which LLaVA-1.5's scores are published; they also need --single-p
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+
+from llava import program
 
 from .benchmarks import scienceqa
 from .model_vqa_loader import answer, build_parser
@@ -41,4 +42,4 @@ def _questions(args: argparse.Namespace) -> QuestionList:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

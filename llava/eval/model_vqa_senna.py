@@ -9,8 +9,9 @@ another one: so Senna was trained.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+
+from llava import program
 
 from .benchmarks import senna
 from .model_vqa_loader import answer, build_parser
@@ -36,4 +37,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -8,18 +8,21 @@ one picture do not name it alike (the rows of MMBench), `image`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llava import json_files
+
 from .answer_normaliser import normalise
+from .answers import answered_index
 from .benchmarks import BENCHMARKS, Benchmark
 from .linefile import read_lines
 from .questions import Question
 from .record import COMPLETE, read_record
 
 METADATA = "metadata.jsonl"
+_MOST = 10**9  # hops, distractors and patches
 
 
 class Answered(NamedTuple):
@@ -39,7 +42,8 @@ class Answered(NamedTuple):
         """
         reference, text = self.known.get("answer"), self.answer.get("text")
         if not isinstance(text, str):
-            raise ValueError(f"{self.where}: expected an answer with a text, got {text!r}.")
+            got = json_files.shorten(text)
+            raise ValueError(f"{self.where}: expected an answer with a text, got {got}.")
         return None if reference is None else is_right(text, reference)
 
 
@@ -85,17 +89,17 @@ def read_answered(name: str, answers_file: Path, data: Path) -> AnsweredRun:
     answers, seen = [], set()
     for number, _, answer in read_lines(answers_file):
         where = f"{answers_file}, line {number}"
-        metadata = answer.get("metadata")
-        index = metadata.get("index") if isinstance(metadata, dict) else None
-        question = questions.get(index) if isinstance(index, int) else None
+        index = answered_index(answer)
+        question = None if index is None else questions.get(index)
         asked = (answer.get("question_id"), answer.get("prompt"))
         # Older versions logged MMBench's prompts with the instruction.
         if question is None or asked not in (
             (question.question_id, prompt) for prompt in (question.prompt, question.text)
         ):
             raise ValueError(
-                f"{where}: no answer to a question of {source}: index {index!r}, question_id "
-                f"{asked[0]!r}, prompt {str(asked[1])[:80]!r}. Was the run made with these files?"
+                f"{where}: no answer to a question of {source}: index {index}, question_id "
+                f"{json_files.shorten(asked[0])}, prompt {json_files.shorten(asked[1])}. Was the "
+                f"run made with these files?"
             )
         if index in seen:
             raise ValueError(f"{where}: a second answer to {question}. Remove one of them.")
@@ -123,12 +127,13 @@ def read_metadata(path: Path, questions: dict[int, Question]) -> dict[int, dict[
         )
     known: dict[int, dict[str, Any]] = {}
     for number, _, line in read_lines(path):
-        index = line.get("index")
-        question = questions.get(index) if isinstance(index, int) else None
-        if question is None or question.question_id != line.get("question_id"):
+        index, question_id = line.get("index"), line.get("question_id")
+        question = questions.get(index) if json_files.is_one_of(index, int) else None
+        if question is None or question.question_id != question_id:
             raise ValueError(
-                f"{path}, line {number}: index {index!r} with question_id "
-                f"{line.get('question_id')!r} is none of the questions beside it. Write both anew."
+                f"{path}, line {number}: index {json_files.shorten(index)} with question_id "
+                f"{json_files.shorten(question_id)} is none of the questions beside it. Write both "
+                f"anew."
             )
         if question.index in known:
             raise ValueError(f"{path}, line {number}: a second line about {question}.")
@@ -136,7 +141,7 @@ def read_metadata(path: Path, questions: dict[int, Question]) -> dict[int, dict[
             raise ValueError(
                 f"{path}, line {number}: expected kind (text), hops (1 or more), distractors (a "
                 f"whole number or null), target_patches (a number or null) and, if there are any, "
-                f"answer and image (texts), got {str(line)[:200]}."
+                f"answer and image (texts), got {json_files.shorten(line)}."
             )
         known[question.index] = line
     if missing := [q for i, q in questions.items() if i not in known]:
@@ -150,16 +155,11 @@ def _is_metadata(line: dict[str, Any]) -> bool:
     distractors, patches, hops = line["distractors"], line["target_patches"], line.get("hops")
     return (
         isinstance(line.get("kind"), str)
-        and (type(hops) is int and hops >= 1)
-        and (distractors is None or (type(distractors) is int and distractors >= 0))
-        and (patches is None or (is_number(patches) and patches >= 0))
+        and (type(hops) is int and 1 <= hops <= _MOST)
+        and (distractors is None or (type(distractors) is int and 0 <= distractors <= _MOST))
+        and (patches is None or (json_files.is_number(patches, _MOST) and patches >= 0))
         and all(isinstance(line.get(key), (str, type(None))) for key in ("answer", "image"))
     )
-
-
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _benchmark(name: str) -> Benchmark:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llava import json_files
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import without_image_tokens
 
@@ -86,29 +87,20 @@ def parse_question(line: bytes, index: int, path: Path) -> Question:
             non-empty `text` and, where present, an `image` path; names file and line.
     """
 
-    def wrong(what: str) -> ValueError:
-        return ValueError(
-            f'{path}, line {index + 1}: expected a JSON object like {{"question_id": 1, "image": '
-            f'"a.jpg", "text": "..."}}, {what}. Correct or remove the line.'
-        )
-
+    where = f"{path}, line {index + 1}"
     try:
-        entry = json.loads(line.decode("utf-8"))
+        entry = json_files.parse(line, where)
+        json_files.check(entry, where, {"question_id": (str, int), "text": str}, {"image": str})
+        if not entry["text"].strip():
+            raise ValueError(f"{where}: text is empty")
+        if entry.get("image") == "":
+            raise ValueError(f"{where}: image is empty, not a path")
     except ValueError as error:
-        raise wrong(f"but it is not UTF-8 JSON ({error}): {_shorten(line)}") from None
-    if not isinstance(entry, dict):
-        raise wrong(f"got a JSON {type(entry).__name__}: {_shorten(line)}")
-    missing = [key for key in ("question_id", "text") if key not in entry]
-    if missing:
-        raise wrong(f"but {' and '.join(missing)} is missing; found {sorted(entry)}")
-    question_id, text, image = entry["question_id"], entry["text"], entry.get("image")
-    if isinstance(question_id, bool) or not isinstance(question_id, (str, int)):
-        raise wrong(f"but question_id is {question_id!r}, neither a string nor an integer")
-    if not isinstance(text, str) or not text.strip():
-        raise wrong(f"but text is {text!r}, not a non-empty string")
-    if image is not None and (not isinstance(image, str) or not image):
-        raise wrong(f"but image is {image!r}, not a path")
-    return Question(index, question_id, text, image)
+        raise ValueError(
+            f'{error}. Expected an object like {{"question_id": 1, "image": "a.jpg", "text": '
+            f'"..."}}: correct or remove the line.'
+        ) from None
+    return Question(index, entry["question_id"], entry["text"], entry.get("image"))
 
 
 class QuestionFile:
@@ -226,7 +218,7 @@ class QuestionFile:
             if content in first:
                 raise ValueError(
                     f"{self.path}, lines {first[content] + 1} and {index + 1} are the same "
-                    f"question (question_id, image and text): {_shorten(content.encode())}. "
+                    f"question (question_id, image and text): {json_files.shorten(content)}. "
                     f"Remove one of them."
                 )
             first[content] = index
@@ -290,8 +282,3 @@ def _content(question: Question) -> str:
 def _hash(value: str | int) -> int:
     digest = hashlib.blake2b(json.dumps(value).encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
-
-
-def _shorten(line: bytes) -> str:
-    text = line.decode("utf-8", "replace").strip()
-    return text if len(text) <= 120 else f"{text[:117]}..."

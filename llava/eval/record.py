@@ -15,8 +15,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from llava import json_files
+
 from .linefile import WriteError
-from .settings import differences
+from .settings import differences, recorded_types
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,16 @@ FAILURES = ".errors.jsonl"  # likewise: the questions without an answer, and why
 RUNNING, COMPLETE = "running", "complete"
 INCOMPLETE, INTERRUPTED = "incomplete", "interrupted"
 REFUSED = "refused"  # the method cannot do what is asked; `refusal` says why
+
+# What a record holds besides its settings. Null is as if it were not there.
+_TYPES: dict[str, json_files.Types] = {
+    "status": str,
+    "refusal": str,
+    "peak_memory_bytes": int,
+    **dict.fromkeys(("counts", "tokens", "flops", "kv_bytes", "seconds", "environment"), dict),
+    "earlier_environments": list,
+}
+_NUMBERS = ("counts", "tokens", "flops", "kv_bytes", "seconds")
 
 # A change of these between two sessions of one run may change an answer's last bit.
 _NOTEWORTHY = ("torch", "transformers", "llava", "git_commit", "git_dirty", "device_name")
@@ -41,18 +53,40 @@ def read_record(answers_file: Path) -> dict[str, Any]:
     """The run record beside an answers file.
 
     Raises:
-        ValueError: there is none, or it is not one; says which.
+        ValueError: there is none, or it is not one; says which, and what is wrong in it.
     """
     path = sibling(answers_file, RECORD)
     if not path.is_file():
         raise ValueError(f"{answers_file} has no run record {path.name} beside it.")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return _checked(json_files.read(path), path)
     except ValueError as error:
-        raise ValueError(f"{path} is not a readable run record ({error}).") from None
-    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise ValueError(f"{path} is not a run record: it has no settings.")
-    return record
+        raise ValueError(f"{error}. It is not a readable run record.") from None
+
+
+def _checked(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The record without what is null."""
+    settings = json_files.check(record, path, {"settings": dict}, _TYPES)["settings"]
+    json_files.check(settings, f"{path}, settings", {}, recorded_types())
+    json_files.check_plain({**settings, "pruner": None}, f"{path}, settings")
+    unknown = record.keys() - _TYPES.keys() - {"settings"}
+    json_files.check_plain({name: record[name] for name in unknown}, path)
+    pruner = settings.get("pruner") or {}
+    where = f"{path}, settings, pruner"
+    numbers = ("target_token_num", "target_fraction", "target_flops", "target_kv")
+    json_files.check(
+        pruner, where, {}, {"method": str, "seed": int, **dict.fromkeys(numbers, float)}
+    )
+    json_files.check_plain(pruner, where)
+    for name in _NUMBERS:
+        group = record.get(name) or {}
+        number = int if name == "counts" else float
+        json_files.check(group, f"{path}, {name}", {}, dict.fromkeys(group, number))
+        json_files.check_plain(group, f"{path}, {name}")
+    where = f"{path}, environment"
+    for session in [*(record.get("earlier_environments") or []), record.get("environment") or {}]:
+        json_files.check_plain(json_files.check(session, where, {}), where)
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def environments(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -113,7 +147,7 @@ class RunRecord:
     @property
     def answered(self) -> int:
         """How many answers there were when the record was last written."""
-        return self._data.get("counts", {}).get("answered", 0)
+        return self._data.get("counts", {}).get("answered") or 0
 
     def begin(self, settings: dict[str, Any], environment: dict[str, Any] | None) -> None:
         """Note the resolved settings and this session's environment, None if it answers nothing.

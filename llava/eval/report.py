@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import program
+
 from .benchmarks import BENCHMARKS
 from .benchmarks.base import Benchmark
 from .comparison import compare
@@ -283,4 +285,4 @@ def with_deviation(value: float | None, deviation: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

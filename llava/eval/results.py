@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks.base import Benchmark
-from .linefile import read_lines
 from .record import COMPLETE, RECORD, read_record
-from .scoring import in_file
+from .scoring import answers_in
 from .settings import OLDER
 
 # How many answers or questions a metric is a mean of, where it is not every answer.
@@ -101,12 +100,9 @@ def read_result(answers_file: Path, data: Path, benchmarks: Mapping[str, Benchma
             "it continues"
         )
     benchmark = find_benchmark(answers_file, record["settings"], data, benchmarks)
-    answers = (entry for _, _, entry in read_lines(answers_file))
     part = record["settings"].get("limit") is not None
-    try:
+    with answers_in(answers_file) as answers:
         score = benchmark.score(data / benchmark.folder, answers, allow_missing=part)
-    except ValueError as error:
-        raise in_file(answers_file, error) from None
     return Result(answers_file, benchmark, record, score)
 
 
@@ -118,7 +114,10 @@ def _absent(record: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(there, Mapping):
             yield group
             continue
-        yield from (f"{group}.{name}" for name in names if name not in there)
+        # A mean of nothing is null; nothing else is.
+        null = group == "tokens"
+        known = {name for name, value in there.items() if null or value is not None}
+        yield from (f"{group}.{name}" for name in names if name not in known)
 
 
 def find_runs(folder: Path) -> list[Path]:

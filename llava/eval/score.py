@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import json_files, program
+
 from .benchmarks import BENCHMARKS, Benchmark
-from .record import read_record
+from .record import RECORD, read_record, sibling
 from .results import find_benchmark
-from .scoring import in_file, read_answers
+from .scoring import answers_in
 
 
 def score_file(
@@ -32,17 +34,13 @@ def score_file(
         FileNotFoundError: no such answers file, data folder or file in it.
         ValueError: what the benchmark's score raises.
     """
-    answers = read_answers(answers_file)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"Data folder {folder} not found: expected the files of {benchmark.title}, as in "
-            f"playground/data/eval/{benchmark.folder}."
-        )
-    try:
+    with answers_in(answers_file, f"scoring {{}} as {benchmark.title}") as answers:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"Data folder {folder} not found: expected the files of {benchmark.title}, as in "
+                f"playground/data/eval/{benchmark.folder}."
+            )
         result = benchmark.score(folder, answers, allow_missing=allow_missing)
-    except ValueError as error:
-        label = f"scoring {answers_file} as {benchmark.title}"
-        raise in_file(answers_file, error, label) from None
     return {"result_file": str(answers_file), "metric": benchmark.metric, **result}
 
 
@@ -54,9 +52,11 @@ def recorded(answers_file: Path) -> tuple[str, Path]:
     """
     try:
         settings = read_record(answers_file)["settings"]
+        where = f"{sibling(answers_file, RECORD)}, settings"
+        json_files.check(settings, where, {"question_file": str})
         folder = Path(settings["question_file"]).parent
         return find_benchmark(answers_file, settings, folder.parent, BENCHMARKS).name, folder
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"give --benchmark and --data: {error}") from None
 
 
@@ -105,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

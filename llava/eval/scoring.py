@@ -10,17 +10,24 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
+
+from llava import json_files
 
 from .linefile import read_lines
 
 Annotations = TypeVar("Annotations")
 
 
-def read_answers(path: Path) -> Iterator[dict[str, Any]]:
+@contextmanager
+def answers_in(path: Path, label: str = "{}") -> Iterator[Iterator[dict[str, Any]]]:
     """The answers in a file in LLaVA's schema, one JSON object a line, read as they are asked for.
+
+    A ValueError within the context gets the file in front of it, with the line that was its turn,
+    unless it names the file; `label` has {} where that stands.
 
     Raises:
         FileNotFoundError: no such file; says what writes it.
@@ -30,13 +37,20 @@ def read_answers(path: Path) -> Iterator[dict[str, Any]]:
         raise FileNotFoundError(
             f"Answer file {path} not found: llava.eval.model_vqa_loader --answers-file writes it."
         )
-    return (entry for _, _, entry in read_lines(path))
+    place = str(path)
 
+    def read() -> Iterator[dict[str, Any]]:
+        nonlocal place
+        for number, _, entry in read_lines(path):
+            place = f"{path}, line {number}"
+            yield entry
+        place = str(path)
 
-def in_file(path: Path, error: ValueError, label: str | None = None) -> ValueError:
-    """The error behind the answers file it is about (or a `label` with it), unless it names it."""
-    text = str(error)
-    return ValueError(text if str(path) in text else f"{label or path}: {text}")
+    try:
+        yield read()
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if str(path) in text else f"{label.format(place)}: {text}") from None
 
 
 def texts_by_id(
@@ -55,13 +69,8 @@ def texts_by_id(
     """
     texts: dict[str, str] = {}
     for answer in answers:
-        question_id, text = answer.get("question_id"), answer.get("text")
-        if not isinstance(question_id, (str, int)) or not isinstance(text, str):
-            raise ValueError(
-                f"expected an answer with question_id (string or integer) and text (string), got "
-                f"{str(answer)[:200]}"
-            )
-        key = str(question_id)
+        json_files.check(answer, "an answer", {"question_id": (str, int), "text": str})
+        key, text = str(answer["question_id"]), answer["text"]
         if known is not None and key not in known:
             raise ValueError(
                 f"answer to question {key}, which is not among those to score. Are the answers of "
@@ -140,11 +149,8 @@ def run_scorer(
     args = parser.parse_args(argv)
 
     def score_file(path: Path) -> dict[str, Any]:
-        answers = read_answers(path)
-        try:
+        with answers_in(path) as answers:
             result = score(annotations, answers, allow_missing=args.allow_missing)
-        except ValueError as error:
-            raise in_file(path, error) from None
         return {"result_file": str(path), **result}
 
     try:

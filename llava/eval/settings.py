@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import typing
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from llava import json_files
 
 #: What older versions always did and their records do not name.
 OLDER = {
@@ -57,6 +62,17 @@ DECIDES = {
 }
 
 
+# Above these a number is a slip, which memory, arithmetic or random numbers would end in the middle
+# of a run.
+_MOST = {
+    **dict.fromkeys(("max_new_tokens", "batch_size"), 10**6),
+    **dict.fromkeys(("visual_token_num", "limit"), 10**9),
+    "num_beams": 1024,
+}
+_MOST_FROM_0 = {"temperature": 10**6, "num_workers": 1024, "seed": 2**32 - 1}
+_COLDEST = 1e-6  # what is divided by less may not be a number any more
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """One evaluation run; the command line builds it and repeats no default.
@@ -104,14 +120,24 @@ class RunSettings:
     feature_cache_gb: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens", "batch_size", "visual_token_num", "limit"):
+        for name, most in _MOST.items():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        for name in ("temperature", "num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.feature_cache_gb is not None and not self.feature_cache_gb > 0:
+            if value is not None and value > most:
+                raise ValueError(f"{name} must be at most {most:,}, got {value}.")
+        for name, most in _MOST_FROM_0.items():
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}.")
+            if not value <= most:
+                raise ValueError(f"{name} must be at most {most:,}, got {value}.")
+        if 0 < self.temperature < _COLDEST:
+            raise ValueError(
+                f"temperature must be 0, which is greedy, or at least {_COLDEST}, got "
+                f"{self.temperature}."
+            )
+        if self.feature_cache_gb is not None and not 0 < self.feature_cache_gb < math.inf:
             raise ValueError(f"feature_cache_gb must be above 0, got {self.feature_cache_gb}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
@@ -150,6 +176,17 @@ class RunSettings:
         result["pruner"] = {"method": "none"} if self.pruner is None else self.pruner.to_dict()
         result["question_sha256"] = question_sha256
         return json.loads(json.dumps(result))  # what a record on disk can be compared with
+
+
+@cache
+def recorded_types() -> dict[str, json_files.Types]:
+    """What each setting is in a record, where it is not null."""
+    types: dict[str, json_files.Types] = {"pruner": dict, "question_sha256": str}
+    for name, hint in typing.get_type_hints(RunSettings).items():
+        kind = next(t for t in (*typing.get_args(hint), hint) if t is not type(None))
+        if name not in types:
+            types[name] = str if kind is Path else kind
+    return types
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:

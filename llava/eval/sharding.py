@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,10 +22,12 @@ from typing import Any
 import torch
 from torch import distributed
 
-from .answers import AnswerFile, QuestionSource
+from llava import json_files
+
+from .answers import AnswerFile, QuestionSource, answered_position
 from .interruption import ends_at_once
 from .linefile import LostError, WriteError, read_lines
-from .record import COMPLETE, FAILURES, RunRecord, read_record, sibling
+from .record import COMPLETE, FAILURES, RECORD, RunRecord, read_record, sibling
 from .runner import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, run
 from .settings import RunSettings, differences
 from .watched import ChangedError
@@ -50,7 +53,7 @@ def launched() -> Launch | None:
     Raises:
         ValueError: a number of processes without the number of this one.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = _whole("WORLD_SIZE", 1)
     if size < 2:
         return None
     if "RANK" not in os.environ:
@@ -58,7 +61,18 @@ def launched() -> Launch | None:
             f"WORLD_SIZE is {size} but RANK is not set: start the processes with torchrun or "
             "accelerate launch, or unset WORLD_SIZE"
         )
-    return Launch(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", 0)))
+    return Launch(_whole("RANK", 0), size, _whole("LOCAL_RANK", 0))
+
+
+def _whole(name: str, default: int) -> int:
+    """A number in the environment."""
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(
+            f"{name} must be a whole number, got {text[:80]!r}: unset it, or start "
+            "the processes with torchrun or accelerate launch"
+        )
+    return int(text)
 
 
 def shard_file(answers_file: Path, num_chunks: int, chunk_idx: int) -> Path:
@@ -163,20 +177,27 @@ def merge(settings: RunSettings, questions: QuestionSource, num_chunks: int) -> 
     """
     target = settings.answers_file
     record = RunRecord(target, settings.to_dict(questions.sha256))
-    shards = [shard_settings(settings, num_chunks, k) for k in range(num_chunks)]
-    records = [_checked_record(shard, questions) for shard in shards]
+    if num_chunks < 1:
+        raise ValueError(f"--merge-chunks must be at least 1, got {num_chunks}.")
+    shards, records = [], []
+    for chunk_idx in range(num_chunks):
+        shards.append(shard_settings(settings, num_chunks, chunk_idx))
+        records.append(_checked_record(shards[-1], questions))
     partial = target.with_name(target.name + ".merging")
     partial.unlink(missing_ok=True)
     merged, seen = AnswerFile(partial, questions), set[int]()
     try:
         for shard in shards:
-            for _, _, answer in read_lines(shard.answers_file):
-                position = questions.position(answer["metadata"]["index"])
-                if position is None or position in seen:
-                    what = "what nobody asked" if position is None else "again"
-                    raise ValueError(f"{shard.answers_file} answers {what}: {str(answer)[:200]}")
+            for number, _, answer in read_lines(shard.answers_file):
+                where = f"{shard.answers_file}, line {number}"
+                position = answered_position(answer, questions, where)
+                if position in seen:
+                    raise ValueError(f"{where}: answers {questions[position]} again")
                 seen.add(position)
-                merged.append(position, answer)
+                try:
+                    merged.append(position, answer)
+                except RecursionError:
+                    raise ValueError(f"{where} is nested too deep to be written again") from None
         holes = [questions[position] for position in merged.pending()]
         if holes:
             shown = "; ".join(map(str, holes[:_NAMED]))
@@ -211,6 +232,10 @@ def _checked_record(shard: RunSettings, questions: QuestionSource) -> dict[str, 
             "run its process (again)."
         )
     record = read_record(shard.answers_file)
+    where = sibling(shard.answers_file, RECORD)
+    json_files.check(record, where, {"counts": dict, "seconds": dict})
+    json_files.check(record["counts"], f"{where}, counts", {"answered": int, "resumed": int})
+    json_files.check(record["seconds"], f"{where}, seconds", {"total": float})
     if found := differences(record["settings"], shard.to_dict(questions.sha256)):
         raise ValueError(
             f"{shard.answers_file} holds answers made with other settings:\n  "
@@ -228,12 +253,12 @@ def _write_record(
     shards: list[dict[str, Any]],
 ) -> None:
     """Write the record that one process would have written."""
-    answered = next(shard for shard in shards if shard["counts"]["answered"])
+    answered = next((shard for shard in shards if shard["counts"]["answered"]), shards[0])
     totals = merged.totals.to_dict()
     # They ran side by side, so the slowest decides how fast all of them were together.
     slowest = max(shard["seconds"]["total"] for shard in shards)
     totals["questions_per_second"] = merged.answered / slowest if slowest else None
-    resolved = replace(settings, dtype=answered["settings"]["dtype"])
+    resolved = replace(settings, dtype=answered["settings"].get("dtype") or settings.dtype)
     record.begin(resolved.to_dict(questions.sha256), answered.get("environment"))
     record.update(
         COMPLETE,

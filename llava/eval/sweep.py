@@ -24,6 +24,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from llava import flags, program
+
 from .answers import QuestionSource
 from .arguments import (
     Help,
@@ -94,20 +96,29 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
         help="what to compare",
     )
     what.add_argument(
-        "--limit", type=int, metavar="N", help="only N questions of each, spread over its file"
+        "--limit",
+        type=flags.whole(),
+        metavar="N",
+        help="only N questions of each, spread over its file",
     )
     add_output_arguments(what)
 
     curve = parser.add_argument_group("settings of every run that has them and says no other")
     for name in _CURVE:
-        curve.add_argument(f"--{name}", type=float, help="see llava.eval.model_vqa_loader --help")
+        curve.add_argument(
+            f"--{name}", type=flags.number(), help="see llava.eval.model_vqa_loader --help"
+        )
     add_depth_argument(curve)
     add_decoding_arguments(parser)
     add_device_arguments(parser)
     cache = parser.add_argument_group("features of the vision tower")
     cache.add_argument("--no-feature-cache", action="store_true", help="encode images in each run")
     cache.add_argument(
-        "--feature-cache-gb", type=float, default=2.0, metavar="GB", help="memory for them"
+        "--feature-cache-gb",
+        type=flags.number(),
+        default=2.0,
+        metavar="GB",
+        help="memory for them",
     )
     # Benchmarks differ in how long an answer may be and in the prompt; a flag overrules them.
     parser.set_defaults(**setting_defaults() | {"max_new_tokens": None, "conv_mode": None})
@@ -296,4 +307,4 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

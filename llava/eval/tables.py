@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from llava import program
 from llava.pruning import METHODS
 
 from . import sweep
@@ -237,4 +238,4 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -7,7 +7,30 @@ Conventions of tokens, FLOPs and bytes: `llava.pruning.cost`.
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
+
+from llava import json_files
+
+_NUMBERS = ("n_visual", "n_text", "new_tokens")
+_GROUPS = ("cost", "seconds")
+
+
+def check_metadata(metadata: Any, where: str | Path) -> dict[str, Any]:
+    """The metadata of an answer from a file, once `Totals.add` can count it.
+
+    Raises:
+        ValueError: something is missing, or not a number of usual size; begins with `where`.
+    """
+    groups = dict.fromkeys(_GROUPS, dict)
+    json_files.check(metadata, where, {**dict.fromkeys(_NUMBERS, int), **groups})
+    values = {name: metadata[name] for name in _NUMBERS}
+    for group in _GROUPS:
+        values |= {f"{group}.{name}": value for name, value in metadata[group].items()}
+    for name, value in values.items():
+        if not json_files.is_number(value):
+            raise ValueError(f"{where}: {name} must be a number, got {json_files.shorten(value)}")
+    return metadata
 
 
 class Totals:
@@ -22,9 +45,9 @@ class Totals:
         """Count one answer: its `n_visual`, `n_text`, `new_tokens`, `cost` and `seconds`."""
         self._answers += 1
         self._with_image += metadata["n_visual"] > 0
-        for name in ("n_visual", "n_text", "new_tokens"):
+        for name in _NUMBERS:
             self._sums[name] += metadata[name]
-        for group in ("cost", "seconds"):
+        for group in _GROUPS:
             for name, value in metadata[group].items():
                 self._sums[f"{group}.{name}"] += value
 

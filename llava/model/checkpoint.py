@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import json_files
+from .. import json_files, program
 from ..anyres import read_pinpoints
 from ..image_processor import PLAIN_FILE, describe_processor
 from .config_json import OWN_KEYS
@@ -300,4 +300,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -15,6 +15,7 @@ from typing import Any
 
 from .autoprune import PRESETS, AutoPrune
 from .base import Dense, Observation, Pruner, PrunerRun
+from .checks import shorten
 from .dart import DART
 from .divprune import DivPrune
 from .fastervlm import FasterVLM
@@ -168,4 +169,4 @@ def build(method: str, *, preset: str | None = None, **settings: Any) -> Pruner:
 def _unknown(kind: str, name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}"
+    return f"unknown {kind} {shorten(name)}{hint} Known: {', '.join(sorted(known))}"

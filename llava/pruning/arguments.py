@@ -6,7 +6,7 @@ A flag that is not given leaves the method's own default alone: no number stands
 from __future__ import annotations
 
 import argparse
-import types
+import math
 import typing
 from dataclasses import fields
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from . import METHODS, build, find
 from .autoprune import PRESETS
 from .base import Pruner
+from .checks import LARGEST, declared_types, shorten
 
 # A command may give these for several methods; one without them ignores them.
 _COMMON = (
@@ -31,11 +32,11 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--preset", choices=sorted(PRESETS), help="of autoprune: whose settings")
     group.add_argument(
-        "--target-token-num", type=float, metavar="T", help="visual tokens a layer, on average"
+        "--target-token-num", type=finite, metavar="T", help="visual tokens a layer, on average"
     )
     group.add_argument(
         "--target-fraction",
-        type=float,
+        type=finite,
         metavar="F",
         help="instead: T as a fraction of the visual tokens there are",
     )
@@ -50,17 +51,19 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
         help="count T on tokens leaving a layer, as published, or strictly on tokens entering it",
     )
     group.add_argument(
-        "--target-flops", type=float, metavar="F", help="instead: fraction of dense prefill FLOPs"
+        "--target-flops", type=finite, metavar="F", help="instead: fraction of dense prefill FLOPs"
     )
     group.add_argument(
-        "--target-kv", type=float, metavar="F", help="instead: fraction of dense KV bytes"
+        "--target-kv", type=finite, metavar="F", help="instead: fraction of dense KV bytes"
     )
-    group.add_argument("--x0", type=float, help="depth, in layers, of the curve's inflection")
-    group.add_argument("--k0", type=float, help="slope of the curve before adaptation")
+    group.add_argument("--x0", type=finite, help="depth, in layers, of the curve's inflection")
+    group.add_argument("--k0", type=finite, help="slope of the curve before adaptation")
     group.add_argument(
-        "--gamma", type=float, help="how much the indicator (mutual information) flattens it"
+        "--gamma", type=finite, help="how much the indicator (mutual information) flattens it"
     )
-    group.add_argument("--beta", type=float, help="paper preset: how much it shifts the inflection")
+    group.add_argument(
+        "--beta", type=finite, help="paper preset: how much it shifts the inflection"
+    )
     group.add_argument(
         "--set",
         action="append",
@@ -68,6 +71,19 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="any field of the method's settings; several numbers as 2+8+16; may be repeated",
     )
+
+
+def finite(text: str) -> float:
+    """A number on a command line, as `checks` takes it; ArgumentTypeError for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"expected a finite number, at most {LARGEST:,}, got {shorten(text)}"
+        )
+    return value
 
 
 def pruner_from_args(args: argparse.Namespace) -> Pruner:
@@ -97,7 +113,7 @@ def method_settings(args: argparse.Namespace) -> dict[str, Any]:
     for item in args.set:
         name, separator, text = item.partition("=")
         if not separator:
-            raise ValueError(f"--set takes FIELD=VALUE, got {item!r}")
+            raise ValueError(f"--set takes FIELD=VALUE, got {shorten(item)}")
         settings[name] = _parse(cls, name, text) if name in known else text
     return settings
 
@@ -111,8 +127,7 @@ def _method(name: str) -> str:
 
 def _parse(cls: type[Pruner], name: str, text: str) -> Any:
     """Read `text` as the declared type of a field; `none` where the field may be None."""
-    declared = typing.get_type_hints(cls)[name]
-    options = typing.get_args(declared) if _is_union(declared) else (declared,)
+    options = declared_types(cls)[name]
     if text.lower() == "none" and type(None) in options:
         return None
     kind = next(option for option in options if option is not type(None))
@@ -122,21 +137,18 @@ def _parse(cls: type[Pruner], name: str, text: str) -> Any:
             return tuple(number(part) for part in text.split("+"))
         except ValueError:
             raise ValueError(
-                f"{name} must be numbers ({number.__name__}) with + between them, got {text!r}"
+                f"{name} must be numbers ({number.__name__}) with + between them, got "
+                f"{shorten(text)}"
             ) from None
     if kind is bool:
         if text.lower() in ("true", "yes", "1"):
             return True
         if text.lower() in ("false", "no", "0"):
             return False
-        raise ValueError(f"{name} must be true or false, got {text!r}")
+        raise ValueError(f"{name} must be true or false, got {shorten(text)}")
     if kind in (int, float):
         try:
             return kind(text)
         except ValueError:
-            raise ValueError(f"{name} must be {kind.__name__}, got {text!r}") from None
+            raise ValueError(f"{name} must be {kind.__name__}, got {shorten(text)}") from None
     return text
-
-
-def _is_union(declared: Any) -> bool:
-    return typing.get_origin(declared) in (typing.Union, types.UnionType)

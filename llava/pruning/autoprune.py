@@ -156,9 +156,6 @@ class AutoPrune(Budgeted):
                 "target_flops and target_kv are budgets of a whole prompt: leave target_fraction "
                 "and budget_per='image' out"
             )
-        numbers = ("target_token_num", "x0", "k0", "gamma", "beta", "mi_eps", "log_base")
-        for field in (*numbers, "amplitude", "preselect_text"):
-            demand(self, field, math.isfinite(getattr(self, field)), "a finite number")
         demand(self, "mi_layer", self.mi_layer >= 0, "a layer index, 0 or more")
         demand(self, "mi_eps", self.mi_eps >= 0, "0 or more")
         demand(self, "log_base", self.log_base > 1, "above 1")
@@ -166,7 +163,7 @@ class AutoPrune(Budgeted):
         demand(self, "recycle_ratio", 0 <= self.recycle_ratio <= 1, "between 0 and 1")
         for field in ("cap_ratio", "preselect_ratio"):
             value = getattr(self, field)
-            demand(self, field, value is None or 1 <= value < math.inf, "None or at least 1")
+            demand(self, field, value is None or value >= 1, "None or at least 1")
 
     @property
     def needs_cls(self) -> bool:

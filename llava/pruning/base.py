@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from .checks import demand_declared
 from .cost import DecoderShape
 from .layout import Selection, TokenLayout
 from .vision import Groups, Reduced, TowerRun, VisionFeatures
@@ -111,13 +112,19 @@ class Pruner(abc.ABC):
     """Settings of a method. `needs_cls` puts the attention of the tower's CLS row, as the last
     layer that ran has it, into the layout. `merges_in_tower` says that `tower_runs` gives runs.
     `needs_grid` says that it looks at where on the picture a token is. `depths` names the fields
-    that are depths in layers of the decoder: numbers or tuples."""
+    that are depths in layers of the decoder: numbers or tuples.
+
+    Raises ValueError for a field that is not of its declared type (`checks.demand_declared`).
+    """
 
     method: ClassVar[str] = ""
     depths: ClassVar[tuple[str, ...]] = ()
     needs_cls: ClassVar[bool] = False
     merges_in_tower: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        demand_declared(self)
 
     @property
     def needs_patches(self) -> bool:

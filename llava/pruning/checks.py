@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import types
 import typing
+from collections.abc import Iterator
 from dataclasses import fields
+from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 from .layout import TokenLayout
+
+#: The largest size of a number and of a whole number among settings: products of a few of the
+#: former are still numbers, and the latter fit a tensor.
+LARGEST, LARGEST_WHOLE = 10**9, 2**63 - 1
+_SHOWN = 80  # characters of a wrong value that a message shows
+
+
+def shorten(value: Any) -> str:
+    """The start of a value as Python writes it, for a message."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 class PromptError(ValueError):
@@ -20,20 +35,78 @@ class BudgetError(ValueError):
 def demand(settings: Any, field: str, condition: bool, expected: str) -> None:
     """Raise ValueError, naming the field, what was expected and what it is, unless `condition`."""
     if not condition:
-        raise ValueError(f"{field} must be {expected}, got {getattr(settings, field)!r}")
+        raise ValueError(f"{field} must be {expected}, got {shorten(getattr(settings, field))}")
 
 
-def demand_choices(settings: Any) -> None:
-    """Hold every field that a dataclass declares as `Literal[...]` to the values declared.
+def demand_declared(settings: Any) -> None:
+    """Hold every field of a dataclass to its declared type.
 
-    Raises ValueError, naming the field, the values it may have and the one it has.
+    Numbers are finite and no larger than `LARGEST` and `LARGEST_WHOLE`, a whole number is a number,
+    and a list, as JSON has it, is a tuple. A field that is declared as something else than numbers,
+    truth values, texts, `Literal`, tuples of these and None is not looked at.
+
+    Raises ValueError, naming the field, what it may be and what it is.
     """
-    declared = typing.get_type_hints(type(settings))
+    declared = declared_types(type(settings))
     for field in fields(settings):
-        if typing.get_origin(declared[field.name]) is typing.Literal:
-            allowed = typing.get_args(declared[field.name])
-            ok = getattr(settings, field.name) in allowed
-            demand(settings, field.name, ok, f"one of {', '.join(map(str, allowed))}")
+        options = declared[field.name]
+        if all(map(_is_known, options)):
+            value = getattr(settings, field.name)
+            ok = any(_fits(value, option) for option in options)
+            demand(settings, field.name, ok, " or ".join(_words(options)))
+
+
+@lru_cache
+def declared_types(cls: type) -> dict[str, tuple[Any, ...]]:
+    """By field of a dataclass, the types of which it declares its value to be one."""
+    hints = typing.get_type_hints(cls)
+    return {
+        name: typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+        for name, hint in hints.items()
+    }
+
+
+def _is_known(option: Any) -> bool:
+    if typing.get_origin(option) is tuple:
+        return _is_known(typing.get_args(option)[0])
+    return option in _WORDS or typing.get_origin(option) is typing.Literal
+
+
+def _fits(value: Any, option: Any) -> bool:
+    origin, arguments = typing.get_origin(option), typing.get_args(option)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(v, arguments[0]) for v in value)
+    if option in (int, float) and isinstance(value, bool):
+        return False
+    if option is int:
+        return isinstance(value, Integral) and abs(value) <= LARGEST_WHOLE
+    if option is float:
+        return isinstance(value, Real) and abs(value) <= LARGEST  # which no NaN is
+    return isinstance(value, option)
+
+
+def _words(options: tuple[Any, ...]) -> Iterator[str]:
+    for option in options:
+        arguments = typing.get_args(option)
+        if typing.get_origin(option) is typing.Literal:
+            yield f"one of {', '.join(map(str, arguments))}"
+        elif arguments:
+            yield f"a list of which each is {_WORDS[arguments[0]]}"
+        else:
+            yield _WORDS[option]
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number of 64 bits",
+    float: f"a finite number, at most {LARGEST:,}",
+    str: "a text",
+    type(None): "none",
+}
 
 
 def demand_count(settings: Any, field: str, least: int) -> None:

@@ -34,10 +34,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .base import Observation
-from .checks import demand_count
+from .checks import demand, demand_count
 from .cost import DecoderShape
 from .layout import TokenLayout, precise, take
 from .staged import Cut, StagedPruner, StagedRun, Stages, fit_single
+
+_MOST_PIVOTS = 10_000  # more than an image has tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class DART(StagedPruner):
         demand_count(self, "depth", 1)
         demand_count(self, "image_pivots", 1)
         demand_count(self, "text_pivots", 0)
+        for field in ("image_pivots", "text_pivots"):
+            demand(self, field, getattr(self, field) <= _MOST_PIVOTS, f"at most {_MOST_PIVOTS:,}")
 
     @property
     def cut_depths(self) -> tuple[int, ...]:

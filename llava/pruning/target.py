@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from .base import Pruner
-from .checks import demand, demand_choices
+from .checks import demand
 
 B = TypeVar("B", bound="Budgeted")
 
@@ -32,9 +32,9 @@ class Budgeted(Pruner):
     budget_per: Literal["sample", "image"] = "sample"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         share = self.target_fraction
         demand(self, "target_fraction", share is None or 0 < share <= 1, "a fraction in (0, 1]")
-        demand_choices(self)
 
     def resolved(self: B, sizes: Sequence[int]) -> B:
         """The same with the budget of one sample as a number.

@@ -53,6 +53,8 @@ from .layout import Selection, TokenLayout, precise
 from .target import Budgeted
 from .uniform_grid import centres
 
+_MOST_ITERATIONS = 10_000  # it settles long before
+
 
 @dataclass(frozen=True, kw_only=True)
 class TopV(Budgeted):
@@ -83,11 +85,13 @@ class TopV(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, least in (("target_token_num", 1), ("layer", 1), ("iterations", 1)):
-            demand(self, field, least <= getattr(self, field) < math.inf, f"at least {least}")
+        for field in ("target_token_num", "layer"):
+            demand(self, field, getattr(self, field) >= 1, "at least 1")
+        ok = 1 <= self.iterations <= _MOST_ITERATIONS
+        demand(self, "iterations", ok, f"from 1 to {_MOST_ITERATIONS:,}")
         for field in ("feature_weight", "distance_weight", "centre_weight", "relax"):
-            demand(self, field, 0 <= getattr(self, field) < math.inf, "0 or more")
-        demand(self, "epsilon", 0 < self.epsilon < math.inf, "above 0")
+            demand(self, field, getattr(self, field) >= 0, "0 or more")
+        demand(self, "epsilon", self.epsilon > 0, "above 0")
         demand(self, "recover", 0 <= self.recover <= 1, "between 0 and 1")
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> TopVRun:

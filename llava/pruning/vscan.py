@@ -79,8 +79,7 @@ class VScan(WholeTarget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        finite = 1 <= self.first_ratio < float("inf")
-        demand(self, "first_ratio", finite, "a finite number from 1")
+        demand(self, "first_ratio", self.first_ratio >= 1, "1 or more")
         demand(self, "layer", self.layer >= 1, "1 or more (tokens are dropped before it)")
         demand(self, "local_layer", 0 <= self.local_layer < _RAN, f"from 0 to {_RAN - 1}")
         demand(self, "windows", self.windows >= 1, "1 or more")

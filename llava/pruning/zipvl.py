@@ -66,8 +66,7 @@ class ZipVL(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        finite = 1 <= self.target_token_num < float("inf")
-        demand(self, "target_token_num", finite, "at least 1")
+        demand(self, "target_token_num", self.target_token_num >= 1, "at least 1")
         ok = self.tau is None or 0 < self.tau <= 1
         demand(self, "tau", ok, "none or a share in (0, 1]")
         demand(self, "probes", self.probes >= 1, "at least 1")

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from llava import flags, program
 from llava.eval.arguments import Help
 from llava.eval.depths import pruner_in_decoder
 from llava.pruning.checks import PromptError
@@ -60,8 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-urls", action="store_true", help="download an --image-file that is a URL"
     )
-    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="of one answer")
+    parser.add_argument("--temperature", type=flags.number(), default=0.2, help="0 is greedy")
+    parser.add_argument(
+        "--max-new-tokens", type=flags.whole(most=10**6), default=512, help="of one answer"
+    )
     parser.add_argument("--debug", action="store_true", help="tokens and times after each answer")
     add_checkpoint_arguments(parser)
     return parser
@@ -235,4 +238,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from threading import Thread
 
+from llava import flags, program
 from llava.eval.arguments import Help
 from llava.eval.depths import pruner_in_decoder
 
@@ -46,8 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="of one answer")
+    parser.add_argument("--port", type=flags.whole(), default=7860, help="0 takes any that is free")
+    parser.add_argument(
+        "--max-new-tokens", type=flags.whole(most=10**6), default=128, help="of one answer"
+    )
     add_checkpoint_arguments(parser)
     return parser
 
@@ -119,4 +122,4 @@ def _serve(server: ViewerServer) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -12,6 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
+from llava import flags, program
 from llava.eval.benchmarks.senna import QUESTIONS
 from llava.eval.senna.build import plan_entry
 from llava.eval.senna.plan import CAMERAS
@@ -59,10 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the folder `senna`")
-    parser.add_argument("--count", type=int, default=COUNT, help="questions")
+    parser.add_argument("--count", type=flags.whole(1), default=COUNT, help="questions")
     args = parser.parse_args(arguments)
     write(args.out / "senna", args.count)
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

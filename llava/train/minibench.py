@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava import program
 from llava.train.benchmarks import WRITERS
 from llava.train.benchmarks.common import Folder
 
@@ -29,4 +30,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from llava import flags, program
 from llava.model.tokenizer import load_tokenizer
 from llava.train.export import export
 from llava.train.model import DemoModel, Shape
@@ -29,10 +30,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the exported checkpoint")
     parser.add_argument("--work", type=Path, default=Path(".work/demo"), help="resumable state")
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="time limit of this run"
+        "--minutes", type=flags.number(0), default=float("inf"), help="time limit of this run"
     )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render")
+    parser.add_argument(
+        "--threads", type=flags.whole(0, 4096), default=0, help="CPU threads; 0: torch's default"
+    )
+    parser.add_argument(
+        "--workers", type=flags.whole(1, 256), default=1, help="processes that render"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--precision",
@@ -42,7 +47,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--init", type=Path, help="checkpoint folder whose weights to start from")
     parser.add_argument("--start", metavar="STAGE", help="with --init: the stage to begin with")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
+    parser.add_argument("--seed", type=flags.whole(0), default=0, help="of the initial weights")
     args = parser.parse_args(arguments)
     if args.start and not args.init:
         parser.error("--start needs --init: the stages before it would be missing")
@@ -80,4 +85,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from llava import flags, program
 from llava.model.tokenizer import load_tokenizer
 from llava.train.drive.data import VOCAB_SIZE, corpus
 from llava.train.drive.model import DriveModel, Shape, export
@@ -28,10 +29,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the exported checkpoint")
     parser.add_argument("--work", type=Path, default=Path(".work/drive"), help="resumable state")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="time limit of this run")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
+    parser.add_argument(
+        "--minutes", type=flags.number(0), default=math.inf, help="time limit of this run"
+    )
+    parser.add_argument(
+        "--threads", type=flags.whole(0, 4096), default=0, help="CPU threads; 0: torch's default"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
+    parser.add_argument("--seed", type=flags.whole(0), default=0, help="of the initial weights")
     return parser.parse_args(arguments)
 
 
@@ -52,4 +57,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

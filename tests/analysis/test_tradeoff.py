@@ -172,7 +172,7 @@ def test_runs_need_the_data_and_a_table_stands_alone(data, capsys) -> None:
     assert "give one table, or folders" in capsys.readouterr().err
     (data / "t.json").write_text("no JSON")
     assert main([str(data / "t.json"), "--out", "x.png"], BENCHMARKS) == 2
-    assert "t.json is no table" in capsys.readouterr().err
+    assert "t.json is not JSON" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_message_says_how_to_get_it(data, monkeypatch, capsys) -> None:

@@ -54,7 +54,10 @@ def test_the_command_draws_the_log_of_the_embedded_checkpoint(tmp_path: Path, ca
 
 
 def test_what_is_no_log_is_refused(tmp_path: Path, capsys) -> None:
-    for text, message in (('{"loss": 1}\n', "expected stage, step"), ("", "is empty")):
+    for text, message in (
+        ('{"loss": 1}\n', "expected stage and, as numbers, step"),
+        ("", "is empty"),
+    ):
         (tmp_path / "log.jsonl").write_text(text)
         assert main([str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "a.png")]) == 2
         assert message in capsys.readouterr().err

@@ -17,6 +17,7 @@ from PIL import Image
 
 from llava.eval.benchmarks.base import Benchmark, require_complete
 from llava.eval.questions import QuestionFile
+from llava.eval.scoring import texts_by_id
 
 
 def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
@@ -27,7 +28,7 @@ def score(
     folder: Path, answers: Iterable[dict[str, Any]], *, points: float, allow_missing: bool = False
 ) -> dict[str, Any]:
     right = json.loads((folder / "annotations.json").read_text())
-    given = {answer["question_id"]: answer["text"] for answer in answers}
+    given = texts_by_id(answers)
     missing = right.keys() - given.keys()
     require_complete(sorted(missing), len(right), allow_missing=allow_missing)
     hits = [given[key] == right[key] for key in given]

@@ -85,9 +85,9 @@ def test_answers_are_compared_leniently(text, reference, right) -> None:
     [
         ("complexity", {}, "no mutual information for question 'q0' (line 1). Only AutoPrune"),
         ("complexity", None, "smaller budget"),
-        ("complexity", {"mi": float("nan")}, "finite complexity.mi, got 'Red.', 40 and nan"),
-        ("n_text", None, "got 'Red.', None and 0.75"),
-        ("index", 1, "index 1, question_id 'q0'"),
+        ("complexity", {"mi": float("nan")}, "finite complexity.mi, got Red. and 40 and nan"),
+        ("n_text", None, "got Red. and None and 0.75"),
+        ("index", 1, "index 1, question_id q0"),
         ("index", 9, "Was the run made with these files?"),
         ("index", None, "index None"),
     ],
@@ -104,7 +104,7 @@ def test_answers_that_cannot_be_used_are_named(data, run, field, value, message)
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([{**answers(ASKED)[0], "prompt": "What was it?"}], "prompt 'What was it?'"),
+        ([{**answers(ASKED)[0], "prompt": "What was it?"}], "prompt What was it?"),
         ([{"question_id": "q0", "prompt": "What is 0?", "text": "x"}], "index None"),
         (answers(ASKED)[:1] * 2, "line 2: a second answer to question 'q0'"),
         (answers(ASKED)[:2], "has 2 answers, but its run record counts 3"),
@@ -120,9 +120,9 @@ def test_answers_to_other_questions_are_refused(data, run, entries, message) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"index": 9}, "index 9 with question_id 'q0' is none of the questions"),
+        ({"index": 9}, "index 9 with question_id q0 is none of the questions"),
         ({"index": [0]}, "none of the questions"),
-        ({"question_id": "q1"}, "index 0 with question_id 'q1'"),
+        ({"question_id": "q1"}, "index 0 with question_id q1"),
         ({"index": 1, "question_id": "q1"}, "line 2: a second line about question 'q1'"),
         ({"hops": 0}, "expected kind (text), hops (1 or more)"),
         ({"hops": True}, "expected kind"),
@@ -163,7 +163,7 @@ def test_runs_must_be_finished_and_recorded(data, run, tmp_path) -> None:
     with pytest.raises(ValueError, match="is 'interrupted', not 'complete'"):
         load_run("gqa", run, data)
     record = run.with_name("n_64.run.json")
-    for content, message in (("{", "not a readable"), ("[]", "has no settings")):
+    for content, message in (("{", "not a readable"), ("[]", "must hold an object")):
         record.write_text(content)
         with pytest.raises(ValueError, match=message):
             load_run("gqa", run, data)

@@ -176,8 +176,8 @@ def test_command_line(folder, capsys):
         ([*answers(), answers()[0]], "two answers to question 01"),
         ([*answers(), {"question_id": "99", "text": "x"}], "answer to question 99"),
         ([*answers(), {"question_id": "06", "text": "x"}], "answer to question 06"),
-        ([{"question_id": "01"}], "expected an answer with question_id"),
-        ([{"question_id": "01", "text": None}], "expected an answer with question_id"),
+        ([{"question_id": "01"}], "text is missing"),
+        ([{"question_id": "01", "text": None}], "text must be a string, got None"),
     ],
 )
 def test_wrong_answers_are_named(folder, capsys, entries, message):
@@ -189,10 +189,13 @@ def test_wrong_answers_are_named(folder, capsys, entries, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a GQA question file"),
-        ("[]", "not a GQA question file"),
+        ("{", "Expected a GQA question file"),
+        ("[]", "Expected a GQA question file"),
         (json.dumps({"1": {"question": "q", "isBalanced": True}}), "challenge files have no"),
-        (json.dumps({"1": {**QUESTIONS["01"], "answer": None}}), "answer is None"),
+        (
+            json.dumps({"1": {**QUESTIONS["01"], "answer": None}}),
+            "answer must be a string, got None",
+        ),
         (json.dumps({"6": QUESTIONS["06"]}), "no balanced question"),
     ],
 )

@@ -238,7 +238,7 @@ def test_wrong_answers_are_named(folder):
     for wrong, message in [
         ([*good, good[0]], "two answers to question 1"),
         ([{**good[0], "question_id": 17}], "question 17"),
-        ([{"question_id": 1, "text": "A"}], r"without \['prompt'\]"),
+        ([{"question_id": 1, "text": "A"}], "prompt is missing"),
         # the same index in another rotation, as of another language or version
         (
             [{**good[0], "prompt": good[3]["prompt"]}],

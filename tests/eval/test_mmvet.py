@@ -131,7 +131,7 @@ def test_score_from_grades(folder, capsys):
         ({key: GRADES[key] for key in ("v1_0", "v1_1")}, "no answer: v1_2"),
         ({**GRADES, "v1_2": [0.3]}, "v1_2 was graded 1 times, other answers 2 times"),
         ({**GRADES, "v1_2": [0.3, 7]}, "grades from 0 to 1 were expected of v1_2"),
-        ({**GRADES, "v1_2": [0.3, "x"]}, "not a grade file of MM-Vet"),
+        ({**GRADES, "v1_2": [0.3, "x"]}, "v1_2, number 2: score must be a number, got x"),
         ({"v1_0": []}, "graded 0 times"),
         ({}, "has no grades"),
     ],
@@ -154,9 +154,9 @@ def test_the_evaluators_input_is_no_grade_file(folder, capsys):
     wrong.write_text(json.dumps({"v1_0": "x = 1"}))
     annotations = str(folder / "mm-vet.json")
     assert main(["--annotation-file", annotations, "--grade-file", str(wrong)]) == 2
-    assert "not a grade file of MM-Vet" in capsys.readouterr().err
+    assert "question v1_0: expected an object with score, got x = 1" in capsys.readouterr().err
     assert main(["--annotation-file", str(wrong), "--grade-file", str(wrong)]) == 2
-    assert "is not MM-Vet's mm-vet.json" in capsys.readouterr().err
+    assert "Expected MM-Vet's mm-vet.json" in capsys.readouterr().err
     assert main(["--annotation-file", annotations, "--grade-file", str(folder / "none")]) == 2
     assert "Grade file" in capsys.readouterr().err
 

@@ -138,7 +138,7 @@ def test_there_is_no_mean_without_a_category(small):
         ({"metadata": {"index": 1}}, "question 1 with metadata index 1, which .* does not have"),
         ({"prompt": f"Is there a cow in the image?{INSTRUCTION}"}, "a cow .* asks .* a dog"),
         ({"question_id": 2, "prompt": SMALL["adversarial"][1]["text"]}, "two answers to .*line 2"),
-        ({"text": None}, "prompt or text is no string"),
+        ({"text": None}, "text must be a string, got None"),
     ],
 )
 def test_wrong_answers_are_named(small, change, message):
@@ -148,7 +148,7 @@ def test_wrong_answers_are_named(small, change, message):
 
 
 def test_an_answer_without_its_fields_is_named(small):
-    with pytest.raises(ValueError, match=r"without \['prompt'\]"):
+    with pytest.raises(ValueError, match="an answer: prompt is missing"):
         BENCHMARK.score(small, [{"question_id": 1, "text": "Yes"}])
 
 
@@ -159,8 +159,11 @@ def test_an_answer_without_its_fields_is_named(small):
         (SMALL["random"][:2], "no label for 1 of the 3 .*000002.jpg, question 'is there a cat"),
         ([{**e, "image": "x.jpg"} for e in SMALL["random"][:2]], "no label for 3 of the 3"),
         ([*SMALL["random"], label(1, "a dog", "no", "imange")], "line 4: both yes and no"),
-        ([*SMALL["random"], label(3, "a dog", "unsure")], "line 4: expected .* label"),
-        ([{"image": "x.jpg", "text": "Is there a dog?"}], "line 1: expected .* label"),
+        (
+            [*SMALL["random"], label(3, "a dog", "unsure")],
+            "line 4: label must be yes or no, got 'unsure'",
+        ),
+        ([{"image": "x.jpg", "text": "Is there a dog?"}], "line 1: label is missing"),
     ],
 )
 def test_labels_that_are_not_the_questions_are_refused(small, labels, message):
@@ -180,9 +183,9 @@ def test_a_label_that_is_there_twice_and_a_blank_line_do_no_harm(small):
 @pytest.mark.parametrize(
     ("replaced", "by", "message"),
     [
-        ('"popular"', '"often"', "line 6: expected a category, .* got 'often'"),
+        ('"popular"', '"often"', "line 6: expected a category, .* got often"),
         ('"popular"', '"random"', "no question of the category popular"),
-        ('"text"', '"question"', "line 1: .* text is missing"),
+        ('"text"', '"question"', "line 1: text is missing"),
     ],
 )
 def test_wrong_questions_are_named(small, replaced, by, message):
@@ -236,11 +239,12 @@ def test_the_command_names_what_is_wrong(small, tmp_path, capsys):
     assert "answers.jsonl: 1 of 7 questions have no answer" in capsys.readouterr().err
     assert run(small, answers_to(small)[:6], "--allow-missing") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["missing"] == 1
+    files = ["--annotation-dir", str(small / "coco")]
+    files += ["--question-file", str(small / "llava_pope_test.jsonl")]
+    assert main([*files, "--result-file", str(tmp_path / "none.jsonl")]) == 2
+    assert "model_vqa_loader" in capsys.readouterr().err
     assert run(small, answers_to(small), labels="none") == 2
     assert "coco_pope_random.json not found" in capsys.readouterr().err
     (small / "llava_pope_test.jsonl").unlink()
     assert run(small, []) == 2
     assert "llava_pope_test.jsonl not found" in capsys.readouterr().err
-    flags = ["--annotation-dir", "x", "--question-file", "x"]
-    assert main([*flags, "--result-file", str(tmp_path / "none.jsonl")]) == 2
-    assert "model_vqa_loader" in capsys.readouterr().err

@@ -51,20 +51,29 @@ def test_can_be_sent_to_a_worker_process(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question_id": 1, "text": ', "not UTF-8 JSON"),
-        (b'{"question_id": 1, "text": "\xff"}', "not UTF-8 JSON"),
-        ("[1, 2]", "got a JSON list"),
-        ("7", "got a JSON int"),
-        ('{"image": "a.jpg", "text": "What?"}', "question_id is missing; found ['image', 'text']"),
+        ('{"question_id": 1, "text": ', "line 3 is not JSON"),
+        (b'{"question_id": 1, "text": "\xff"}', "line 3 is not JSON"),
+        ("[1, 2]", "expected an object with question_id, text, got [1, 2]"),
+        ("7", "expected an object with question_id, text, got 7"),
+        ('{"image": "a.jpg", "text": "What?"}', "question_id is missing (found image, text)"),
         ('{"question_id": 1, "image": "a.jpg"}', "text is missing"),
-        ("{}", "question_id and text is missing"),
-        ('{"question_id": null, "text": "What?"}', "question_id is None"),
-        ('{"question_id": true, "text": "What?"}', "question_id is True"),
-        ('{"question_id": 2.5, "text": "What?"}', "question_id is 2.5"),
-        ('{"question_id": 1, "text": " "}', "text is ' '"),
-        ('{"question_id": 1, "text": ["What?"]}', "not a non-empty string"),
-        ('{"question_id": 1, "text": "What?", "image": 3}', "image is 3"),
-        ('{"question_id": 1, "text": "What?", "image": ""}', "image is ''"),
+        ("{}", "question_id is missing (found nothing); text is missing"),
+        (
+            '{"question_id": null, "text": "What?"}',
+            "question_id must be a string or an integer, got None",
+        ),
+        (
+            '{"question_id": true, "text": "What?"}',
+            "question_id must be a string or an integer, got True",
+        ),
+        (
+            '{"question_id": 2.5, "text": "What?"}',
+            "question_id must be a string or an integer, got 2.5",
+        ),
+        ('{"question_id": 1, "text": " "}', "text is empty"),
+        ('{"question_id": 1, "text": ["What?"]}', "text must be a string, got ['What?']"),
+        ('{"question_id": 1, "text": "What?", "image": 3}', "image must be a string, got 3"),
+        ('{"question_id": 1, "text": "What?", "image": ""}', "image is empty, not a path"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line, message):
@@ -72,7 +81,8 @@ def test_a_malformed_line_is_named(tmp_path, line, message):
     with pytest.raises(ValueError) as error:
         QuestionFile(path)
     assert message in str(error.value)
-    assert f"{path}, line 3: expected a JSON object" in str(error.value)
+    assert str(error.value).startswith(f"{path}, line 3")
+    assert str(error.value).endswith("correct or remove the line.")
 
 
 def test_blank_lines_are_skipped_and_counted_as_lines(tmp_path, caplog):

@@ -208,7 +208,7 @@ def test_unfinished_and_unrecorded_runs(data, capsys) -> None:
     assert "the command that made it again" in capsys.readouterr().err
     half.with_suffix(".run.json").write_text("{}")
     assert report(data, half) == 2
-    assert "is not a run record" in capsys.readouterr().err
+    assert "settings is missing (found nothing)" in capsys.readouterr().err
     half.with_suffix(".run.json").unlink()
     assert report(data, half) == 2
     assert "no run record none.run.json" in capsys.readouterr().err

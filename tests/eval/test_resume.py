@@ -176,13 +176,13 @@ def test_a_damaged_record_or_answer_is_named(tmp_path, use, no_model, capsys):
     assert "line 6: a second answer to question 'q1' (line 2)" in capsys.readouterr().err
     file.write_text(good.replace('"q3"', '"q9"'))
     assert main(command(tmp_path)) == 2
-    assert "line 4: answers question 'q9'" in capsys.readouterr().err
+    assert "line 4: answers question q9 with" in capsys.readouterr().err
     file.write_text(good.replace('{"question_id": "q2"', "oops", 1))
     assert main(command(tmp_path)) == 2
     assert "line 3: expected a JSON object" in capsys.readouterr().err
     file.write_text(good.replace('"n_text"', '"n_words"', 1))
     assert main(command(tmp_path)) == 2
-    assert "line 1: metadata" in capsys.readouterr().err
+    assert "line 1, metadata: n_text is missing" in capsys.readouterr().err
     file.write_text(good)
     record.write_text("{")
     assert main(command(tmp_path)) == 2

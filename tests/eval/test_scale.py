@@ -13,7 +13,7 @@ from typing import Any
 from llava.eval.benchmarks import vqav2
 from llava.eval.model_vqa_loader import main
 from llava.eval.questions import QuestionFile
-from llava.eval.scoring import read_answers
+from llava.eval.scoring import answers_in
 
 from .stub import StubModel, command
 
@@ -89,6 +89,11 @@ def test_the_submission_keeps_no_more_than_the_texts(tmp_path):
     answers.write_text("".join(lines()))
     assert answers.stat().st_size > 600 * count
     upload = tmp_path / "upload.json"
-    most = peak(lambda: vqav2.write_submission(upload, read_answers(answers), questions))
+
+    def convert() -> None:
+        with answers_in(answers) as entries:
+            vqav2.write_submission(upload, entries, questions)
+
+    most = peak(convert)
     assert most < 500 * count
     assert json.loads(upload.read_text())[-1] == {"question_id": count - 1, "answer": "yes"}

@@ -183,7 +183,7 @@ def test_holes_are_refused_or_left_out_of_both_accuracies(folder):
     [
         ([*answers(), answers()[1]], "two answers to question 163"),
         ([*answers(), {**answers()[1], "question_id": "other split"}], "question other split"),
-        ([{"question_id": "9", "text": "A"}], r"without \['prompt'\]"),
+        ([{"question_id": "9", "text": "A"}], "prompt is missing"),
         ([{**answers()[1], "prompt": "<image>\nWhich?"}], "163 was asked with an image"),
     ],
 )
@@ -195,10 +195,10 @@ def test_wrong_answers_are_named(folder, entries, message):
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        ({"answer": 2}, "index into them, for problem '158'"),
-        ({"answer": "B"}, "index into them, for problem '158'"),
+        ({"answer": 2}, "problem '158': .* index into them, got 2 and 2"),
+        ({"answer": "B"}, "problem '158': answer must be an integer, got B"),
         ({"choices": ["x"] * 6}, "2 to 5 of them"),
-        ({"choices": None}, "2 to 5 of them"),
+        ({"choices": None}, "problem '158': choices must be a list, got None"),
         ({"answer": 0}, "answer 'B' and image True in .*CQM-A.json, but 'A' and True"),
         ({"image": None}, "but 'B' and False"),
     ],
@@ -213,11 +213,14 @@ def test_wrong_problems_are_named(folder, problem, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not UTF-8 JSON"),
-        ('{"id": "1"}', "expected a JSON array"),
+        ("{", "CQM-A.json is not JSON"),
+        ('{"id": "1"}', "must hold a list"),
         ("[]", "holds no question"),
-        ('[{"id": "1"}]', "entry 1: expected an object with `id` and `conversations`"),
-        ('[{"id": "1", "conversations": [{"value": " "}]}]', "entry 1: expected an object"),
+        ('[{"id": "1"}]', "entry 1: conversations is missing"),
+        (
+            '[{"id": "1", "conversations": [{"value": " "}]}]',
+            "entry 1: expected a question in conversations",
+        ),
         (json.dumps([TEXT, TEXT]), "entry 2: a second question '163'"),
         (json.dumps([{**IMAGE, "image": None}]), "'158' has <image> but no `image`"),
     ],

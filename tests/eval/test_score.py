@@ -113,7 +113,7 @@ def test_answers_to_another_benchmark_are_refused(textvqa, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "line 1: expected a JSON object"), ('{"text": "x"}\n', "an answer without")],
+    [("{", "line 1: expected a JSON object"), ('{"text": "x"}\n', "question_id is missing")],
 )
 def test_wrong_lines_are_named(textvqa, capsys, content, message) -> None:
     answers = textvqa / "n_64.jsonl"

@@ -123,7 +123,7 @@ def test_an_answer_twice_is_refused(data, capsys) -> None:
         text.splitlines(keepends=True)[0] + _shard(folder, 2, 1).read_text()
     )
     assert _merge(folder, 2) == 2
-    assert "2_1.jsonl answers again: {'question_id': 'q0'" in capsys.readouterr().err
+    assert "2_1.jsonl, line 1: answers question 'q0' (line 1) again" in capsys.readouterr().err
 
 
 def test_a_launcher_is_recognised_by_its_environment(monkeypatch) -> None:

@@ -136,10 +136,10 @@ def test_missing_answers_are_named_unless_allowed(annotations, capsys):
     [
         ([*answers(), answers()[0]], "two answers to image i1, question 'what brand is this?'"),
         ([*answers(), {**answers()[0], "question_id": "i9"}], "answer to image i9"),
-        ([{"question_id": "i1", "text": "x"}], "without ['prompt']"),
+        ([{"question_id": "i1", "text": "x"}], "prompt is missing"),
         ([{**answers()[0], "prompt": "x"}], "not a TextVQA prompt"),
-        ([{**answers()[0], "prompt": None}], "prompt or text is no string"),
-        ([{**answers()[0], "text": 3}], "prompt or text is no string"),
+        ([{**answers()[0], "prompt": None}], "prompt must be a string, got None"),
+        ([{**answers()[0], "text": 3}], "text must be a string, got 3"),
         ('{"question_id": "i1",\n', "line 1: expected a JSON object"),
         (json.dumps(answers()[0]), "line 1: expected a JSON object that ends in a newline"),
     ],
@@ -153,8 +153,8 @@ def test_wrong_answers_are_named(annotations, capsys, entries, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a TextVQA annotation file"),
-        ('{"questions": []}', "not a TextVQA annotation file"),
+        ("{", "Expected a TextVQA annotation file"),
+        ('{"questions": []}', "Expected a TextVQA annotation file"),
         (json.dumps({"data": [{"image_id": "i1", "question": "q"}]}), "the test file has no"),
         (json.dumps({"data": ENTRIES[:1] * 2}), "two entries for image i1"),
         (json.dumps({"data": [{**ENTRIES[0], "answers": ["x"] * 9}]}), "expected 10 answers"),

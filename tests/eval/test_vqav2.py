@@ -156,8 +156,11 @@ def test_missing_answers_are_named_unless_allowed(folder, capsys):
     [
         ([*answers(), answers()[0]], "two answers to question 262148000"),
         ([*answers(), {"question_id": 1, "text": "x"}], "answer to question 1,"),
-        ([{"question_id": 262148000}], "expected an answer with question_id"),
-        ([{"question_id": 1.5, "text": "x"}], "expected an answer with question_id"),
+        ([{"question_id": 262148000}], "text is missing"),
+        (
+            [{"question_id": 1.5, "text": "x"}],
+            "question_id must be a string or an integer, got 1.5",
+        ),
     ],
 )
 def test_wrong_answers_are_named(folder, capsys, entries, message):
@@ -169,17 +172,17 @@ def test_wrong_answers_are_named(folder, capsys, entries, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a VQA annotation file"),
-        ('{"questions": []}', "not a VQA annotation file"),
-        (json.dumps({"annotations": [{"question_id": 1}]}), "not a VQA annotation file"),
+        ("{", "Expected a VQA annotation file"),
+        ('{"questions": []}', "Expected a VQA annotation file"),
+        (json.dumps({"annotations": [{"question_id": 1}]}), "Expected a VQA annotation file"),
         (json.dumps({"annotations": ENTRIES[:1] * 2}), "two entries for question 262148000"),
         (
             json.dumps({"annotations": [{**ENTRIES[0], "answers": [{"answer": "x"}] * 9}]}),
-            "expected 10 answers to question 262148000",
+            "annotation 1: expected 10 answers",
         ),
         (
             json.dumps({"annotations": [{**ENTRIES[0], "answers": [{"answer": 2}] * 10}]}),
-            "not a VQA annotation file",
+            "Expected a VQA annotation file",
         ),
     ],
 )

@@ -218,8 +218,8 @@ def test_both_budget_modes_keep_the_same(method) -> None:
     [
         ("target_token_num", 0, "target_token_num must be a whole number, 1 or more, got 0"),
         ("target_token_num", 6.5, "target_token_num must be a whole number"),
-        ("target_token_num", math.nan, "target_token_num must be a whole number"),
-        ("target_token_num", math.inf, "target_token_num must be a whole number"),
+        ("target_token_num", math.nan, "target_token_num must be a finite number"),
+        ("target_token_num", math.inf, "target_token_num must be a finite number"),
         ("budget_mode", "loose", "budget_mode must be one of published, strict, got 'loose'"),
         ("positions", "dense", "positions must be one of compact, original, got 'dense'"),
     ],

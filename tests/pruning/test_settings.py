@@ -10,6 +10,7 @@ import pytest
 
 from llava import pruning
 from llava.pruning.autoprune import PRESETS, AutoPrune
+from llava.pruning.checks import declared_types
 
 # What the table at the head of llava/pruning/autoprune.py says of each preset.
 DOCUMENTED = {
@@ -172,6 +173,21 @@ def test_settings_are_frozen_and_hashable() -> None:
 def test_values_that_make_no_sense_are_refused_by_name(field: str, value) -> None:
     with pytest.raises(ValueError, match=f"^{field} must be .*, got "):
         AutoPrune(**{field: value})
+
+
+WRONG = (math.nan, math.inf, -math.inf, 1e308, 10**20, 10**400, "x", [], {}, [[1]], {"a": []})
+
+
+@pytest.mark.parametrize("method", pruning.METHODS)
+def test_every_field_is_held_to_its_declared_type(method: str) -> None:
+    cls = pruning.METHODS[method]
+    for field in fields(cls):
+        options = declared_types(cls)[field.name]
+        numbers = {int, float} & set(options)
+        for value in (*WRONG, *([True] if numbers else [])):
+            with pytest.raises(ValueError, match=f"^{field.name} must be .*, got ") as refused:
+                cls(**{field.name: value})
+            assert len(str(refused.value)) < 300
 
 
 def test_two_budgets_are_refused() -> None:

@@ -102,7 +102,9 @@ class TestPerImage:
     @pytest.mark.parametrize("share", [0, -0.1, 1.5, float("nan")])
     def test_a_share_beyond_all(self, share):
         for method in ("autoprune", "fastv", "topv", "zipvl", "fastervlm", "random"):
-            with pytest.raises(ValueError, match="target_fraction must be a fraction in"):
+            with pytest.raises(
+                ValueError, match=r"target_fraction must be a (fraction in|finite number)"
+            ):
                 pruning.build(method, target_fraction=share)
 
     @pytest.mark.parametrize("more", [{"target_fraction": 0.5}, {"budget_per": "image"}])

@@ -112,7 +112,7 @@ def test_several_images_divide_the_target() -> None:
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, math.nan])
 def test_a_ratio_is_a_share(ratio) -> None:
-    with pytest.raises(ValueError, match="important_ratio must be from 0 to 1, got"):
+    with pytest.raises(ValueError, match=r"important_ratio must be (from 0 to 1|a finite number)"):
         VisPruner(important_ratio=ratio)
 
 

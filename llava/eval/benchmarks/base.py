@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from llava import json_files
+
+from ..answer_normaliser import REFERENCES
 from ..answers import QuestionSource
 from ..questions import Question
 
 _NAMED = 5  # how many ids a message names before it only counts
+
+# What an answer has in LLaVA's schema.
+_FIELDS: dict[str, json_files.Types] = {"question_id": (str, int), "prompt": str, "text": str}
 
 
 class LoadQuestions(Protocol):
@@ -88,6 +94,20 @@ def existing_annotations(path: Path, source: str) -> Path:
 
 
 def require_fields(answer: dict[str, Any], *names: str) -> None:
-    """Raise a ValueError that names the fields an answer lacks."""
-    if absent := set(names) - answer.keys():
-        raise ValueError(f"an answer without {sorted(absent)}: {str(answer)[:200]}")
+    """Raise a ValueError that names the fields which an answer lacks or has of another type."""
+    json_files.check(answer, "an answer", {name: _FIELDS[name] for name in names})
+
+
+def read_references(answers: list[Any], where: str) -> tuple[str, ...]:
+    """The texts of the ten reference answers of VQA, `[{"answer": text}, ...]`.
+
+    Raises:
+        ValueError: they are not ten, or one has no text; begins with `where`.
+    """
+    texts = tuple(entry.get("answer") if isinstance(entry, dict) else None for entry in answers)
+    if len(texts) != REFERENCES or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"{where}: expected {REFERENCES} answers, each with a text as `answer`, got "
+            f"{json_files.shorten(answers)}"
+        )
+    return texts

@@ -9,12 +9,13 @@ Rules: GQA's eval.py (gqadataset.org); haotian-liu/LLaVA, scripts/convert_gqa_fo
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llava import json_files
 
 from ..questions import QuestionFile
 from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
@@ -72,14 +73,16 @@ def load_annotations(path: Path) -> dict[str, Annotation]:
         path, "testdev_balanced_questions.json is in the questions of GQA 1.2 (gqadataset.org)."
     )
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        annotations = {key: _read(entry) for key, entry in entries.items() if entry["isBalanced"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        read = {
+            key: _read(entry, f"{path}, question {json_files.shorten(key)}")
+            for key, entry in json_files.read(path).items()
+        }
+    except ValueError as error:
         raise ValueError(
-            f"{path} is not a GQA question file with answers ({error!r}): expected a JSON object "
-            f"of question ids, each with question, answer, isBalanced, types and semantic, like "
+            f"{error}. Expected a GQA question file with answers like "
             f"testdev_balanced_questions.json (the test and challenge files have no answers)."
         ) from None
+    annotations = {key: entry for key, entry in read.items() if entry is not None}
     if not annotations:
         raise ValueError(f"{path} has no balanced question, and only these are scored.")
     return annotations
@@ -157,9 +160,11 @@ def write_predictions(path: Path, answers: Iterable[dict[str, Any]]) -> int:
 
     Raises:
         OSError: it cannot be written.
-        ValueError: two answers to one question, or an answer without id or text.
+        ValueError: no answer at all, two to one question, or one without id or text.
     """
     texts = texts_by_id(answers)
+    if not texts:
+        raise ValueError("there are no answers to write.")
     return write_array(
         path,
         ({"questionId": key, "prediction": predict(text)} for key, text in texts.items()),
@@ -175,9 +180,16 @@ def score(
     )
 
 
-def _read(entry: dict[str, Any]) -> Annotation:
-    if not isinstance(entry["answer"], str):
-        raise TypeError(f"answer is {entry['answer']!r}")
+def _read(entry: Any, where: str) -> Annotation | None:
+    """What scoring needs of a question; None of an unbalanced one."""
+    if not json_files.check(entry, where, {"isBalanced": bool})["isBalanced"]:
+        return None
+    fields = {"question": str, "answer": str, "types": dict, "semantic": list}
+    json_files.check(entry, where, fields, optional={"groups": dict})
+    json_files.check(entry["types"], f"{where}, types", {"structural": str, "semantic": str})
+    json_files.check(entry.get("groups") or {}, f"{where}, groups", {}, optional={"global": str})
+    for step in entry["semantic"]:
+        json_files.check(step, f"{where}, semantic", {"operation": str, "argument": str})
     steps = [f"{step['operation']}: {step['argument']}" for step in entry["semantic"]]
     return Annotation(
         answer=entry["answer"],

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NoReturn
 
+from llava import json_files
+
 from ..questions import QuestionFile
 from ..scoring import percentages_by_group, texts_by_id
 from .base import Benchmark, existing, require_complete
@@ -78,13 +80,10 @@ def load_capabilities(path: Path) -> dict[str, tuple[str, ...]]:
     """
     existing(path, "mm-vet.json is in mm-vet.zip of MM-Vet.")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        result = {key: tuple(sorted(set(e["capability"]))) for key, e in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not MM-Vet's mm-vet.json ({error!r}): expected a JSON object of question "
-            f"ids like v1_0, each with a list `capability`."
-        ) from None
+        lists = _lists(path, "capability", str)
+    except ValueError as error:
+        raise ValueError(f"{error}. Expected MM-Vet's mm-vet.json.") from None
+    result = {key: tuple(sorted(set(names))) for key, names in lists.items()}
     if not result or not all(result.values()):
         raise ValueError(f"{path} has no questions, or one without a capability.")
     return result
@@ -100,13 +99,9 @@ def load_grades(path: Path) -> dict[str, list[float]]:
     """
     existing(path, GRADING, "Grade file ")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        grades = {key: [float(grade) for grade in e["score"]] for key, e in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not a grade file of MM-Vet ({error!r}): expected a JSON object of question "
-            f'ids like v1_0, each with "score", a list of grades. {GRADING}'
-        ) from None
+        grades = _lists(path, "score", float)
+    except ValueError as error:
+        raise ValueError(f"{error}. Expected a grade file of MM-Vet. {GRADING}") from None
     if not grades:
         raise ValueError(f"{path} has no grades.")
     runs = len(next(iter(grades.values())))
@@ -160,6 +155,17 @@ def score(
 ) -> NoReturn:
     """Raises ValueError: there is no score of answers without the grader; says what to do."""
     raise ValueError(GRADING)
+
+
+def _lists(path: Path, field: str, expected: type) -> dict[str, list[Any]]:
+    """By question id like v1_0, the list that a file has as this field, of values of one type."""
+    result: dict[str, list[Any]] = {}
+    for key, entry in json_files.read(path).items():
+        where = f"{path}, question {json_files.shorten(key)}"
+        result[key] = json_files.check(entry, where, {field: list})[field]
+        for number, value in enumerate(result[key], 1):
+            json_files.check({field: value}, f"{where}, number {number}", {field: expected})
+    return result
 
 
 def _questions(path: Path) -> Path:

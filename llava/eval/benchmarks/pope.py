@@ -11,7 +11,6 @@ is in percent.
 
 from __future__ import annotations
 
-import json
 import re
 from codecs import BOM_UTF8
 from collections import Counter, defaultdict
@@ -19,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llava import json_files
 
 from ..questions import Question, QuestionFile, parse_question
 from .base import Benchmark, existing, require_complete, require_fields
@@ -32,6 +33,7 @@ _EVAL_ZIP = "it is in pope/ of LLaVA's eval.zip."
 _SOURCE = (
     "LLaVA's questions belong to the label files of AoiDragon/POPE at commit e3e3926 (output/coco)"
 )
+_LABEL = {"yes": True, "no": False}
 _NO = {"No", "no", "not"}
 _TYPO = re.compile(r"\bimange\b")  # in the labels of e3e3926, corrected in later ones
 
@@ -77,15 +79,15 @@ def load_labels(path: Path) -> dict[Key, bool]:
     for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
-            key, label = (entry["image"], _normalise(entry["text"])), entry["label"]
-            yes = {"yes": True, "no": False}[label]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with image, text and label (yes "
-                f"or no), got {line[:120]!r}. {_SOURCE}."
-            ) from None
+            entry = json_files.parse(line, where)
+            json_files.check(entry, where, {"image": str, "text": str, "label": str})
+            if entry["label"] not in _LABEL:
+                raise ValueError(f"{where}: label must be yes or no, got {entry['label'][:80]!r}")
+        except ValueError as error:
+            raise ValueError(f"{error}. {_SOURCE}.") from None
+        key, yes = (entry["image"], _normalise(entry["text"])), _LABEL[entry["label"]]
         if labels.setdefault(key, yes) != yes:
             raise ValueError(f"{path}, line {number}: both yes and no to {_name(key)}. {_SOURCE}.")
     return labels
@@ -211,8 +213,6 @@ class _Finder:
 
     def __call__(self, answer: dict[str, Any]) -> int:
         require_fields(answer, "question_id", "prompt", "text")
-        if not isinstance(answer["prompt"], str) or not isinstance(answer["text"], str):
-            raise ValueError(f"an answer whose prompt or text is no string: {str(answer)[:200]}")
         metadata = answer.get("metadata")
         line = metadata.get("index") if isinstance(metadata, dict) else None
         found = self._by_id.get(str(answer["question_id"]), [])
@@ -245,11 +245,12 @@ def _by_category(path: Path) -> dict[str, list[Question]]:
         if not line.strip():
             continue
         question = parse_question(line, index, path)
-        category = json.loads(line).get("category")
+        where = f"{path}, line {index + 1}"
+        category = json_files.parse(line, where).get("category")
         if category not in CATEGORIES:
             raise ValueError(
-                f"{path}, line {index + 1}: expected a category, one of {', '.join(CATEGORIES)}, "
-                f"got {category!r}."
+                f"{where}: expected a category, one of {', '.join(CATEGORIES)}, got "
+                f"{json_files.shorten(category)}."
             )
         questions[category].append(question)
     if empty := [category for category, entries in questions.items() if not entries]:

@@ -16,13 +16,13 @@ Rules: haotian-liu/LLaVA, llava/eval/model_vqa_science.py and llava/eval/eval_sc
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava import json_files
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
 from ..question_list import QuestionList, file_digest
@@ -104,22 +104,20 @@ def load_problems(folder: Path, split: str = "test") -> dict[str, Problem]:
             file where that is in the folder too.
     """
     splits, problems = (_read_json(folder / name) for name in ("pid_splits.json", "problems.json"))
-    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
+    ids = splits.get(split)
+    if not isinstance(ids, list) or not all(isinstance(problem_id, str) for problem_id in ids):
         raise ValueError(
             f"{folder / 'pid_splits.json'} has no list of ids for the split {split!r}, only "
-            f"{', '.join(splits)}."
+            f"{', '.join(map(json_files.shorten, splits))}."
         )
     result: dict[str, Problem] = {}
-    for problem_id in splits[split]:
+    for problem_id in ids:
+        where = f"{folder / 'problems.json'}, problem {problem_id!r}"
         if problem_id in result:
             raise ValueError(f"{folder / 'pid_splits.json'}: {problem_id!r} is in {split} twice.")
-        try:
-            result[problem_id] = _problem(problems[problem_id])
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"{folder / 'problems.json'}: expected `choices`, 2 to {len(LETTERS)} of them, and "
-                f"`answer`, an index into them, for problem {problem_id!r} ({error!r})."
-            ) from None
+        if problem_id not in problems:
+            raise ValueError(f"{where}, which pid_splits.json has in {split}, is not there.")
+        result[problem_id] = _problem(problems[problem_id], where)
     question_file = folder / QUESTION_FILE
     if question_file.is_file():
         _require_same_truth(result, question_file)
@@ -153,7 +151,7 @@ def grade(
 
     def note_prompt(question_id: str, answer: dict[str, Any]) -> None:
         require_fields(answer, "prompt")
-        prompt = str(answer["prompt"])
+        prompt = answer["prompt"]
         if DEFAULT_IMAGE_TOKEN in prompt and not problems[question_id].has_image:
             raise ValueError(f"question {question_id} was asked with an image, but has none.")
         prompts[question_id] = prompt
@@ -219,42 +217,39 @@ BENCHMARK = Benchmark(
 )
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, expected: json_files.Types = dict) -> Any:
     source = "LLaVA's eval.zip" if path.name == QUESTION_FILE else "lupantech/ScienceQA"
-    existing(path, f"it comes from {source}.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not UTF-8 JSON ({error}).") from None
+    return json_files.read(existing(path, f"it comes from {source}."), expected)
 
 
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
     """The array's entries by id."""
-    entries = _read_json(path)
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a JSON array of questions, like {QUESTION_FILE}.")
     result: dict[str, dict[str, Any]] = {}
-    for number, entry in enumerate(entries, start=1):
-        try:
-            question_id, turns = entry["id"], [turn["value"] for turn in entry["conversations"]]
-            fits = bool(turns[0].strip()) and all(isinstance(turn, str) for turn in turns)
-        except (KeyError, TypeError, IndexError, AttributeError):
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"{path}, entry {number}: expected an object with `id` and `conversations` of "
-                f"human and gpt with their `value`, got {str(entry)[:200]}."
-            )
-        if question_id in result:
-            raise ValueError(f"{path}, entry {number}: a second question {question_id!r}.")
-        result[question_id] = entry
+    for number, entry in enumerate(_read_json(path, list), start=1):
+        where = f"{path}, entry {number}"
+        json_files.check(entry, where, {"id": (str, int), "conversations": list}, {"image": str})
+        for turn in entry["conversations"]:
+            json_files.check(turn, f"{where}, conversations", {"value": str})
+        if not entry["conversations"] or not entry["conversations"][0]["value"].strip():
+            raise ValueError(f"{where}: expected a question in conversations, the human's first")
+        if entry["id"] in result:
+            raise ValueError(f"{where}: a second question {entry['id']!r}.")
+        result[entry["id"]] = entry
     return result
 
 
-def _problem(entry: dict[str, Any]) -> Problem:
+def _problem(entry: Any, where: str) -> Problem:
+    fields = {"choices": list, "answer": int}
+    json_files.check(entry, where, fields, {"image": str, "subject": str, "grade": str})
+    if not all(isinstance(choice, str) for choice in entry["choices"]):
+        shown = json_files.shorten(entry["choices"])
+        raise ValueError(f"{where}: choices must be texts, got {shown}")
     choices, answer = len(entry["choices"]), entry["answer"]
     if not (2 <= choices <= len(LETTERS) and answer in range(choices)):
-        raise IndexError(f"{choices} choices, answer {answer!r}")
+        raise ValueError(
+            f"{where}: expected `choices`, 2 to {len(LETTERS)} of them, and `answer`, an index "
+            f"into them, got {choices} and {answer}"
+        )
     grade_found = _GRADE.fullmatch(str(entry.get("grade")))
     band = None if grade_found is None else "G1-6" if int(grade_found[1]) <= 6 else "G7-12"
     return Problem(LETTERS[answer], choices, bool(entry.get("image")), entry.get("subject"), band)

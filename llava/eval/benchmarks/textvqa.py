@@ -13,13 +13,14 @@ Rules: haotian-liu/LLaVA, llava/eval/eval_textvqa.py; score: `llava.eval.answer_
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from llava import json_files
 
 from ..answer_normaliser import REFERENCES, normalise, soft_accuracies
 from ..questions import QuestionFile
@@ -93,20 +94,20 @@ def load_annotations(path: Path) -> dict[Key, list[str]]:
     """
     existing_annotations(path, "TextVQA_0.5.1_val.json comes from textvqa.org.")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["data"]
-        keyed = [((str(e["image_id"]), e["question"].lower()), e["answers"]) for e in entries]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content = json_files.check(json_files.read(path), path, {"data": list})
+        keyed = [
+            _read(entry, f"{path}, entry {number}")
+            for number, entry in enumerate(content["data"], 1)
+        ]
+    except ValueError as error:
         raise ValueError(
-            f"{path} is not a TextVQA annotation file ({error!r}): expected JSON with a list "
-            f"`data` of image_id, question and answers, like TextVQA_0.5.1_val.json (the test "
+            f"{error}. Expected a TextVQA annotation file like TextVQA_0.5.1_val.json (the test "
             f"file has no answers)."
         ) from None
     annotations: dict[Key, list[str]] = {}
     for key, answers in keyed:
         if key in annotations:
             raise ValueError(f"{path}: two entries for {_name(key)}.")
-        if not isinstance(answers, list) or len(answers) != REFERENCES:
-            raise ValueError(f"{path}: expected {REFERENCES} answers to {_name(key)}.")
         annotations[key] = answers
     return annotations
 
@@ -134,8 +135,6 @@ def score_answers(
     with_ocr = empty = 0
     for answer in answers:
         require_fields(answer, "question_id", "prompt", "text")
-        if not isinstance(answer["prompt"], str) or not isinstance(answer["text"], str):
-            raise ValueError(f"an answer whose prompt or text is no string: {str(answer)[:200]}")
         prompt = read_prompt(answer["prompt"])
         key = (str(answer["question_id"]), prompt.question)
         if key not in annotations:
@@ -193,6 +192,18 @@ def score(
             f"{NAME} is the benchmark with them, {NAME_NO_OCR} the one without."
         )
     return result
+
+
+def _read(entry: Any, where: str) -> tuple[Key, list[str]]:
+    """The reference answers of an entry, behind its key."""
+    json_files.check(entry, where, {"image_id": (str, int), "question": str, "answers": list})
+    answers = entry["answers"]
+    if len(answers) != REFERENCES or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(
+            f"{where}: expected {REFERENCES} answers, each a text, got "
+            f"{json_files.shorten(answers)}"
+        )
+    return (str(entry["image_id"]), entry["question"].lower()), answers
 
 
 def _variant(with_ocr: int, empty: int, total: int) -> str:

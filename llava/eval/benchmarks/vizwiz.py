@@ -13,16 +13,24 @@ Rules: haotian-liu/LLaVA, scripts/convert_vizwiz_for_submission.py; annotations:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..answer_normaliser import REFERENCES, normalise, soft_accuracies
+from llava import json_files
+
+from ..answer_normaliser import normalise, soft_accuracies
 from ..questions import Question, QuestionFile
 from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
-from .base import Benchmark, existing, existing_annotations, require_complete, require_fields
+from .base import (
+    Benchmark,
+    existing,
+    existing_annotations,
+    read_references,
+    require_complete,
+    require_fields,
+)
 
 NAME = "vizwiz"
 QUESTIONS = "llava_val.jsonl"
@@ -73,19 +81,19 @@ def load_annotations(path: Path) -> dict[str, Annotation]:
         path, f"val.json is in Annotations.zip of VizWiz-VQA (vizwiz.org). {_SERVER}"
     )
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        keyed = [(entry["image"], _read(entry)) for entry in entries]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        keyed = [
+            _read(entry, f"{path}, entry {number}")
+            for number, entry in enumerate(json_files.read(path, list), 1)
+        ]
+    except ValueError as error:
         raise ValueError(
-            f"{path} is not a VizWiz annotation file ({error!r}): expected a JSON array of image, "
-            f"question and answers, like val.json (test.json has no answers). {_SERVER}"
+            f"{error}. Expected a VizWiz annotation file like val.json (test.json has no answers). "
+            f"{_SERVER}"
         ) from None
     annotations: dict[str, Annotation] = {}
     for image, annotation in keyed:
         if image in annotations:
             raise ValueError(f"{path}: two entries for the image {image}.")
-        if len(annotation.references) != REFERENCES:
-            raise ValueError(f"{path}: expected {REFERENCES} answers for the image {image}.")
         annotations[image] = annotation
     return annotations
 
@@ -173,11 +181,12 @@ def score(
     return score_answers(truth, answers, allow_missing=allow_missing)
 
 
-def _read(entry: dict[str, Any]) -> Annotation:
-    references = tuple(reference["answer"] for reference in entry["answers"])
-    if not isinstance(entry["question"], str) or not all(isinstance(r, str) for r in references):
-        raise TypeError(f"a question or answer that is no string: {str(entry)[:200]}")
-    return Annotation(entry["question"], references, entry.get("answer_type"))
+def _read(entry: Any, where: str) -> tuple[str, Annotation]:
+    """An annotation, behind its image."""
+    fields = {"image": str, "question": str, "answers": list}
+    json_files.check(entry, where, fields, optional={"answer_type": str})
+    references = read_references(entry["answers"], where)
+    return entry["image"], Annotation(entry["question"], references, entry.get("answer_type"))
 
 
 def _existing(path: Path) -> Path:
@@ -216,9 +225,9 @@ def _join(
     def check_prompt(key: str, answer: dict[str, Any]) -> None:
         require_fields(answer, "prompt")
         question = asked[key]
-        if _words(str(answer["prompt"])) != _words(question.text):
+        if _words(answer["prompt"]) != _words(question.text):
             raise ValueError(
-                f"the answer to {question} has the prompt {str(answer['prompt'])[:120]!r}, but "
+                f"the answer to {question} has the prompt {answer['prompt'][:120]!r}, but "
                 f"{source} asks {question.text[:120]!r}. Are they answers to the other split?"
             )
 

@@ -19,16 +19,23 @@ scripts/convert_vqav2_for_submission.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..answer_normaliser import REFERENCES, normalise, normalise_official
+from llava import json_files
+
+from ..answer_normaliser import normalise, normalise_official
 from ..questions import QuestionFile, parse_question
 from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
-from .base import Benchmark, existing, existing_annotations, require_complete
+from .base import (
+    Benchmark,
+    existing,
+    existing_annotations,
+    read_references,
+    require_complete,
+)
 
 QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
@@ -67,20 +74,20 @@ def load_annotations(path: Path) -> dict[str, Annotation]:
     """
     existing_annotations(path, "v2_mscoco_val2014_annotations.json comes from visualqa.org.")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["annotations"]
-        keyed = [(str(entry["question_id"]), _read(entry)) for entry in entries]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content = json_files.check(json_files.read(path), path, {"annotations": list})
+        keyed = [
+            _read(entry, f"{path}, annotation {number}")
+            for number, entry in enumerate(content["annotations"], 1)
+        ]
+    except ValueError as error:
         raise ValueError(
-            f"{path} is not a VQA annotation file ({error!r}): expected JSON with a list "
-            f"`annotations` of question_id, question_type, answer_type and answers, like "
-            f"v2_mscoco_val2014_annotations.json (the file of the questions has no answers)."
+            f"{error}. Expected a VQA annotation file like v2_mscoco_val2014_annotations.json (the "
+            f"file of the questions has no answers)."
         ) from None
     annotations: dict[str, Annotation] = {}
     for key, annotation in keyed:
         if key in annotations:
             raise ValueError(f"{path}: two entries for question {key}.")
-        if len(annotation.references) != REFERENCES:
-            raise ValueError(f"{path}: expected {REFERENCES} answers to question {key}.")
         annotations[key] = annotation
     return annotations
 
@@ -177,9 +184,13 @@ def score(
     )
 
 
-def _read(entry: dict[str, Any]) -> Annotation:
-    references = tuple(_strip(reference["answer"]) for reference in entry["answers"])
-    return Annotation(references, entry["answer_type"], entry["question_type"])
+def _read(entry: Any, where: str) -> tuple[str, Annotation]:
+    """An annotation, behind the id of its question."""
+    types = {"answer_type": str, "question_type": str}
+    json_files.check(entry, where, {"question_id": (str, int), "answers": list, **types})
+    references = tuple(map(_strip, read_references(entry["answers"], where)))
+    annotation = Annotation(references, entry["answer_type"], entry["question_type"])
+    return str(entry["question_id"]), annotation
 
 
 def _question_ids(path: Path) -> list[str | int]:

@@ -18,8 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import json_files, program
+
 from ..linefile import read_lines
 from .plan import CAMERAS, STEPS, label, navigation_command, plan_question
+
+_FASTEST = 1000  # m/s, no car's
 
 
 def plan_entry(frame: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -28,21 +32,27 @@ def plan_entry(frame: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         ValueError: a key is missing, or a value is not what the module describes.
     """
-    if absent := {"token", "images", "speed", "trajectory"} - frame.keys():
-        raise ValueError(f"a frame without {sorted(absent)}; it has {sorted(frame)}")
-    trajectory, target = frame["trajectory"], frame.get("target")
-    if target is None or len(trajectory) < STEPS:
+    names = dict.fromkeys(("scene_token", "prev", "next"), str)
+    json_files.check(frame, "a frame", {"token": str, "speed": float}, optional=names)
+    if not abs(frame["speed"]) <= _FASTEST:
+        speed = json_files.shorten(frame["speed"])
+        raise ValueError(f"speed must be a number of m/s, at most {_FASTEST}, got {speed}")
+    images, trajectory = ordered(frame.get("images")), frame.get("trajectory")
+    if not isinstance(trajectory, (list, tuple)):
+        raise ValueError(
+            f"trajectory must be a list of positions, got {json_files.shorten(trajectory)}"
+        )
+    trajectory = [_position(point) for point in trajectory]
+    if frame.get("target") is None or len(trajectory) < STEPS:
         return None
-    trajectory = [(float(x), float(y)) for x, y in trajectory]
-    images = ordered(frame["images"])
-    question = plan_question(frame["speed"], navigation_command((target[0], target[1])))
+    question = plan_question(frame["speed"], navigation_command(_position(frame["target"])))
     return {
         "token": frame["token"],
         "image": images[0],
         "images": images,
-        "prev": frame.get("prev", ""),
-        "next": frame.get("next", ""),
-        "scene_token": frame.get("scene_token", ""),
+        "prev": frame.get("prev") or "",
+        "next": frame.get("next") or "",
+        "scene_token": frame.get("scene_token") or "",
         "fut_valid_flag": "True",
         "ego_fut_trajs": str([list(point) for point in trajectory]),
         "conversations": [
@@ -60,13 +70,24 @@ def ordered(images: Mapping[str, str] | Sequence[str]) -> list[str]:
     """
     if isinstance(images, Mapping):
         if absent := [camera for camera in CAMERAS if camera not in images]:
-            raise ValueError(f"images lack {', '.join(absent)}; there are {', '.join(images)}")
-        return [images[camera] for camera in CAMERAS]
-    if len(images) != len(CAMERAS):
+            there = ", ".join(map(json_files.shorten, images))
+            raise ValueError(f"images lack {', '.join(absent)}; there are {there}")
+        images = [images[camera] for camera in CAMERAS]
+    paths = isinstance(images, (list, tuple)) and all(isinstance(image, str) for image in images)
+    if not paths or len(images) != len(CAMERAS):
         raise ValueError(
-            f"expected {len(CAMERAS)} images ({', '.join(CAMERAS)}), got {len(images)}"
+            f"expected {len(CAMERAS)} images ({', '.join(CAMERAS)}), each a path, got "
+            f"{json_files.shorten(images)}"
         )
     return list(images)
+
+
+def _position(point: Any) -> tuple[float, float]:
+    """(x, y) in metres; two finite numbers, as `plan.label` demands of a trajectory."""
+    numbers = isinstance(point, (list, tuple)) and len(point) == 2
+    if not numbers or not all(json_files.is_number(value) for value in point):
+        raise ValueError(f"a position is two numbers (x, y), got {json_files.shorten(point)}")
+    return float(point[0]), float(point[1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,12 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, _, frame in read_lines(args.frames):
             try:
                 entry = plan_entry(frame)
-            except (ValueError, TypeError) as error:
+            except ValueError as error:
                 raise ValueError(f"{args.frames}, line {number}: {error}") from None
             if entry is None:
                 skipped += 1
             else:
                 entries.append(entry)
+        if not entries and not skipped:
+            raise ValueError(f"{args.frames} holds no frame")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
@@ -104,4 +127,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

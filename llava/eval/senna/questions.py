@@ -9,12 +9,12 @@ scoring leaves them out. Format: hustvl/Senna at cddce26.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava import json_files
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
 from ..question_list import QuestionList, file_digest
@@ -70,13 +70,7 @@ def read_entries(path: Path) -> list[Entry]:
             f"Question file {path} not found: Senna's authors have not published theirs "
             "(eval_plan_qa.json); python -m llava.eval.senna.build writes one from trajectories."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a JSON list, got {type(content).__name__}")
-    entries = list(_plans(content, path))
+    entries = list(_plans(json_files.read(path, list), path))
     seen: dict[str, int] = {}
     for entry in entries:
         if entry.token in seen:
@@ -92,21 +86,27 @@ def read_entries(path: Path) -> list[Entry]:
 
 def _plans(content: list[Any], path: Path) -> Iterator[Entry]:
     for index, item in enumerate(content):
-        try:
-            human, gpt = (turn["value"] for turn in item["conversations"][:2])
-            if MARK not in human:
-                continue
-            images = tuple(item["images"])
-            if not images or not all(isinstance(image, str) for image in images):
-                raise ValueError(f"images must be paths, got {str(images)[:80]}")
-            places = human.count(DEFAULT_IMAGE_TOKEN)
-            if places != len(images):
-                raise ValueError(
-                    f"{places} {DEFAULT_IMAGE_TOKEN} in the text, {len(images)} images"
-                )
-            yield Entry(index, str(item["token"]), images, human, annotated_plan(gpt))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        where = f"{path}, entry {index}"
+        turns = json_files.check(item, where, {"conversations": list})["conversations"][:2]
+        if len(turns) < 2:
+            raise ValueError(f"{where}: conversations must have two turns, of human and gpt")
+        human, gpt = (
+            json_files.check(turn, f"{where}, conversations", {"value": str})["value"]
+            for turn in turns
+        )
+        if MARK not in human:
+            continue
+        json_files.check(item, where, {"token": (str, int), "images": list})
+        images = item["images"]
+        if not images or not all(isinstance(image, str) for image in images):
+            raise ValueError(f"{where}: images must be paths, got {json_files.shorten(images)}")
+        places = human.count(DEFAULT_IMAGE_TOKEN)
+        if places != len(images):
             raise ValueError(
-                f"{path}, entry {index}: expected token, images (six paths) and conversations "
-                f"(human, gpt, each with a value), but {error!r}"
-            ) from None
+                f"{where}: {places} {DEFAULT_IMAGE_TOKEN} in the text, {len(images)} images"
+            )
+        try:
+            plan = annotated_plan(gpt)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        yield Entry(index, str(item["token"]), tuple(images), human, plan)

@@ -48,7 +48,7 @@ def rewrite(path, change) -> None:
     ("change", "message"),
     [
         (lambda e: e[1]["images"].pop(), "entry 1: .*6 <image> in the text, 5 images"),
-        (lambda e: e[2].pop("token"), "entry 2: .*KeyError"),
+        (lambda e: e[2].pop("token"), "entry 2: token is missing"),
         (lambda e: e[3]["conversations"][1].update(value="GO"), "entry 3: .*expected a plan such"),
         (lambda e: e.append(e[1]), "entries 1 and 4 both ask for the plan of t0"),
         (lambda e: e.__delitem__(slice(1, None)), "no question with 'SPEED plan'"),
@@ -65,7 +65,7 @@ def test_other_files_are_refused(tmp_path) -> None:
         load_questions(tmp_path)
     wrong = tmp_path / "eval_plan_qa.json"
     wrong.write_text("{}")
-    with pytest.raises(ValueError, match="expected a JSON list, got dict"):
+    with pytest.raises(ValueError, match=r"must hold a list, got \{\}"):
         load_questions(tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_questions_are_built_from_trajectories(tmp_path, capsys) -> None:
         ({"images": {"CAM_FRONT": "a.jpg"}}, "images lack CAM_FRONT_RIGHT"),
         ({"images": ["a.jpg"]}, "expected 6 images"),
         ({"trajectory": [[0, 1]] * 7}, "6 positions"),
-        ({"speed": ...}, "a frame without .*speed"),
+        ({"speed": ...}, "a frame: speed is missing"),
     ],
 )
 def test_a_wrong_frame_is_named(tmp_path, capsys, changes, message) -> None:
