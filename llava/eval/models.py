@@ -102,14 +102,9 @@ def decoder_layers(model_path: str, offline: bool = False) -> int:
     path = Path(model_path) / "config.json"
     # Without the model's code, which brings transformers: a complete run must not wait for it.
     layers = json_files.read(path).get("num_hidden_layers") if path.is_file() else None
-    if layers is None:
-        layers = _config(model_path, offline).get("num_hidden_layers")
-    if not json_files.is_one_of(layers, int) or layers < 1:
-        raise ValueError(
-            f"{path}: num_hidden_layers must be a whole number above 0, got "
-            f"{json_files.shorten(layers)}"
-        )
-    return layers
+    if json_files.is_one_of(layers, int) and layers > 0:
+        return layers
+    return _config(model_path, offline)["num_hidden_layers"]
 
 
 def layers_to_scale_to(args: argparse.Namespace) -> int | None:

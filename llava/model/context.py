@@ -48,7 +48,7 @@ class ContextEnd(StoppingCriteria):
     """
 
     def __init__(self, lengths: Sequence[int], config: Any) -> None:
-        self._lengths = torch.tensor(lengths)
+        self._lengths = lengths
         self._most = context_length(config)
 
     def __call__(
@@ -56,7 +56,9 @@ class ContextEnd(StoppingCriteria):
     ) -> torch.BoolTensor:
         """(batch,) of whether a sample is done; `input_ids` (batch, n) are the new tokens."""
         rows, new = input_ids.shape
-        if self._most is None:
+        if self._most is None or max(self._lengths) + new < self._most:
+            # Nearly always, and nothing is sent to the device.
             return torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
-        lengths = self._lengths.repeat_interleave(rows // len(self._lengths))
-        return (lengths + new >= self._most).to(input_ids.device)
+        beams = rows // len(self._lengths)
+        full = [length + new >= self._most for length in self._lengths for _ in range(beams)]
+        return torch.tensor(full, device=input_ids.device)

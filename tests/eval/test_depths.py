@@ -134,8 +134,8 @@ def test_a_checkpoint_tells_its_layers_and_sizes(tmp_path, written) -> None:
     assert sizes == (3, 64, 4, 4, 96)
 
 
-@pytest.mark.parametrize("wrong", [0, "12", True, None])
+@pytest.mark.parametrize("wrong", [0, -1, "12", True, None])
 def test_layers_that_are_no_number_are_named(wrong, tmp_path) -> None:
     checkpoint = write_checkpoint(tmp_path, layers=wrong)
-    with pytest.raises(ValueError, match=r"config\.json: num_hidden_layers must be a whole number"):
+    with pytest.raises(ValueError, match=r"config\.json: num_hidden_layers must be"):
         decoder_layers(checkpoint)
