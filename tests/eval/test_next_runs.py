@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from llava.eval.record import read_record
 from llava.eval.settings import differences
 
 from .. import checkpoints_next
+from .programs import calls, perform, write_recorder
 from .test_mini_runs import MINI, ROOT, cut_textvqa
 
 #: Tiles of 112 pixels, 8 x 8 patches each. The mini benchmark's pictures of 336 x 336 are larger
@@ -41,22 +41,22 @@ def data(tmp_path_factory) -> Path:
 COMMON = ("--device", "cpu", "--dtype", "float32", "--num-workers", "0", "--max_new_tokens", "3")
 
 
-def test_the_script_of_textvqa(checkpoint, data):
-    done = subprocess.run(
+def test_what_the_script_of_textvqa_runs(checkpoint, data, tmp_path, capsys):
+    write_recorder(tmp_path / "python")
+    subprocess.run(
         ["bash", "scripts/v1_6/eval/textvqa.sh", "160", *COMMON, "--batch-size", "2"],
         cwd=ROOT,
         env=os.environ
-        | {"MODEL_PATH": str(checkpoint), "DATA": str(data), "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=900,
+        | {"MODEL_PATH": str(checkpoint), "DATA": str(data), "PYTHON": str(tmp_path / "python")}
+        | {"CALLS": str(tmp_path / "calls")},
+        check=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert [perform(call) for call in calls(tmp_path)] == [0, 0]
     (answers,) = data.glob("answers/llava-next-tiny/autoprune/n_160.jsonl")
     for line in map(json.loads, answers.read_text().splitlines()):
         assert line["metadata"]["n_visual"] == PATCHES + NEWLINES
         assert line["metadata"]["cost"]["tokens_leaving"] == pytest.approx(160, abs=1)
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["benchmark"], result["samples"], result["missing"]) == ("textvqa", 2, 0)
     settings = read_record(answers)["settings"]
     assert (settings["merge_type"], settings["processing"]) == ("spatial_unpad", "llava")

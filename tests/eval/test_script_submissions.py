@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .programs import calls, perform, write_lines, write_recorder, write_stub_python
+from .programs import calls, perform, write_lines, write_recorder
 from .stub import StubModel
 from .test_mmbench import SUFFIX_CN, M
 from .test_mmbench import write as write_table
@@ -186,17 +186,3 @@ def test_mmvet(execute, tmp_path):
     written = dict(zip(("v1_0", "v1_1"), texts.values()))
     assert json.loads(target.read_text(encoding="utf-8")) == written
     assert model.calls[0]["max_new_tokens"] == 1024
-
-
-def test_the_script_itself_writes_an_upload(tmp_path):
-    """In processes of its own, the program that writes it included."""
-    data = tmp_path / "vizwiz"
-    write_vizwiz_test(data)
-    write_stub_python(tmp_path / "python")
-    done = bash("v1_6", "vizwiz", data, tmp_path / "python")
-    target = data / "answers" / "llava_test" / RUN
-    assert json.loads(done.stdout.splitlines()[-1]) == {"answers": 2, "file": str(target)}
-    lines = target.with_name("n_64.jsonl").read_text().splitlines()
-    answers = [json.loads(line)["text"] for line in lines]  # such as 217.1, which stays as it is
-    assert [entry["answer"] for entry in json.loads(target.read_text())] == answers
-    assert len(set(answers)) == 2

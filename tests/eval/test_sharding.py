@@ -157,26 +157,9 @@ def test_a_launched_process_takes_no_chunks(tmp_path, use, monkeypatch, capsys) 
     assert stopped.value.code == 2 and "no --num-chunks" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("launcher", "count"),
-    [
-        (("torch.distributed.run", "--standalone", "--nproc-per-node", "3"), 3),
-        # On CPU too, --multi_gpu is what makes it start several processes by itself.
-        (
-            (
-                *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-                *("--main_process_port", "0", "--num_machines", "1", "--mixed_precision", "no"),
-            ),
-            2,
-        ),
-    ],
-    ids=["torchrun", "accelerate"],
-)
-def test_launched_processes_answer_and_merge(tmp_path, launcher, count) -> None:
-    questions = write_data(tmp_path)
-    program = str(ROOT / "tests/eval/launched.py")
+def _launch(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, program, *command(tmp_path)],
+        [sys.executable, "-m", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -184,6 +167,29 @@ def test_launched_processes_answer_and_merge(tmp_path, launcher, count) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_launched_processes_answer_and_merge(tmp_path) -> None:
+    questions, count = write_data(tmp_path), 2
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
+    _launch(*launcher, str(ROOT / "tests/eval/launched.py"), *command(tmp_path))
     assert essence(read_answers(tmp_path)) == expected(questions)
     assert read_record(tmp_path)["processes"] == count
     assert all(_shard(tmp_path, count, index).is_file() for index in range(count))
+
+
+def test_accelerate_says_who_a_process_is_as_torchrun_does(tmp_path, monkeypatch) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import json, os, pathlib, sys\n"
+        "pathlib.Path(sys.argv[1], os.environ['RANK']).write_text(json.dumps(dict(os.environ)))\n"
+    )
+    # On CPU too, --multi_gpu is what makes it start several processes by itself.
+    launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    alone = ("--main_process_port", "0", "--num_machines", "1", "--mixed_precision", "no")
+    _launch(*launcher, *alone, str(program), str(tmp_path))
+    for rank in range(2):
+        for name, value in json.loads((tmp_path / str(rank)).read_text()).items():
+            if name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+                monkeypatch.setenv(name, value)
+        assert launched() == Launch(rank=rank, size=2, local_rank=rank)

@@ -67,28 +67,19 @@ def test_a_signal_to_the_whole_group_does_not_look_like_a_crash(tmp_path):
     assert "Interrupted. 3 of 12 answers are safe" in done.stderr
 
 
-def test_kill_9_loses_no_answer(tmp_path, use):
-    questions = write_data(tmp_path)
-    done = run_to_its_end("os.kill(os.getpid(), signal.SIGKILL)", command(tmp_path))
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(read_answers(tmp_path)) == 3 and read_record(tmp_path)["status"] == "running"
-    use(StubModel())
-    assert main(command(tmp_path)) == 0
-    assert essence(read_answers(tmp_path)) == expected(questions)
-
-
-def test_kill_9_leaves_no_worker_that_holds_the_answers(tmp_path, use):
-    """Image workers notice only after seconds that their parent is gone."""
+def test_kill_9_loses_no_answer_and_leaves_no_worker_that_holds_them(tmp_path, use):
+    """Image workers notice only after a while that their parent is gone. `kill_run` has more."""
     questions = write_data(tmp_path, 12)
     program = PROGRAM.replace("{end}", "os.kill(os.getpid(), signal.SIGKILL)")
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", program, *command(tmp_path, "--num-workers", "2")],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         timeout=120,
     )
-    assert len(read_answers(tmp_path)) == 3
+    assert done.returncode == -signal.SIGKILL
+    assert len(read_answers(tmp_path)) == 3 and read_record(tmp_path)["status"] == "running"
     use(StubModel())
     assert main(command(tmp_path)) == 0
     assert essence(read_answers(tmp_path)) == expected(questions)

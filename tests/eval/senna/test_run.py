@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval import model_vqa_senna, sweep
 from llava.eval.senna.plan import plan_question
 from tests import checkpoints, senna_files
-from tests.eval.programs import calls, value, write_recorder
+from tests.eval.programs import calls, perform, value, write_recorder
 from tests.eval.stub import StubModel
 
 ROOT = Path(__file__).parents[3]
@@ -158,18 +157,21 @@ def run(place: Path, *arguments: str, **environment: str) -> subprocess.Complete
     )
 
 
-def test_the_script_answers_and_scores(place) -> None:
+def test_what_the_script_runs_answers_and_scores(place, tmp_path, capsys) -> None:
     flags = ("--vision-tower", "clip", "--device", "cpu", "--max_new_tokens", "3")
-    done = run(place, "26", *flags, "--num-workers", "0", PYTHON=sys.executable)
-    assert done.returncode == 0, done.stderr
+    write_recorder(tmp_path / "python")
+    own = {"PYTHON": str(tmp_path / "python"), "CALLS": str(tmp_path / "calls")}
+    assert run(place, "26", *flags, "--num-workers", "0", **own).returncode == 0
+    assert [perform(call) for call in calls(tmp_path)] == [0, 0]
+    said = capsys.readouterr().out
     answers = place / "senna" / "answers" / "Senna" / "autoprune" / "n_26.jsonl"
     record = json.loads(answers.with_suffix(".run.json").read_text())
     # 26 a view are 156 of the 768; depths are scaled to the 3 layers.
     assert record["settings"]["pruner"]["target_token_num"] == 156
     assert record["settings"]["pruner"]["x0"] == pytest.approx(14.9 * 3 / 32)
     assert record["settings"]["conv_mode"] == "llava_v1"
-    assert "Planning accuracy (both words occur, upstream's rule)" in done.stdout
-    result = json.loads(done.stdout.splitlines()[-1])
+    assert "Planning accuracy (both words occur, upstream's rule)" in said
+    result = json.loads(said.splitlines()[-1])
     assert result["samples"] == 3 and result["by_class"].keys() == {"KEEP_STRAIGHT"}
 
 
