@@ -1,6 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP end a program of this package from its first import on.
 
-All three leave one line and status 130, no traceback. `llava.eval.interruption` is how an answering
+All three leave one line and status 130, no traceback. `interruption` is how an answering
 run takes them.
 """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava import program
 from llava.eval.benchmarks import gqa
-from llava.eval.scoring import answers_in
+from llava.eval.benchmarks.scoring import answers_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from llava import program
 from llava.eval.benchmarks import vqav2
-from llava.eval.scoring import answers_in
+from llava.eval.benchmarks.scoring import answers_in
 
 TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 

@@ -36,11 +36,11 @@ from typing import BinaryIO, NoReturn
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import llava.eval.answering
-import llava.eval.loading
+import llava.eval.run.answering
+import llava.eval.run.loading
 import llava.model.builder
 from llava.eval.model_vqa_loader import main as answer
-from llava.eval.sharding import shard_file
+from llava.eval.run.sharding import shard_file
 from llava.signals import EXIT_INTERRUPTED, begin_program
 from tests.eval.stub import StubModel, command, write_data
 

@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from llava.eval.senna.build import plan_entry
-from llava.eval.senna.plan import CAMERAS
+from llava.eval.benchmarks.senna.build import plan_entry
+from llava.eval.benchmarks.senna.plan import CAMERAS
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.train.tokenizer import train_tokenizer, write_tokenizer
 
@@ -112,7 +112,7 @@ def write_tower(folder: Path, image_size: int = 336) -> Path:
 
 
 def frame(token: str, **changes: Any) -> dict[str, Any]:
-    """A frame for `llava.eval.senna.build`: driving straight on at 10 m/s."""
+    """A frame for `llava.eval.benchmarks.senna.build`: driving straight on at 10 m/s."""
     straight = [(0.0, 5.0 * step) for step in range(1, 7)]
     images = {camera: f"samples/{camera}/{token}.jpg" for camera in CAMERAS}
     return {

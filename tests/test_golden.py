@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from llava import pruning
 from llava.model import LlavaConfig, LlavaLlamaModel
-from llava.pruning.autoprune import AutoPruneRun
 from llava.pruning.cache import PrunedCache
 from llava.pruning.indicators import mutual_information
 from llava.pruning.layout import Segment, TokenLayout
+from llava.pruning.methods.autoprune.method import AutoPruneRun
 from llava.pruning.schedules import logistic
 from tests.closeness import FLOAT32, assert_close
 

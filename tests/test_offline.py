@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from llava.analysis import attention, keep, page
-from llava.eval import model_vqa_loader, model_vqa_science, sweep
-from llava.eval.models import decoder_shape
+from llava.eval import model_vqa_loader, model_vqa_science
+from llava.eval.compare import sweep
+from llava.eval.run.models import decoder_shape
 from llava.model import checkpoint, reading
 from llava.serve import cli, viewer
 

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from llava import flags
-from llava.eval.arguments import add_checkpoint_arguments, add_depth_argument
-from llava.eval.plan import PlannedRun, parse_runs, runs_in_decoder
+from llava.eval.compare.plan import PlannedRun, parse_runs, runs_in_decoder
+from llava.eval.run.arguments import add_checkpoint_arguments, add_depth_argument
 from llava.pruning import find
 
 DEMO = "playground/demo/llava-demo"
@@ -29,7 +29,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["autoprune"],
         metavar="METHOD[:BUDGET][@FIELD=VALUE,...]",
-        help="one or several, as the runs of llava.eval.sweep",
+        help="one or several, as the runs of llava.eval.compare.sweep",
     )
     group.add_argument(
         "--target-token-num",

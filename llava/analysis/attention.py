@@ -26,16 +26,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 
 from llava import flags, program, pruning
-from llava.eval.arguments import Help
-from llava.eval.depths import PUBLISHED_LAYERS
-from llava.eval.models import load_model
+from llava.eval.run.arguments import Help
+from llava.eval.run.depths import PUBLISHED_LAYERS
+from llava.eval.run.models import load_model
 from llava.mm_utils import load_image
-from llava.pruning.autoprune import PRESETS, AutoPrune
 from llava.pruning.base import Observation, Pruner, PrunerRun
-from llava.pruning.complexity import information
 from llava.pruning.cost import DecoderShape
 from llava.pruning.indicators import text_relevance
 from llava.pruning.layout import TokenLayout
+from llava.pruning.methods.autoprune.complexity import information
+from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
 
 from . import asking, plotting, traced
 

@@ -1,6 +1,7 @@
 """Figure 2 of the paper: the retention curve of each sample of a benchmark, by mutual information.
 
-    python -m llava.eval.sweep --model-path CHECKPOINT --data DATA --out RUNS --benchmarks textvqa \
+    python -m llava.eval.compare.sweep --model-path CHECKPOINT --data DATA --out RUNS \
+        --benchmarks textvqa \
         --runs autoprune:64 autoprune:64@preset=paper
     python -m llava.analysis.curves RUNS/textvqa/autoprune-64.jsonl \
         RUNS/textvqa/autoprune-64@preset=paper.jsonl --out curves.png
@@ -26,15 +27,15 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from llava import json_files, program
-from llava.eval.comparison import budget as recorded_budget
-from llava.eval.comparison import recorded_pruner
-from llava.eval.linefile import read_lines
-from llava.eval.models import decoder_shape
-from llava.eval.record import read_record
-from llava.eval.report import budget_text
-from llava.pruning.autoprune import PRESETS, AutoPrune
-from llava.pruning.budgets import budget, solve_plan
+from llava.eval.compare.comparison import budget as recorded_budget
+from llava.eval.compare.comparison import recorded_pruner
+from llava.eval.compare.report import budget_text
+from llava.eval.run.linefile import read_lines
+from llava.eval.run.models import decoder_shape
+from llava.eval.run.record import read_record
 from llava.pruning.cost import DecoderShape
+from llava.pruning.methods.autoprune.budget import budget, solve_plan
+from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
 
 from . import plotting
 

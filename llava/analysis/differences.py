@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from llava import json_files
-from llava.eval.answers import QuestionSource
-from llava.eval.comparison import budget, settings_of
-from llava.eval.linefile import read_lines
-from llava.eval.question_metadata import METADATA, is_right, read_metadata
-from llava.eval.questions import Question
-from llava.eval.report import budget_text, row_label
-from llava.eval.results import Result
+from llava.analysis.question_metadata import METADATA, is_right, read_metadata
+from llava.eval.compare.comparison import budget, settings_of
+from llava.eval.compare.report import budget_text, row_label
+from llava.eval.compare.results import Result
+from llava.eval.run.answers import QuestionSource
+from llava.eval.run.linefile import read_lines
+from llava.eval.run.questions import Question
 
 #: What pruning did to an answer. A right answer became wrong, a wrong one right, or neither.
 LOST, GAINED, OTHER = "lost", "gained", "other"

@@ -22,8 +22,8 @@ from typing import Any
 from PIL import Image
 
 from llava import flags, program
-from llava.eval.arguments import Help
-from llava.eval.models import load_model
+from llava.eval.run.arguments import Help
+from llava.eval.run.models import load_model
 from llava.mm_utils import load_image
 
 from . import asking, plotting, traced

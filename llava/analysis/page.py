@@ -2,7 +2,7 @@
 
     python -m llava.analysis.page RUNS --data playground/data/mini --out report.html
 
-RUNS are folders of `llava.eval.sweep`, or answers of finished runs. The file opens from disk and
+RUNS are folders of `sweep`, or answers of finished runs. The file opens from disk and
 loads nothing from elsewhere. For the answers that differ most from those of the unpruned model
 (`differences`) the checkpoint is loaded and asked again, one question at a time and greedily, to
 see which patches it keeps; --no-model leaves that out, and with it the pictures. Where the answer
@@ -23,13 +23,13 @@ from typing import Any
 from tqdm import tqdm
 
 from llava import flags, program
-from llava.eval.arguments import OFFLINE, setting_defaults
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.comparison import compare, recorded_pruner
-from llava.eval.models import load_model
-from llava.eval.report import add_runs_arguments, collect, natural_order, start_logging
-from llava.eval.results import Result
+from llava.eval.compare.comparison import compare, recorded_pruner
+from llava.eval.compare.report import add_runs_arguments, collect, natural_order, start_logging
+from llava.eval.compare.results import Result
+from llava.eval.run.arguments import OFFLINE, setting_defaults
+from llava.eval.run.models import load_model
 from llava.pruning.base import Pruner
 
 from . import traced

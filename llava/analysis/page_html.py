@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava.eval.report import cells, notes
+from llava.eval.compare.report import cells, notes
 
 from .chart import chart, line_class
 from .differences import GAINED, LOST, Changes, Difference
@@ -38,7 +38,7 @@ class Card:
 class Content:
     """What a page shows.
 
-    table:      a comparison (`llava.eval.comparison.compare`)
+    table:      a comparison (`llava.eval.compare.comparison.compare`)
     drawn:      its series (`tradeoff.series`); left_out: its rows that are not drawn
     settings:   by the name of a run, what it ran with
     """

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList
 
-from llava.eval.answering import FirstTokenClock, Until, stop_ids
-from llava.eval.environment import synchronize
+from llava.eval.run.answering import FirstTokenClock, Until, stop_ids
+from llava.eval.run.environment import synchronize
 from llava.images import resized_square, to_rgb
 from llava.mm_utils import ask, letterbox_mask
 from llava.pruning.base import Pruner

@@ -3,8 +3,8 @@
     python -m llava.analysis.tradeoff RUNS --data playground/data/eval --out tradeoff.png
     python -m llava.analysis.tradeoff table.json --out tradeoff.png
 
-RUNS are folders of `llava.eval.sweep` or `llava.eval.tables`, or answers of finished runs;
-table.json is what `llava.eval.report --json` made of such runs. Accuracy is the mean of the
+RUNS are folders of `sweep` or `tables`, or answers of finished runs;
+table.json is what `llava.eval.compare.report --json` made of such runs. Accuracy is the mean of the
 benchmarks' scores in percent of the best; rows that lack one of the benchmarks are left out, and
 named on stderr. Tokens are the true ones, those that enter a layer, whatever a method's budget
 counts; FLOPs are of the decoder's prefill, in percent of the unpruned model; time is the mean wall
@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from llava import json_files, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.comparison import compare
-from llava.eval.report import budget_text, collect, natural_order, row_label, start_logging
+from llava.eval.compare.comparison import compare
+from llava.eval.compare.report import budget_text, collect, natural_order, row_label, start_logging
 
 from . import plotting
 
@@ -65,7 +65,7 @@ class Series:
 
 
 def series(table: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
-    """What to draw of a comparison (`llava.eval.comparison.compare`), and the rows left out.
+    """What to draw of a comparison (`comparison.compare`), and the rows left out.
 
     Levels come first, then floors, then methods. A row is left out if it lacks a score, or if
     none of its questions had an image.
@@ -130,7 +130,7 @@ def figure(drawn: Sequence[Series], title: str, vision_apart: bool | None) -> Fi
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """A comparison that `llava.eval.report --json` wrote.
+    """A comparison that `llava.eval.compare.report --json` wrote.
 
     Raises:
         ValueError, OSError: no file, no JSON, or not such a comparison of this version.
@@ -147,13 +147,13 @@ def read_table(path: Path) -> dict[str, Any]:
             _check_table(table, path)
     except ValueError as error:
         raise ValueError(
-            f"{error}. It is no table of llava.eval.report --json; give folders of runs, or such a "
-            "table"
+            f"{error}. It is no table of llava.eval.compare.report --json; give folders of runs, "
+            "or such a table"
         ) from None
     if missing:
         raise ValueError(
             f"{path} was written by an older version, it lacks {', '.join(sorted(missing))}: write "
-            "it again with llava.eval.report --json"
+            "it again with llava.eval.compare.report --json"
         )
     return table
 
@@ -204,7 +204,8 @@ def main(
         "runs",
         type=Path,
         nargs="+",
-        help="folders of runs, answers of finished runs, or a table of llava.eval.report --json",
+        help="folders of runs, answers of finished runs, or a table of "
+        "llava.eval.compare.report --json",
     )
     parser.add_argument("--data", type=Path, help="folder of the benchmarks' folders, for runs")
     parser.add_argument(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava import json_files, program
-from llava.eval.linefile import read_lines
+from llava.eval.run.linefile import read_lines
 
 from . import plotting
 

@@ -17,7 +17,7 @@ from typing import Any
 from llava import program
 
 from .benchmarks import pope
-from .scoring import answers_in
+from .benchmarks.scoring import answers_in
 
 _RATES = {
     "Accuracy": "accuracy",

@@ -18,7 +18,7 @@ from llava import program
 
 from .benchmarks import scienceqa
 from .benchmarks.scienceqa import Graded
-from .scoring import answers_in
+from .benchmarks.scoring import answers_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from llava import program
 
-from .benchmarks import senna
-from .scoring import answers_in
-from .senna.score import describe
+from .benchmarks.scoring import answers_in
+from .benchmarks.senna import benchmark as senna
+from .benchmarks.senna.score import describe
 
 
 def main(argv: Sequence[str] | None = None) -> int:

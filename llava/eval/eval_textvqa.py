@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from llava import program
 
 from .benchmarks import textvqa
-from .scoring import run_scorer
+from .benchmarks.scoring import run_scorer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

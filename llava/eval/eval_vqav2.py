@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from llava import program
 
 from .benchmarks import vqav2
-from .scoring import run_scorer
+from .benchmarks.scoring import run_scorer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from llava import program
 
 from .benchmarks import mmvet
 from .model_vqa_loader import answer, build_parser
-from .questions import QuestionFile
+from .run.questions import QuestionFile
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ Two defaults differ: greedy decoding and `vicuna_v1`, with which LLaVA's scores 
 Exit status: 0 every question is answered, 1 stopped (no space, no memory), 2 wrong input, 3 some
 questions have no answer, 130 interrupted. In every case the same command goes on from there.
 Under `torchrun` or `accelerate launch` with several processes each answers a part, and the first
-merges them; see `llava.eval.sharding`.
+merges them; see `llava.eval.run.sharding`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from llava import flags, program
 from llava.pruning.arguments import add_pruning_arguments
 
-from .answers import QuestionSource
-from .arguments import (
+from .run.answers import QuestionSource
+from .run.arguments import (
     Help,
     add_decoding_arguments,
     add_depth_argument,
@@ -29,13 +29,13 @@ from .arguments import (
     setting_defaults,
     settings_given,
 )
-from .depths import pruner_in_decoder
-from .interruption import Interruption
-from .models import layers_to_scale_to
-from .questions import QuestionFile
-from .runner import EXIT_INTERRUPTED, run
-from .settings import RunSettings
-from .sharding import launched, merge_chunks, run_launched
+from .run.depths import pruner_in_decoder
+from .run.interruption import Interruption
+from .run.models import layers_to_scale_to
+from .run.questions import QuestionFile
+from .run.runner import EXIT_INTERRUPTED, run
+from .run.settings import RunSettings
+from .run.sharding import launched, merge_chunks, run_launched
 
 
 def build_parser(

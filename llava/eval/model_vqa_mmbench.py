@@ -15,7 +15,7 @@ from llava import program
 
 from .benchmarks import mmbench
 from .model_vqa_loader import answer, build_parser
-from .question_list import TableQuestions
+from .run.question_list import TableQuestions
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from llava import program
 
 from .benchmarks import scienceqa
 from .model_vqa_loader import answer, build_parser
-from .question_list import QuestionList
+from .run.question_list import QuestionList
 
 
 def parser() -> argparse.ArgumentParser:

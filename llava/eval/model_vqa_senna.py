@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from llava import program
 
-from .benchmarks import senna
+from .benchmarks.senna import benchmark as senna
+from .benchmarks.senna.questions import SennaQuestions
 from .model_vqa_loader import answer, build_parser
-from .senna.questions import SennaQuestions
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,9 +20,9 @@ from typing import Any
 from llava import json_files, program
 
 from .benchmarks import BENCHMARKS, Benchmark
-from .record import RECORD, read_record, sibling
-from .results import find_benchmark
-from .scoring import answers_in
+from .benchmarks.scoring import answers_in
+from .compare.results import find_benchmark
+from .run.record import RECORD, read_record, sibling
 
 
 def score_file(

@@ -13,28 +13,28 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from .autoprune import PRESETS, AutoPrune
 from .base import Dense, Observation, Pruner, PrunerRun
 from .checks import shorten
-from .dart import DART
-from .divprune import DivPrune
-from .fastervlm import FasterVLM
-from .fastv import FastV
-from .hired import HiRED
 from .layout import Segment, Selection, TokenLayout, apply
-from .no_image import NoImage
-from .pdrop import PDrop
-from .prumerge import PruMerge
-from .random import Random
-from .sparsevlm import SparseVLM
-from .tome import ToMe
-from .topv import TopV
+from .methods.autoprune.method import PRESETS, AutoPrune
+from .methods.dart import DART
+from .methods.divprune import DivPrune
+from .methods.fastervlm import FasterVLM
+from .methods.fastv import FastV
+from .methods.hired import HiRED
+from .methods.no_image import NoImage
+from .methods.pdrop import PDrop
+from .methods.prumerge import PruMerge
+from .methods.random import Random
+from .methods.sparsevlm import SparseVLM
+from .methods.tome import ToMe
+from .methods.topv import TopV
+from .methods.uniform_grid import UniformGrid
+from .methods.visionzip import VisionZip
+from .methods.vispruner import VisPruner
+from .methods.vscan import VScan
+from .methods.zipvl import ZipVL
 from .trace import PruneTrace, SampleTrace
-from .uniform_grid import UniformGrid
-from .visionzip import VisionZip
-from .vispruner import VisPruner
-from .vscan import VScan
-from .zipvl import ZipVL
 
 METHODS: dict[str, type[Pruner]] = {
     cls.method: cls

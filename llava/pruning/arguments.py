@@ -12,9 +12,9 @@ from dataclasses import fields
 from typing import Any
 
 from . import METHODS, build, find
-from .autoprune import PRESETS
 from .base import Pruner
 from .checks import LARGEST, declared_types, shorten
+from .methods.autoprune.method import PRESETS
 
 # A command may give these for several methods; one without them ignores them.
 _COMMON = (

@@ -21,8 +21,8 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.conversation import image_message, new_conversation, without_image_tokens
-from llava.eval.answering import FirstTokenClock, Until, stop_ids
-from llava.eval.environment import synchronize
+from llava.eval.run.answering import FirstTokenClock, Until, stop_ids
+from llava.eval.run.environment import synchronize
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     demand_characters,

@@ -27,8 +27,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from llava import flags, program
-from llava.eval.arguments import Help
-from llava.eval.depths import pruner_in_decoder
+from llava.eval.run.arguments import Help
+from llava.eval.run.depths import pruner_in_decoder
 from llava.pruning.checks import PromptError
 from llava.signals import EXIT_INTERRUPTED
 

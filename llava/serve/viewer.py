@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from threading import Thread
 
 from llava import flags, program
-from llava.eval.arguments import Help
-from llava.eval.depths import pruner_in_decoder
+from llava.eval.run.arguments import Help
+from llava.eval.run.depths import pruner_in_decoder
 
 from .handler import ViewerServer
 from .startup import (

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from llava.analysis import overlay, traced
-from llava.eval.depths import in_decoder
+from llava.eval.run.depths import in_decoder
 from llava.images import note
 from llava.json_files import check, shorten
 from llava.mm_utils import demand_characters, get_model_name_from_path
@@ -88,7 +88,7 @@ class Viewer:
 
     Args:
         pruner: the method of the command line; its settings hold for that method.
-        depth_layers: how many layers other methods' depths are for; see `llava.eval.depths`.
+        depth_layers: how many layers other methods' depths are for; see `llava.eval.run.depths`.
 
     Raises:
         ValueError: a checkpoint whose tokens are no patches of one square.

@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 
 from llava import flags, program
-from llava.eval.benchmarks.senna import QUESTIONS
-from llava.eval.senna.build import plan_entry
-from llava.eval.senna.plan import CAMERAS
+from llava.eval.benchmarks.senna.benchmark import QUESTIONS
+from llava.eval.benchmarks.senna.build import plan_entry
+from llava.eval.benchmarks.senna.plan import CAMERAS
 from llava.train.drive.frames import TEST_SEEDS, Frame, make_frame
 from llava.train.drive.views import render
 

@@ -16,7 +16,7 @@ if [[ $TOKENS != *.* && ! " ${FLAGS[*]-} " =~ $of_each_view ]]; then
 fi
 need_model "checkpoint rb93dett/Senna on the Hugging Face hub"
 QUESTIONS=${QUESTIONS:-$DATA/eval_plan_qa.json}
-need "$QUESTIONS" "questions: not published; python -m llava.eval.senna.build makes them of nuScenes' val frames"
+need "$QUESTIONS" "questions: not published; python -m llava.eval.benchmarks.senna.build makes them of nuScenes' val frames"
 IMAGES=${IMAGES:-$DATA}
 need "$IMAGES" "images: nuScenes from nuscenes.org, where the questions' paths lead"
 stop_if_missing

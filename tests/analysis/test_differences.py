@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava.analysis.differences import GAINED, LOST, OTHER, UNKNOWN, Changes, find, most_different
-from llava.eval.report import collect
+from llava.eval.compare.report import collect
 
 from ..eval.benchmark_files import BENCHMARKS
 from .page_runs import write

@@ -15,7 +15,7 @@ from llava import pruning
 from llava.analysis import page, traced
 from llava.analysis.differences import find
 from llava.analysis.page_html import _bits, _json
-from llava.eval.report import collect
+from llava.eval.compare.report import collect
 from llava.mm_utils import load_image
 
 from ..eval.benchmark_files import BENCHMARKS

@@ -10,9 +10,9 @@ import pytest
 
 from llava import pruning
 from llava.analysis.tradeoff import Point, Series, figure, main, series
-from llava.eval.comparison import compare
-from llava.eval.report import collect
-from llava.eval.report import main as report
+from llava.eval.compare.comparison import compare
+from llava.eval.compare.report import collect
+from llava.eval.compare.report import main as report
 
 from ..eval.benchmark_files import BENCHMARKS, write_benchmark
 from ..eval.run_files import write_run
@@ -139,7 +139,7 @@ def test_a_table_of_report_is_drawn_like_its_runs(data, capsys) -> None:
     [
         (lambda table: table["rows"][0].pop("prefill_ms"), "an older version, it lacks prefill_ms"),
         (lambda table: table.pop("vision_apart"), "an older version, it lacks vision_apart"),
-        (lambda table: table.pop("rows"), "is no table of llava.eval.report --json"),
+        (lambda table: table.pop("rows"), "is no table of llava.eval.compare.report --json"),
     ],
 )
 def test_a_table_of_another_version_is_refused(data, capsys, spoil, message: str) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 
 from llava.eval.benchmarks.base import Benchmark, require_complete
-from llava.eval.questions import QuestionFile
-from llava.eval.scoring import texts_by_id
+from llava.eval.benchmarks.scoring import texts_by_id
+from llava.eval.run.questions import QuestionFile
 
 
 def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from llava.analysis import curves, page, tradeoff, training
-from llava.eval import complexity, kinds, report
-from llava.eval.answers import AnswerFile
-from llava.eval.questions import QuestionFile
-from llava.eval.record import RunRecord
-from llava.eval.settings import RunSettings
-from llava.eval.sharding import merge_chunks, shard_settings
+from llava.analysis import complexity, curves, kinds, page, tradeoff, training
+from llava.eval.compare import report
+from llava.eval.run.answers import AnswerFile
+from llava.eval.run.questions import QuestionFile
+from llava.eval.run.record import RunRecord
+from llava.eval.run.settings import RunSettings
+from llava.eval.run.sharding import merge_chunks, shard_settings
 
 from .. import malformed
 from ..analysis import page_runs

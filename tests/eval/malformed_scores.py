@@ -17,7 +17,7 @@ from llava.eval import (
     score,
 )
 from llava.eval.benchmarks import vizwiz
-from llava.eval.senna import build
+from llava.eval.benchmarks.senna import build
 
 from .. import malformed, senna_files
 from ..malformed import Program

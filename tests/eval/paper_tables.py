@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llava.eval.published import Column, Row, Table
+from llava.eval.compare.published import Column, Row, Table
 
 ALPHA = Column("a", "Alpha", "alpha", "percent")
 BETA = Column("b", "Beta", "beta", "points of 200")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.eval.answer_normaliser import (
+from llava.eval.benchmarks.answer_normaliser import (
     CONTRACTIONS,
     normalise,
     normalise_official,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.eval import bench_latency
-from llava.eval.bench_latency import main
+from llava.analysis import latency as bench_latency
+from llava.analysis.latency import main
 from llava.pruning.tower import TowerPruner, keep_patches
 
 SMALL = ("--shape", "tiny", "--visual-tokens", "48", "--text-tokens", "9", "--repeats", "2")

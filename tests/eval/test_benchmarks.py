@@ -52,7 +52,7 @@ SOURCES = {  # of the questions, of the true answers
     "mmbench": ("open-compass/MMBench", "open-compass/MMBench"),
     "mmbench_cn": ("open-compass/MMBench", "open-compass/MMBench"),
     "mmvet": ("LLaVA's eval.zip", "yuweihao/MM-Vet"),
-    "senna": ("llava.eval.senna.build", "llava.eval.senna.build"),
+    "senna": ("llava.eval.benchmarks.senna.build", "llava.eval.benchmarks.senna.build"),
 }
 
 

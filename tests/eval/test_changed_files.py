@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.answers import AnswerFile
-from llava.eval.linefile import LineFile, LostError
 from llava.eval.model_vqa_loader import main
 from llava.eval.model_vqa_mmbench import main as mmbench
 from llava.eval.model_vqa_science import main as science
+from llava.eval.run.answers import AnswerFile
+from llava.eval.run.linefile import LineFile, LostError
 
 from .stub import (
     StubModel,
@@ -300,9 +300,9 @@ def test_a_question_file_with_a_new_date_is_the_same(tmp_path, use):
 
 
 def test_a_part_of_the_questions_is_watched_too(tmp_path, use, monkeypatch):
-    from llava.eval.questions import QuestionFile
-    from llava.eval.subset import take
-    from llava.eval.watched import ChangedError
+    from llava.eval.run.questions import QuestionFile
+    from llava.eval.run.subset import take
+    from llava.eval.run.watched import ChangedError
 
     write_data(tmp_path)
     part = take(QuestionFile(tmp_path / "questions.jsonl"), 2)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llava.eval.complexity import (
+from llava.analysis.complexity import (
     analyse,
     correlations,
     distributions,
@@ -17,8 +17,8 @@ from llava.eval.complexity import (
     main,
     verdict,
 )
-from llava.eval.complexity_samples import Sample
-from llava.eval.rank_statistics import Comparison
+from llava.analysis.complexity_samples import Sample
+from llava.analysis.rank_statistics import Comparison
 
 from .sweep_files import Asked, write_benchmark, write_run
 

@@ -6,13 +6,8 @@ import json
 
 import pytest
 
-from llava.eval.complexity_samples import (
-    Sample,
-    find_runs,
-    load_run,
-    require_comparable,
-)
-from llava.eval.question_metadata import is_right
+from llava.analysis.complexity_samples import Sample, find_runs, load_run, require_comparable
+from llava.analysis.question_metadata import is_right
 
 from .sweep_files import Asked, answers, write_benchmark, write_lines, write_metadata, write_run
 

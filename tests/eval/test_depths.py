@@ -12,9 +12,9 @@ import pytest
 from llava import pruning
 from llava.analysis import asking
 from llava.eval import model_vqa_loader
-from llava.eval.depths import in_decoder, pruner_in_decoder
-from llava.eval.models import decoder_layers, decoder_shape
-from llava.eval.plan import parse_runs, runs_in_decoder
+from llava.eval.compare.plan import parse_runs, runs_in_decoder
+from llava.eval.run.depths import in_decoder, pruner_in_decoder
+from llava.eval.run.models import decoder_layers, decoder_shape
 from llava.pruning.base import PrunerRun
 from llava.serve import cli, viewer
 from tests.checkpoints import write_hf, write_original

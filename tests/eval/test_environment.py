@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from llava.eval import environment
+from llava.eval.run import environment
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.sweep import build_parser
+from llava.eval.compare.sweep import build_parser
 
 from .programs import calls, value, write_recorder, write_stub_python
 from .test_mini_runs import cut_gqa
@@ -181,7 +181,7 @@ def test_the_demo_is_one_sweep(tmp_path):
     assert install[1:3] == ["-m", "pip"] and sweep[:3] == [
         f"cwd {tmp_path}",
         "-m",
-        "llava.eval.sweep",
+        "llava.eval.compare.sweep",
     ]
     args = build_parser(BENCHMARKS).parse_args(sweep[3:])
     own_positions = "autoprune:64@positions=original"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.eval.feature_cache import FeatureCache, install, pixel_key
+from llava.eval.run.feature_cache import FeatureCache, install, pixel_key
 
 from .. import tiny
 from ..closeness import FLOAT32, assert_close

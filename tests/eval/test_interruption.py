@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval import loading, sharding
-from llava.eval.interruption import Interruption, ends_at_once
+from llava.eval.compare.sweep import main as sweep
 from llava.eval.model_vqa_loader import main
-from llava.eval.sweep import main as sweep
+from llava.eval.run import loading, sharding
+from llava.eval.run.interruption import Interruption, ends_at_once
 
 from .stub import StubModel, command, read_answers, write_data
 
@@ -89,7 +89,7 @@ def test_the_exit_status_is_that_of_the_program(tmp_path, within):
     program = f"""
     import os, signal, sys
     from contextlib import nullcontext
-    from llava.eval.interruption import Interruption
+    from llava.eval.run.interruption import Interruption
     from llava.signals import begin_program
     begin_program()
     def main():
@@ -151,7 +151,7 @@ def test_nohup_is_obeyed():
         STARTING.format(before="signal.SIG_IGN")
         + """
     os.kill(os.getpid(), signal.SIGHUP)
-    from llava.eval.interruption import Interruption
+    from llava.eval.run.interruption import Interruption
     with Interruption():
         os.kill(os.getpid(), signal.SIGHUP)
     print("went on")
@@ -193,7 +193,7 @@ def test_a_signal_while_settings_are_read(tmp_path, monkeypatch, capsys, number)
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
 def test_a_signal_while_a_sweep_prepares(tmp_path, monkeypatch, capsys, number):
-    monkeypatch.setattr("llava.eval.sweep.parse_runs", lambda *_: _send(number))
+    monkeypatch.setattr("llava.eval.compare.sweep.parse_runs", lambda *_: _send(number))
     arguments = ["--model-path", "stub-7b", "--data", str(tmp_path), "--out", str(tmp_path)]
     assert sweep(arguments) == 130
     assert "Interrupted" in capsys.readouterr().err
@@ -271,7 +271,7 @@ def test_a_process_that_waits_in_c_code_ends_at_once(number):
     """As one that waits for the other processes of a run."""
     done = _python(f"""
     import ctypes, os, threading
-    from llava.eval.interruption import Interruption, ends_at_once
+    from llava.eval.run.interruption import Interruption, ends_at_once
     with Interruption(), ends_at_once():
         threading.Timer(0.2, os.kill, (os.getpid(), {int(number)})).start()
         mutex = ctypes.create_string_buffer(64)

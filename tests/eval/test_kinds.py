@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.kinds import count, main
-from llava.eval.question_metadata import Answered
-from llava.eval.questions import Question
+from llava.analysis.kinds import count, main
+from llava.analysis.question_metadata import Answered
+from llava.eval.run.questions import Question
 
 from .sweep_files import Asked, write_benchmark, write_run
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.eval.linefile import LineFile, read_lines
+from llava.eval.run.linefile import LineFile, read_lines
 
 
 @settings(max_examples=25)
@@ -95,7 +95,7 @@ def test_a_line_that_a_signal_cuts_is_taken_back(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("llava.eval.linefile.os", Interrupted())
+        patch.setattr("llava.eval.run.linefile.os", Interrupted())
         with pytest.raises(KeyboardInterrupt):
             file.append({"n": 2})
     file.append({"n": 3})

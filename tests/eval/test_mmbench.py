@@ -12,6 +12,7 @@ import sys
 import pytest
 from PIL import Image
 
+from llava.analysis.question_metadata import read_answered
 from llava.eval import model_vqa_mmbench
 from llava.eval.benchmarks.mmbench import (
     MMBENCH,
@@ -20,7 +21,6 @@ from llava.eval.benchmarks.mmbench import (
     read_questions,
     write_submission,
 )
-from llava.eval.question_metadata import read_answered
 
 from .stub import StubModel, command, read_answers, read_record
 

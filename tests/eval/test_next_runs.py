@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from llava import pruning
-from llava.eval import sweep
+from llava.eval.compare import sweep
 from llava.eval.model_vqa_loader import main
-from llava.eval.record import read_record
-from llava.eval.settings import differences
+from llava.eval.run.record import read_record
+from llava.eval.run.settings import differences
 
 from .. import checkpoints_next
 from .programs import calls, perform, write_recorder

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from llava import pruning
-from llava.eval.paper_table import fill
-from llava.eval.paper_table_text import markdown, notes, write_csv
-from llava.eval.report import collect
+from llava.eval.compare.paper_table import fill
+from llava.eval.compare.paper_table_text import markdown, notes, write_csv
+from llava.eval.compare.report import collect
 
 from .benchmark_files import BENCHMARKS, OF_LETTERS, write_benchmark
 from .paper_tables import ABLATION, TABLE

@@ -14,7 +14,7 @@ from PIL import Image
 
 from llava.eval import model_vqa_mmbench
 from llava.eval.benchmarks.mmbench import read_questions
-from llava.eval.subset import take
+from llava.eval.run.subset import take
 
 from .stub import StubModel, command, read_answers
 

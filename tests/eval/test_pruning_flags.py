@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
-from llava.eval.arguments import add_depth_argument
+from llava.eval.run.arguments import add_depth_argument
 from llava.pruning import AutoPrune, FastV, Pruner, build
 from llava.pruning.arguments import add_pruning_arguments
 

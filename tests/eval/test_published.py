@@ -9,10 +9,10 @@ import pytest
 
 from llava import pruning
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.published import TABLES, Column, Row, Table
-from llava.eval.tables import planned
-from llava.pruning.budgets import budget, solve_plan
+from llava.eval.compare.published import TABLES, Column, Row, Table
+from llava.eval.compare.tables import planned
 from llava.pruning.cost import DecoderShape, prefill_flops
+from llava.pruning.methods.autoprune.budget import budget, solve_plan
 
 # Of a printed ratio, 0.05, and as much of the printed scores that it is a mean of.
 _ROUNDING = 0.1

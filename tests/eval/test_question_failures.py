@@ -20,8 +20,8 @@ from llava.eval import (
     model_vqa_science,
     model_vqa_senna,
 )
+from llava.eval.benchmarks.senna.plan import MARK as PLAN
 from llava.eval.model_vqa_loader import main
-from llava.eval.senna.plan import MARK as PLAN
 from llava.mm_utils import load_image_processor
 from llava.pruning.checks import BudgetError, PromptError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llava.eval.question_list import QuestionList, Table, file_digest
-from llava.eval.questions import Question
+from llava.eval.run.question_list import QuestionList, Table, file_digest
+from llava.eval.run.questions import Question
 
 
 def test_gaps_between_indices_are_nowhere(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.eval.questions import Question, QuestionFile, chunk_bounds
+from llava.eval.run.questions import Question, QuestionFile, chunk_bounds
 
 GOOD = '{"question_id": 1, "image": "a.jpg", "text": "What?", "category": "default"}'
 

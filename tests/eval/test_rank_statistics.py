@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llava.eval.rank_statistics import (
+from llava.analysis.rank_statistics import (
     Comparison,
     compare,
     describe,

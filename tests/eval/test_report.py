@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from llava import pruning
-from llava.eval.comparison import budget, settings_of, standard_error
-from llava.eval.report import main
+from llava.eval.compare.comparison import budget, settings_of, standard_error
+from llava.eval.compare.report import main
 
 from .benchmark_files import BENCHMARKS, OF_LETTERS, write_benchmark
 from .run_files import DENSE, write_run

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks import vqav2
+from llava.eval.benchmarks.scoring import answers_in
 from llava.eval.model_vqa_loader import main
-from llava.eval.questions import QuestionFile
-from llava.eval.scoring import answers_in
+from llava.eval.run.questions import QuestionFile
 
 from .stub import StubModel, command
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava import pruning
-from llava.eval.settings import ALWAYS, DECIDES, NEVER, SAMPLED, RunSettings, differences
+from llava.eval.run.settings import ALWAYS, DECIDES, NEVER, SAMPLED, RunSettings, differences
 
 GREEDY = RunSettings("models/a", Path("q.jsonl"), Path("a.jsonl"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval.model_vqa_loader import main
-from llava.eval.sharding import Launch, launched, shard_file
+from llava.eval.run.sharding import Launch, launched, shard_file
 
 from .stub import StubModel, command, essence, expected, read_answers, read_record, write_data
 

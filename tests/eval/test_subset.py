@@ -7,8 +7,8 @@ import json
 import pytest
 
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.questions import Question, QuestionFile
-from llava.eval.subset import spread, take
+from llava.eval.run.questions import Question, QuestionFile
+from llava.eval.run.subset import spread, take
 
 
 @pytest.fixture

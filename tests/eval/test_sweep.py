@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from llava.eval.report import main as report_main
-from llava.eval.sweep import main
+from llava.eval.compare.report import main as report_main
+from llava.eval.compare.sweep import main
 from llava.mm_utils import load_image_processor
 
 from .. import tiny

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from llava.eval.benchmarks import BENCHMARKS as ALL
-from llava.eval.published import TABLES as PUBLISHED
-from llava.eval.tables import main, planned
+from llava.eval.compare.published import TABLES as PUBLISHED
+from llava.eval.compare.tables import main, planned
 
 from .benchmark_files import BENCHMARKS, write_benchmark
 from .paper_tables import ABLATION, TABLE, TABLES
@@ -125,7 +125,7 @@ def test_a_row_that_cannot_be_run_is_named_and_the_others_are(data, use, capsys)
 
 
 def test_settings_that_are_not_there_fail_loudly(data, monkeypatch, capsys) -> None:
-    from llava.eval import tables as module
+    from llava.eval.compare import tables as module
 
     monkeypatch.setattr(module, "planned", lambda *_: ["autoprune:8@no_such_field=1"])
     assert tables(data, table="4") == 2

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval.answers import AnswerFile
 from llava.eval.model_vqa_loader import main
+from llava.eval.run.answers import AnswerFile
 
 from .stub import (
     StubModel,
@@ -200,7 +200,7 @@ def test_a_full_disk_keeps_what_is_written(tmp_path, use, monkeypatch, capsys):
             return taken
 
     with monkeypatch.context() as full:
-        full.setattr("llava.eval.linefile.os", FullDisk())
+        full.setattr("llava.eval.run.linefile.os", FullDisk())
         assert main(command(tmp_path)) == 1
     answered = len(read_answers(tmp_path))
     assert 0 < answered < 5

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llava.eval.models import decoder_layers
+from llava.eval.run.models import decoder_layers
 from llava.model.config_fields import check_config, check_vision_config
 
 from .. import checkpoints

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llava.eval.models import decoder_layers
+from llava.eval.run.models import decoder_layers
 from llava.model import reading
 from llava.model.checkpoint import main
 

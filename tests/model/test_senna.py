@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.eval.models import decoder_layers
+from llava.eval.run.models import decoder_layers
 from llava.model import checkpoint
 from llava.model.builder import load_pretrained_model
 from llava.pruning.layout import TEXT

@@ -12,7 +12,7 @@ from torch import Tensor
 from llava import pruning
 from llava.pruning.cost import DecoderShape, measure
 from llava.pruning.layout import TEXT
-from llava.pruning.tome import Merging
+from llava.pruning.methods.tome import Merging
 from tests import tiny
 from tests.closeness import assert_close
 

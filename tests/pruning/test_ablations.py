@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.pruning.autoprune import AutoPrune
 from llava.pruning.indicators import cosine_similarity, mean_attention
+from llava.pruning.methods.autoprune.method import AutoPrune
 from llava.pruning.schedules import CURVES
 
 from .common import layout, observe, vicuna, walk

@@ -13,9 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llava import pruning
-from llava.pruning.autoprune import AutoPrune
-from llava.pruning.budgets import Budget, budget, solve_plan
 from llava.pruning.cost import DecoderShape, prefill_flops
+from llava.pruning.methods.autoprune.budget import Budget, budget, solve_plan
+from llava.pruning.methods.autoprune.method import AutoPrune
 from llava.pruning.schedules import CURVES, Plan, logistic, logistic_area, recycled
 
 from .common import released, vicuna

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llava.pruning import DivPrune
-from llava.pruning.divprune import farthest
 from llava.pruning.layout import Segment, TokenLayout
+from llava.pruning.methods.divprune import farthest
 
 from .common import layout, vicuna
 

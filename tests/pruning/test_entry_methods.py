@@ -14,8 +14,8 @@ from llava.pruning import NoImage, Random, UniformGrid
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
 from llava.pruning.entry import find_images
 from llava.pruning.layout import TEXT, Segment, TokenLayout
+from llava.pruning.methods.uniform_grid import centres, lattice
 from llava.pruning.shares import divide
-from llava.pruning.uniform_grid import centres, lattice
 
 from .common import vicuna
 

@@ -12,7 +12,7 @@ from llava import pruning
 from llava.pruning import PruMerge
 from llava.pruning.cost import TowerShape
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.prumerge import adaptive, fixed, outliers
+from llava.pruning.methods.prumerge import adaptive, fixed, outliers
 from llava.pruning.vision import Probe, VisionFeatures
 from tests.closeness import assert_close
 

@@ -9,10 +9,10 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from llava import pruning
-from llava.pruning.autoprune import PRESETS, AutoPrune
 from llava.pruning.checks import declared_types
+from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
 
-# What the table at the head of llava/pruning/autoprune.py says of each preset.
+# What the table at the head of llava/pruning/methods/autoprune/method.py says of each preset.
 DOCUMENTED = {
     "released": {
         "preselect_ratio": 2.5,

@@ -11,7 +11,7 @@ import torch
 from llava.pruning import SparseVLM
 from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.sparsevlm import find_raters, gravity
+from llava.pruning.methods.sparsevlm import find_raters, gravity
 from tests.closeness import assert_close
 
 from .common import entering, figures, kept, layout, leaving_average, vicuna

@@ -10,7 +10,7 @@ import torch
 
 from llava.pruning import ToMe
 from llava.pruning.cost import TowerShape
-from llava.pruning.tome import Merging, schedule
+from llava.pruning.methods.tome import Merging, schedule
 from tests.closeness import assert_close
 
 from .common import layout, vicuna

@@ -10,7 +10,7 @@ import torch
 from llava.pruning import TopV
 from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.topv import contributions, costs, with_recovered
+from llava.pruning.methods.topv import contributions, costs, with_recovered
 from tests.closeness import assert_close
 
 from .common import FixedAhead, layout, vicuna

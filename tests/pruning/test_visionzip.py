@@ -11,8 +11,8 @@ from llava import pruning
 from llava.pruning import VisionZip
 from llava.pruning.cost import TowerShape
 from llava.pruning.layout import Segment, TokenLayout
+from llava.pruning.methods.visionzip import contextual_tokens
 from llava.pruning.vision import Probe, VisionFeatures
-from llava.pruning.visionzip import contextual_tokens
 from tests.closeness import assert_close
 
 from .common import vicuna

@@ -11,7 +11,7 @@ import torch
 from llava import pruning
 from llava.pruning import VisPruner
 from llava.pruning.cost import TowerShape
-from llava.pruning.vispruner import least_alike
+from llava.pruning.methods.vispruner import least_alike
 
 from .common import layout, vicuna
 from .tower_features import features, ranked

@@ -10,7 +10,7 @@ import torch
 from llava.pruning import ZipVL
 from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.zipvl import curves, fewest, solve
+from llava.pruning.methods.zipvl import curves, fewest, solve
 
 from .common import layout, vicuna, walk
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from llava import pruning
-from llava.eval.depths import pruner_in_decoder
+from llava.eval.run.depths import pruner_in_decoder
 from llava.serve import cli, startup
 
 from .paths import DEMO, PICTURE

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval.benchmarks.senna import load_questions
-from llava.eval.senna.plan import CAMERAS, label
+from llava.eval.benchmarks.senna.benchmark import load_questions
+from llava.eval.benchmarks.senna.plan import CAMERAS, label
 from llava.mm_utils import load_image_processor, process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.tokenizer import load_tokenizer

@@ -6,9 +6,10 @@ needs no torch.
 
 from __future__ import annotations
 
-from . import gqa, mme, mmvet, pope, scienceqa, senna, textvqa, vizwiz, vqav2
+from . import gqa, mme, mmvet, pope, scienceqa, textvqa, vizwiz, vqav2
 from .base import Benchmark
 from .mmbench import MMBENCH, MMBENCH_CN
+from .senna import benchmark as senna
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark

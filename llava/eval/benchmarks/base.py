@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from llava import json_files
 
-from ..answer_normaliser import REFERENCES
-from ..answers import QuestionSource
-from ..questions import Question
+from ..run.answers import QuestionSource
+from ..run.questions import Question
+from .answer_normaliser import REFERENCES
 
 _NAMED = 5  # how many ids a message names before it only counts
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from llava import json_files
 
-from ..questions import QuestionFile
-from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
+from ..run.questions import QuestionFile
 from .base import Benchmark, existing, existing_annotations, require_complete
+from .scoring import percentage, percentages_by_group, texts_by_id, write_array
 
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
 ANNOTATIONS = "data/testdev_balanced_questions.json"

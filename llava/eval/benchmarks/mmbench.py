@@ -25,8 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..question_list import TableQuestions
-from ..scoring import percentage, texts_by_id
+from ..run.question_list import TableQuestions
 from .base import Benchmark, require_complete, require_fields
 from .mmbench_rows import (
     INSTRUCTIONS,
@@ -37,6 +36,7 @@ from .mmbench_rows import (
     read_questions,
     read_rows,
 )
+from .scoring import percentage, texts_by_id
 
 _LETTER = re.compile(r"[(（]?([A-D])(?:$|[.:,)\n。：，）、．])")
 _ALONE = re.compile(r"(?<![0-9A-Za-z])[A-D](?![0-9A-Za-z])")

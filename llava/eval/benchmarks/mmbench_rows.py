@@ -1,7 +1,7 @@
 """The TSV files of MMBench: what their rows ask, and the questions a run gets of them.
 
 A row has index, question, hint, A to D, answer, category, image, source, l2-category, comment and
-split; some of these are missing in some releases, and `llava.eval.picture_cells` says what an image
+split; some of these are missing in some releases, and `picture_cells` says what an image
 may be. LLaVA asks the hint, the question and the options up to the first empty one, a line each,
 and then for the letter alone.
 Prompt: haotian-liu/LLaVA, llava/eval/model_vqa_mmbench.py.
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from ..picture_cells import Cell, find_places, read_cell
-from ..question_list import Table, TableQuestions, file_digest
-from ..questions import Question
+from ..run.picture_cells import Cell, find_places, read_cell
+from ..run.question_list import Table, TableQuestions, file_digest
+from ..run.questions import Question
 from .base import existing
 
 LETTERS = ("A", "B", "C", "D")

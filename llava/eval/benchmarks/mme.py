@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..questions import Question, QuestionFile
+from ..run.questions import Question, QuestionFile
 from .base import Benchmark, existing, require_complete, require_fields
 
 NAME = "mme"

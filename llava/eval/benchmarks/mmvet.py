@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 
 from llava import json_files
 
-from ..questions import QuestionFile
-from ..scoring import percentages_by_group, texts_by_id
+from ..run.questions import QuestionFile
 from .base import Benchmark, existing, require_complete
+from .scoring import percentages_by_group, texts_by_id
 
 NAME = "mmvet"
 QUESTIONS = "llava-mm-vet.jsonl"

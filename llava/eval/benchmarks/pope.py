@@ -21,7 +21,7 @@ from typing import Any
 
 from llava import json_files
 
-from ..questions import Question, QuestionFile, parse_question
+from ..run.questions import Question, QuestionFile, parse_question
 from .base import Benchmark, existing, require_complete, require_fields
 
 NAME = "pope"

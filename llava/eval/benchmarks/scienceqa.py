@@ -25,10 +25,10 @@ from typing import Any
 from llava import json_files
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
-from ..question_list import QuestionList, file_digest
-from ..questions import Question
-from ..scoring import percentage, percentages_by_group, texts_by_id
+from ..run.question_list import QuestionList, file_digest
+from ..run.questions import Question
 from .base import Benchmark, existing, require_complete, require_fields
+from .scoring import percentage, percentages_by_group, texts_by_id
 
 NAME = "scienceqa"
 QUESTION_FILE = "llava_test_CQM-A.json"

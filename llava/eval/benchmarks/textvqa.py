@@ -8,7 +8,7 @@ finds its annotation by image id and lower-cased question, and the question is r
 prompt. With the OCR tokens of the data set in the prompt LLaVA-1.5-7B is published at 58.2, without
 them it reaches about 46: every score says which it is, and neither variant takes answers to the
 prompts of the other.
-Rules: haotian-liu/LLaVA, llava/eval/eval_textvqa.py; score: `llava.eval.answer_normaliser`.
+Rules: haotian-liu/LLaVA, llava/eval/eval_textvqa.py; score: `answer_normaliser`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 
 from llava import json_files
 
-from ..answer_normaliser import REFERENCES, normalise, soft_accuracies
-from ..questions import QuestionFile
+from ..run.questions import QuestionFile
+from .answer_normaliser import REFERENCES, normalise, soft_accuracies
 from .base import Benchmark, existing, existing_annotations, require_complete, require_fields
 
 NAME = "textvqa"

@@ -6,7 +6,7 @@ are in a file of the same form, `llava_val.jsonl`. Each image has one question.
 
 A question finds its annotation by image. The ids count from 0 in either split, so only its prompt
 tells that an answer belongs to the split.
-Score: `llava.eval.answer_normaliser`, for references as for answers. Copies of VizWiz's evaluation
+Score: `answer_normaliser`, for references as for answers. Copies of VizWiz's evaluation
 differ in whether they normalise the references; this one compares with our TextVQA.
 Rules: haotian-liu/LLaVA, scripts/convert_vizwiz_for_submission.py; annotations: vizwiz.org.
 """
@@ -20,9 +20,8 @@ from typing import Any
 
 from llava import json_files
 
-from ..answer_normaliser import normalise, soft_accuracies
-from ..questions import Question, QuestionFile
-from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
+from ..run.questions import Question, QuestionFile
+from .answer_normaliser import normalise, soft_accuracies
 from .base import (
     Benchmark,
     existing,
@@ -31,6 +30,7 @@ from .base import (
     require_complete,
     require_fields,
 )
+from .scoring import percentage, percentages_by_group, texts_by_id, write_array
 
 NAME = "vizwiz"
 QUESTIONS = "llava_val.jsonl"

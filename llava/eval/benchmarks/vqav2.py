@@ -5,7 +5,7 @@ Annotations: `v2_mscoco_val2014_annotations.json`, `annotations[]` with `questio
 those of val2014 are in a file of the same form.
 
 A score is what the server gives the file that LLaVA uploads, so an answer goes through two steps:
-1. LLaVA's conversion, `llava.eval.answer_normaliser.normalise`.
+1. LLaVA's conversion, `llava.eval.benchmarks.answer_normaliser.normalise`.
 2. The official evaluation. Where the ten references differ, they and the answer lose punctuation,
    articles, number words and missing apostrophes; where all ten are the same, nothing more happens
    to either, and the answer must equal the reference as it is written.
@@ -26,9 +26,8 @@ from typing import Any
 
 from llava import json_files
 
-from ..answer_normaliser import normalise, normalise_official
-from ..questions import QuestionFile, parse_question
-from ..scoring import percentage, percentages_by_group, texts_by_id, write_array
+from ..run.questions import QuestionFile, parse_question
+from .answer_normaliser import normalise, normalise_official
 from .base import (
     Benchmark,
     existing,
@@ -36,6 +35,7 @@ from .base import (
     read_references,
     require_complete,
 )
+from .scoring import percentage, percentages_by_group, texts_by_id, write_array
 
 QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"

@@ -16,8 +16,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.eval.benchmarks.senna import BENCHMARK
-from llava.eval.senna.plan import CAMERAS, Plan, navigation_command, plan_question
+from llava.eval.benchmarks.senna.benchmark import BENCHMARK
+from llava.eval.benchmarks.senna.plan import CAMERAS, Plan, navigation_command, plan_question
 from llava.mm_utils import expand2square, tokenizer_image_token
 from llava.model.tokenizer import LlavaTokenizer
 from llava.train.data import EOS, normalise, pixels_of

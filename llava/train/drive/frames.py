@@ -1,7 +1,7 @@
 """Frames of a small driving world: what is seen, and the trajectory that follows from it.
 
 The plan of a frame is not drawn but labelled: a situation moves the car, and the rules of
-`llava.eval.senna.plan` read the plan off its trajectory. What decides it is to be seen, and some of
+`senna.plan` read the plan off its trajectory. What decides it is to be seen, and some of
 it in two views at once:
 - The front view has the speed: a red light or a braking car ahead (stay standing, or slow down), a
   green light (speed up), or nothing of the kind (keep the speed).
@@ -20,7 +20,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from llava.eval.senna.plan import STEP, STEPS, Plan, label
+from llava.eval.benchmarks.senna.plan import STEP, STEPS, Plan, label
 
 TRAINING_SEEDS = range(0, 1_000_000)
 VALIDATION_SEEDS = range(1_000_000, 1_001_000)

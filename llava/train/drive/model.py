@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.constants import IGNORE_INDEX
-from llava.eval.senna.plan import CAMERAS
+from llava.eval.benchmarks.senna.plan import CAMERAS
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.weights import VISION, rename, write_json, write_tensors, write_vision_tower
 from llava.pruning.layout import TEXT, TokenLayout, take

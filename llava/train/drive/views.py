@@ -12,7 +12,7 @@ import random
 
 from PIL import Image, ImageDraw
 
-from llava.eval.senna.plan import CAMERAS
+from llava.eval.benchmarks.senna.plan import CAMERAS
 from llava.train.drive.frames import Frame
 
 SIZE = (336, 189)

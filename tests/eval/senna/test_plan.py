@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava.eval.senna.plan import (
+from llava.eval.benchmarks.senna.plan import (
     CAMERAS,
     PATHS,
     SPEEDS,

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from llava.eval.benchmarks.senna import load_questions
-from llava.eval.senna import build
-from llava.eval.senna.plan import CAMERAS
-from llava.eval.senna.questions import SennaQuestions
-from llava.eval.subset import take
+from llava.eval.benchmarks.senna import build
+from llava.eval.benchmarks.senna.benchmark import load_questions
+from llava.eval.benchmarks.senna.plan import CAMERAS
+from llava.eval.benchmarks.senna.questions import SennaQuestions
+from llava.eval.run.subset import take
 from tests import senna_files
 
 

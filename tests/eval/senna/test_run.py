@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval import model_vqa_senna, sweep
-from llava.eval.senna.plan import plan_question
+from llava.eval import model_vqa_senna
+from llava.eval.benchmarks.senna.plan import plan_question
+from llava.eval.compare import sweep
 from tests import checkpoints, senna_files
 from tests.eval.programs import calls, perform, value, write_recorder
 from tests.eval.stub import StubModel
@@ -213,7 +214,12 @@ def test_the_script_takes_a_views_own_budget_and_a_share(
 def test_the_script_says_what_is_missing(tmp_path) -> None:
     done = run(tmp_path, "26", MODEL_PATH="./nowhere", DATA="./nothing")
     assert done.returncode == 2
-    for text in ("rb93dett/Senna", "eval_plan_qa.json", "llava.eval.senna.build", "nuscenes.org"):
+    for text in (
+        "rb93dett/Senna",
+        "eval_plan_qa.json",
+        "llava.eval.benchmarks.senna.build",
+        "nuscenes.org",
+    ):
         assert text in done.stderr
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from llava.eval import eval_senna, score
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.benchmarks import senna as benchmark
-from llava.eval.senna.plan import Plan
-from llava.eval.senna.score import score_plans
+from llava.eval.benchmarks.senna import benchmark
+from llava.eval.benchmarks.senna.plan import Plan
+from llava.eval.benchmarks.senna.score import score_plans
 from tests import senna_files
 
 ANSWERED = [

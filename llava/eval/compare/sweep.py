@@ -1,0 +1,311 @@
+"""Runs a whole comparison and prints its table: every benchmark with every method and budget.
+
+    python -m llava.eval.compare.sweep --model-path CHECKPOINT --data playground/data/eval \
+        --out RUNS \
+        --runs none no-image autoprune:192,128,64 random:64@seed=0 random:64@seed=1
+
+A run is METHOD[:BUDGET[,BUDGET...]][@FIELD=VALUE,...]. Each is an ordinary run of
+`llava.eval.model_vqa_loader` with its own answers OUT/<benchmark>/<run>.jsonl and run record: the
+same command again continues, and leaves alone what is complete. The model is loaded once, and each
+image goes through the vision tower once, and once more for a method that looks inside (see
+--no-feature-cache), so prefill times are without it.
+The last line of stdout is the table as JSON; it has what is complete. A run that its method
+refuses, for a budget below its floor, is named on stderr with the reason, and so is one that has
+questions without an answer. Exit status: that of model_vqa_loader of the first run that was not
+completed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from llava import flags, program
+
+from ..benchmarks import BENCHMARKS
+from ..benchmarks.base import Benchmark
+from ..run.answers import QuestionSource
+from ..run.arguments import (
+    Help,
+    add_decoding_arguments,
+    add_depth_argument,
+    add_device_arguments,
+    add_model_arguments,
+    setting_defaults,
+    settings_given,
+)
+from ..run.interruption import Interruption
+from ..run.models import ModelOnce, layers_to_scale_to
+from ..run.record import COMPLETE, FAILURES, RunRecord, sibling
+from ..run.runner import (
+    EXIT_COMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    run,
+)
+from ..run.settings import RunSettings
+from ..run.subset import take
+from .plan import PlannedRun, parse_runs, runs_in_decoder
+from .report import add_output_arguments, report, start_logging
+
+_CURVE = ("x0", "k0", "gamma", "beta")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run on one benchmark, and how many of its questions had no answer at the start."""
+
+    benchmark: Benchmark
+    run: PlannedRun
+    settings: RunSettings
+    questions: QuestionSource
+    left: int
+
+
+def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser:
+    """The command line; defaults are those of `RunSettings`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.compare.sweep",
+        description="Run a comparison of pruning methods on several benchmarks, and print its "
+        "table. Run the same command again to continue.",
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("comparison")
+    add_model_arguments(what)
+    what.add_argument("--data", type=Path, required=True, help="folder of the benchmarks' folders")
+    what.add_argument("--out", type=Path, required=True, help="answers and records go here")
+    what.add_argument(
+        "--benchmarks",
+        nargs="+",
+        choices=list(benchmarks),
+        metavar="NAME",
+        help=f"of {', '.join(benchmarks)}; default: the first of each folder that is in --data",
+    )
+    what.add_argument(
+        "--runs",
+        nargs="+",
+        default=["none", "autoprune:192,128,64"],
+        metavar="METHOD[:BUDGET,...][@FIELD=VALUE,...]",
+        help="what to compare",
+    )
+    what.add_argument(
+        "--limit",
+        type=flags.whole(),
+        metavar="N",
+        help="only N questions of each, spread over its file",
+    )
+    add_output_arguments(what)
+
+    curve = parser.add_argument_group("settings of every run that has them and says no other")
+    for name in _CURVE:
+        curve.add_argument(
+            f"--{name}", type=flags.number(), help="see llava.eval.model_vqa_loader --help"
+        )
+    add_depth_argument(curve)
+    add_decoding_arguments(parser)
+    add_device_arguments(parser)
+    cache = parser.add_argument_group("features of the vision tower")
+    cache.add_argument("--no-feature-cache", action="store_true", help="encode images in each run")
+    cache.add_argument(
+        "--feature-cache-gb",
+        type=flags.number(),
+        default=2.0,
+        metavar="GB",
+        help="memory for them",
+    )
+    # Benchmarks differ in how long an answer may be and in the prompt; a flag overrules them.
+    parser.set_defaults(**setting_defaults() | {"max_new_tokens": None, "conv_mode": None})
+    return parser
+
+
+def main(
+    argv: Sequence[str] | None = None, benchmarks: Mapping[str, Benchmark] = BENCHMARKS
+) -> int:
+    """Run the command line and return its exit status."""
+    start_logging()
+    args = build_parser(benchmarks).parse_args(argv)
+    with Interruption():
+        try:
+            code, complete = run_all(args, benchmarks)
+            if code in (EXIT_USAGE, EXIT_INTERRUPTED) or not complete:
+                return code
+            return report(complete, args, benchmarks) or code
+        except KeyboardInterrupt:
+            _say("Interrupted; the same command continues.")
+            return EXIT_INTERRUPTED
+
+
+def run_all(
+    args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]
+) -> tuple[int, list[Path]]:
+    """Do what the parsed command line asks for; the exit status, and the answers of whole runs."""
+    try:
+        tasks = list(_tasks(args, benchmarks))
+    except (ValueError, OSError) as error:
+        _say(f"error: {error}")
+        return EXIT_USAGE, []
+    try:
+        code = _answer(tasks)
+    except KeyboardInterrupt:
+        _say("Interrupted between two runs; the same command continues.")
+        return EXIT_INTERRUPTED, []
+    complete = [task.settings.answers_file for task in tasks if _is_complete(task)]
+    if code == EXIT_COMPLETE and len(complete) < len(tasks):
+        gone = next(file for task in tasks if (file := task.settings.answers_file) not in complete)
+        _say(f"error: {gone} was complete, and something else has changed it since.")
+        return EXIT_STOPPED, complete
+    return code, complete
+
+
+def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Iterator[Task]:
+    """Everything to do, checked as far as it can be without the model.
+
+    Raises:
+        ValueError, OSError: wrong flags, questions or annotations, or answers of other settings.
+    """
+    runs = parse_runs(args.runs, {name: getattr(args, name) for name in _CURVE})
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {args.limit}.")
+    runs = runs_in_decoder(runs, layers_to_scale_to(args), args.depth_layers)
+    for benchmark in _chosen(args, benchmarks):
+        folder = args.data / benchmark.folder
+        whole = benchmark.load_questions(folder)
+        questions = take(whole, args.limit, benchmark.group)
+        # Annotations that are missing or wrong would otherwise come to light after the last answer.
+        benchmark.score(folder, [], allow_missing=True)
+        for planned in runs:
+            settings = RunSettings(
+                **settings_given(args)
+                | {
+                    "max_new_tokens": args.max_new_tokens or benchmark.max_new_tokens,
+                    "conv_mode": args.conv_mode or benchmark.conv_mode,
+                    "question_file": whole.path,
+                    "image_folder": folder / benchmark.images,
+                    "answers_file": args.out / benchmark.name / f"{planned.name}.jsonl",
+                    "pruner": planned.pruner,
+                    "limit": args.limit if questions is not whole else None,
+                    "feature_cache_gb": None if args.no_feature_cache else args.feature_cache_gb,
+                }
+            )
+            record = RunRecord(settings.answers_file, settings.to_dict(questions.sha256))
+            left = 0 if record.status == COMPLETE else len(questions) - record.answered
+            yield Task(benchmark, planned, settings, questions, left)
+
+
+def _chosen(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> list[Benchmark]:
+    if args.benchmarks:
+        return [benchmarks[name] for name in dict.fromkeys(args.benchmarks)]
+    first: dict[str, Benchmark] = {}  # a folder may hold variants, whose scores would count twice
+    for benchmark in benchmarks.values():
+        if benchmark.scored_here:
+            first.setdefault(benchmark.folder, benchmark)
+    found = [first[folder] for folder in first if (args.data / folder).is_dir()]
+    if not found:
+        raise FileNotFoundError(f"{args.data} has none of the folders {', '.join(first)}.")
+    return found
+
+
+def _answer(tasks: Sequence[Task]) -> int:
+    """Do the tasks in their order; the exit status of the first that was not completed.
+
+    One that fails does not keep the others from being done, unless the model cannot be loaded.
+    """
+    model, progress = ModelOnce(), _Progress(tasks)
+    first_failure, refused, holes = EXIT_COMPLETE, [], []
+    for task in tasks:
+        progress.begin(task)
+        summaries: list[dict[str, Any]] = []
+        code = run(
+            task.settings,
+            lambda task=task: task.questions,
+            load=model,
+            report=summaries.append,
+        )
+        progress.end(summaries)
+        first_failure = first_failure or code
+        for summary in summaries:
+            name = f"{task.benchmark.name}, {task.run.name}"
+            if summary.get("refusal"):
+                refused.append(f"{name}: {summary['refusal']}.")
+            elif code == EXIT_SOME_FAILED:
+                listed = sibling(task.settings.answers_file, FAILURES)
+                counts = summary["counts"]
+                holes.append(
+                    f"{name}: {counts['failed']} of {counts['questions']} questions have no "
+                    f"answer, see {listed}."
+                )
+        if code in (EXIT_USAGE, EXIT_INTERRUPTED):
+            break
+    if model.features_dropped:
+        _say(
+            f"The feature cache was full and dropped {model.features_dropped} images, which later "
+            f"runs encoded again: a larger --feature-cache-gb saves that."
+        )
+    for hole in holes:
+        _say(f"Left out: {hole}")
+    for reason in refused:
+        _say(f"Refused: {reason}")
+    return first_failure
+
+
+class _Progress:
+    """Says on stderr which run of how many this is, and about how long the rest takes."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._count = len(tasks)
+        self._number = 0
+        self._left = sum(task.left for task in tasks)
+        self._answered = 0
+        self._seconds = 0.0
+        self._task: Task | None = None
+        self._since = 0.0
+
+    def begin(self, task: Task) -> None:
+        self._number += 1
+        self._task, self._since = task, perf_counter()
+        about = f", about {_duration(self._estimate())} left" if self._answered else ""
+        _say(f"[{self._number}/{self._count}] {task.benchmark.name}: {task.run.name}{about}")
+
+    def end(self, summaries: Sequence[Mapping[str, Any]]) -> None:
+        self._left -= self._task.left
+        for summary in summaries:
+            if new := summary["counts"]["answered"] - summary["counts"]["resumed"]:
+                self._answered += new
+                self._seconds += perf_counter() - self._since
+
+    def _estimate(self) -> float:
+        return self._left * self._seconds / self._answered
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _record(task: Task) -> RunRecord:
+    return RunRecord(task.settings.answers_file, task.settings.to_dict(task.questions.sha256))
+
+
+def _is_complete(task: Task) -> bool:
+    try:
+        return _record(task).status == COMPLETE
+    except (ValueError, OSError):  # its run has said what is wrong with it
+        return False
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    program.run(main)

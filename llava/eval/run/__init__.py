@@ -1,0 +1,1 @@
+"""From questions to answers: one run, its files and its record."""

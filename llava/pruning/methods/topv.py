@@ -1,0 +1,207 @@
+"""TopV: one early cut by optimal transport, without attention.
+
+Paper: "TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory
+Multimodal Vision Language Model", CVPR 2025. At one early layer, the `layer`-th (the second in the
+paper's main setting, as in FastV), the visual tokens s_i that enter it are transported onto the
+normed tokens t_j that it makes of them, at the cost
+
+    C_ij = feature_weight * (1 - cos(s_i, t_j)) / 2       dissimilarity
+         + distance_weight * |p_i - p_j| / diagonal       how far apart they are on the picture
+         + centre_weight * |p_i - centre| / half diagonal how far out the source is
+
+with p the place of a patch in its grid. Entropic optimal transport, by Sinkhorn's iterations, gives
+a plan P; the importance of a token is its total contribution sum_j P_ij. The least important are
+dropped from what leaves the layer, and some of the dropped ones come back at even steps, so that no
+part of the picture is lost altogether.
+
+No public code was found, nor the weights, epsilon, the number of iterations, how many come back,
+and the counts at 192, 128 and 64. What was chosen instead:
+- t_j is what the layer returns, through the first norm of the next layer. The paper takes the norm
+  between the layer's attention and its MLP, which a method cannot see here.
+- Each term is scaled to [0, 1] and all weights are 1.
+- All targets have the mass 1/n. The masses of the sources are not fixed but pulled towards 1/n by
+  a Kullback-Leibler term of weight `relax` (unbalanced transport): with fixed masses every source
+  would contribute 1/n, whatever the costs, and a term that depends on the source alone, as the
+  last one does, would change nothing. The update of a source is then raised to the power
+  relax / (relax + epsilon), and the last update is that of the targets.
+- Of the tokens kept, the share `recover` (rounded down) is taken of the dropped ones, at the
+  centres of so many equal parts of their order.
+- Several images: transport stays within an image, and the images share the sample's tokens as in
+  `entry`. Where the tokens are no square grid they lie on a line.
+- Rotary positions stay ("original").
+
+Counting T: all N tokens enter the first `layer` layers, n the others, and n leave layer `layer - 1`
+already. "published" is the mean of tokens leaving a layer, "strict" of tokens entering it; n is
+rounded down, so the mean is at most T.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..base import Observation, PrunerRun
+from ..checks import BudgetError, demand, demand_later_layers
+from ..cost import DecoderShape
+from ..entry import ImageTokens, select_in_images
+from ..layout import Selection, TokenLayout, precise
+from ..target import Budgeted
+from .uniform_grid import centres
+
+_MOST_ITERATIONS = 10_000  # it settles long before
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopV(Budgeted):
+    """Settings of TopV, see the module.
+
+    target_token_num: visual tokens per layer on average, counted as budget_mode says.
+    layer: how many layers process all tokens, at least 1 and fewer than there are.
+    epsilon: weight of the plan's entropy, in units of the cost.
+    iterations: of Sinkhorn, each updating sources and targets.
+
+    Raises ValueError on values that make no sense.
+    """
+
+    method: ClassVar[str] = "topv"
+    needs_grid: ClassVar[bool] = True
+    depths: ClassVar[tuple[str, ...]] = ("layer",)
+
+    budget_mode: Literal["published", "strict"] = "published"
+    layer: int = 2
+    feature_weight: float = 1.0
+    distance_weight: float = 1.0
+    centre_weight: float = 1.0
+    epsilon: float = 0.1
+    relax: float = 0.1
+    iterations: int = 20
+    recover: float = 0.1
+    positions: Literal["compact", "original"] = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("target_token_num", "layer"):
+            demand(self, field, getattr(self, field) >= 1, "at least 1")
+        ok = 1 <= self.iterations <= _MOST_ITERATIONS
+        demand(self, "iterations", ok, f"from 1 to {_MOST_ITERATIONS:,}")
+        for field in ("feature_weight", "distance_weight", "centre_weight", "relax"):
+            demand(self, field, getattr(self, field) >= 0, "0 or more")
+        demand(self, "epsilon", self.epsilon > 0, "above 0")
+        demand(self, "recover", 0 <= self.recover <= 1, "between 0 and 1")
+
+    def start(self, layout: TokenLayout, shape: DecoderShape) -> TopVRun:
+        """Raises ValueError for a layer that the decoder lacks and a budget below the floor."""
+        return TopVRun(self, layout, shape)
+
+
+class TopVRun(PrunerRun):
+    """One prefill: everything happens after the first `layer` layers."""
+
+    def __init__(self, config: TopV, layout: TokenLayout, shape: DecoderShape) -> None:
+        self.config = config
+        self.positions = config.positions
+        demand_later_layers(config.method, "layer", config.layer, shape.layers)
+        self.keep = [
+            _count(config.resolved(sizes), shape.layers, visual)
+            for sizes, visual in zip(layout.sizes, layout.n_visual)
+        ]
+        self.targets = config.targets_in_images(layout.sizes)
+        self._entering: Tensor | None = None
+        self._flops = [0] * layout.batch
+
+    def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
+        """Only looks: with one layer, these are what enters it."""
+        if self.config.layer == 1:
+            self._entering = embeds
+        return None
+
+    def scoring_flops(self) -> list[int]:
+        return self._flops
+
+    def after_layer(self, observation: Observation) -> Selection | None:
+        """Waits for the device, to see the images and what is important in them."""
+        config, layout = self.config, observation.layout
+        if tuple(self.keep) == layout.n_visual:
+            return None
+        if observation.layer == config.layer - 2:
+            self._entering = observation.hidden
+        if observation.layer != config.layer - 1:
+            return None
+        sources, targets = self._entering, observation.ahead.next_norm()
+        self._entering = None
+
+        def choose(sample: int, image: ImageTokens, count: int) -> list[int]:
+            own = slice(image.columns[0], image.columns[-1] + 1)
+            n, width = sources[sample, own].shape
+            # Cosines, and two sums over the plan an iteration: a product and an addition a pair.
+            self._flops[sample] += 2 * n * n * width + 4 * config.iterations * n * n
+            cost = costs(config, sources[sample, own], targets[sample, own], image.side)
+            return with_recovered(contributions(config, cost), count, config.recover)
+
+        return select_in_images(layout, self.keep, choose, self.targets)
+
+
+def _count(config: TopV, layers: int, visual: int) -> int:
+    """Visual tokens that a sample of `visual` keeps at the cut.
+
+    Raises BudgetError when not even one is affordable.
+    """
+    target = config.target_token_num
+    if target >= visual:
+        return visual
+    whole = config.layer - (config.budget_mode == "published")
+    kept = int((target * layers - whole * visual) // (layers - whole))
+    if kept < 1:
+        raise BudgetError(
+            f"target_token_num {target:g} is below the floor of "
+            f"{(whole * visual + layers - whole) / layers:.6g}: that many on average when a single "
+            f"one of {visual} visual tokens is left after {config.layer} of {layers} layers"
+        )
+    return kept
+
+
+@torch.no_grad()
+def costs(config: TopV, source: Tensor, target: Tensor, side: int | None) -> Tensor:
+    """C (n, n), float32, of the tokens (n, d) of one image; `side` as in `ImageTokens`."""
+    n = len(source)
+    unit = [torch.nn.functional.normalize(precise(x), dim=-1) for x in (source, target)]
+    cost = config.feature_weight * (1 - unit[0] @ unit[1].T) / 2
+    index = torch.arange(n, device=source.device)
+    width = side or n
+    place = torch.stack([index // width, index % width], 1).float()
+    # Between the grid's outermost places; a single token is at the centre.
+    diagonal = max(math.hypot((n - 1) // width, (n - 1) % width), 1.0)
+    apart = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")
+    out = (place - (place[0] + place[-1]) / 2).norm(dim=1)
+    cost += config.distance_weight * apart / diagonal
+    return cost + config.centre_weight * (2 * out / diagonal)[:, None]
+
+
+@torch.no_grad()
+def contributions(config: TopV, cost: Tensor) -> Tensor:
+    """What each source gives of the plan for `cost` (sources, targets): (sources,), sums to 1."""
+    scores = -cost / config.epsilon
+    source_mass, target_mass = (-math.log(n) for n in cost.shape)
+    power = config.relax / (config.relax + config.epsilon)
+    targets = scores.new_zeros(scores.shape[1])
+    for _ in range(config.iterations):
+        sources = power * (source_mass - (scores + targets).logsumexp(1))
+        targets = target_mass - (scores + sources[:, None]).logsumexp(0)
+    return (scores + sources[:, None] + targets).exp().sum(1)
+
+
+def with_recovered(importance: Tensor, count: int, share: float) -> list[int]:
+    """Indices of the most important and, `share` of `count` of them, of the rest at even steps.
+
+    importance (n,), 0 <= count < n. Ties go to the lower index.
+    """
+    recovered = int(share * count)
+    order: Sequence[int] = importance.argsort(descending=True, stable=True).tolist()
+    kept = order[: count - recovered]
+    dropped = sorted(order[count - recovered :])
+    return kept + [dropped[place] for place in centres(len(dropped), recovered)]

@@ -1,0 +1,109 @@
+"""VisionZip: the patches that CLS attends to, and the rest merged by the similarity of their keys.
+
+Paper: VisionZip, CVPR 2025. Reference implementation: dvlab-research/VisionZip at 3151f6d.
+
+With the last layer that ran (22 of 24 in LLaVA-1.5), p patches of an image and T tokens to keep:
+    C = floor(5 T / 32) contextual and D = T - C dominant tokens, the CLS token itself included
+    dominant:   the CLS token, and the D - 1 patches with the highest sum over heads of the CLS
+                token's attention in that layer
+    metric:     the layer's keys, averaged over heads, L2-normalised
+    targets:    of the M = p - (D - 1) other patches, in spatial order, those with the indices
+                0, s, 2 s, ..., (C - 1) s, where s = floor(M / C)
+    contextual: target + mean of the other patches whose metric is most similar (cosine) to it
+Order: CLS, dominant patches in spatial order, then contextual tokens. All go through the projector,
+which was never trained on a CLS token. A contextual token is a sum of two vectors, not an average:
+its norm is about twice that of a patch. A target that attracts nothing stays as it is.
+
+The split is the published one, which is printed for a few T only: 192 = 162 + 30, 128 = 108 + 20,
+64 = 54 + 10, and 32 = 27 + 5 (a tile of LLaVA-NeXT). The rule above gives all of them and serves
+any T; `contextual_ratio` is its 5/32. T = 1 leaves the CLS token alone, T below 7 no contextual
+token.
+
+Deviations from the reference, all without effect on the choice but for near ties: attention and
+similarities are computed in float32, ties go to the lower index, and nothing is patched into
+transformers' CLIP.
+Of a tiled picture (LLaVA-1.6) each view is reduced so, to T over the number of views. The reference
+puts CLS and contextual tokens of all tiles behind the canvas; here a contextual token stands at its
+target's place on it (see `llava.model.tiles`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..checks import demand
+from ..cost import TowerShape
+from ..layout import precise
+from ..tower import TowerPruner, cls_attention, top
+from ..vision import Reduced, VisionFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionZip(TowerPruner):
+    """Settings of `TowerPruner`, and `contextual_ratio`, the share of T that is merged tokens.
+
+    Raises ValueError on values that make no sense.
+    """
+
+    method: ClassVar[str] = "visionzip"
+
+    contextual_ratio: float = 5 / 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = "from 0 to below 1 (the CLS token always stays)"
+        demand(self, "contextual_ratio", 0 <= self.contextual_ratio < 1, expected)
+
+    def split(self, count: int) -> tuple[int, int]:
+        """(D, C): dominant tokens with the CLS token, and contextual ones, of `count` tokens."""
+        contextual = int(count * self.contextual_ratio)
+        return count - contextual, contextual
+
+    def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
+        patches, token = features.patches[image], features.token[image]
+        dominant, contextual = self.split(count)
+        ranked = top(cls_attention(features, image).sum(0), len(patches))
+        kept = ranked[: dominant - 1].sort().values
+        rest = ranked[dominant - 1 :].sort().values
+        cls_patch = kept.new_tensor([len(patches)])
+        made, centres = patches[:0], kept[:0]
+        if contextual:
+            keys = precise(features.probes[features.ran - 1].keys[image]).mean(0)[1:]
+            metric = F.normalize(keys[rest], dim=-1)
+            made, targets = contextual_tokens(patches[rest], metric, contextual)
+            centres = rest[targets]
+        return Reduced(
+            torch.cat([token[None], patches[kept], made]),
+            torch.cat([cls_patch, kept, centres]),
+        )
+
+    def scoring(self, count: int, tower: TowerShape) -> int:
+        """Each patch that joins a target, against all targets; and the means."""
+        _, contextual = self.split(count)
+        joining = tower.patches + 1 - count if contextual else 0
+        return joining * (contextual * tower.hidden // tower.heads + tower.hidden)
+
+
+def contextual_tokens(patches: Tensor, metric: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Merge `patches` (m, d) into `count` tokens, 1 <= count <= m, by their `metric` (m, e).
+
+    Returns the tokens (count, d) and the indices (count,) of their targets, ascending. Means are
+    taken in float32.
+    """
+    m, device = len(patches), patches.device
+    targets = torch.arange(count, device=device) * (m // count)
+    is_other = torch.ones(m, dtype=torch.bool, device=device)
+    is_other[targets] = False
+    # A stable sort instead of a mask: the number of others is known and the device need not wait.
+    others = (~is_other).to(torch.uint8).argsort(stable=True)[: m - count]
+    nearest = (metric[others] @ metric[targets].T).argmax(-1)
+    points = precise(patches)
+    # A product with the memberships, not a scatter: its sums have one order on every device.
+    joins = (nearest == torch.arange(count, device=device)[:, None]).to(points)
+    means = joins @ points[others] / joins.sum(1, keepdim=True).clamp(min=1)
+    return (points[targets] + means).to(patches.dtype), targets

@@ -1,0 +1,189 @@
+"""ZipVL: each layer keeps the fewest visual tokens that hold a share tau of the attention.
+
+Paper: "ZipVL: Efficient Large Vision-Language Models with Dynamic Token Sparsification". A few
+probe tokens are compared with all tokens; the attention that each token gets is accumulated and
+divided by the number of probes that can see it; in every layer the fewest tokens whose sum reaches
+tau times the total are important. The share tau is its only knob: how many tokens that are comes
+out, per sample and layer.
+
+The code, ThisisBillhe/ZipVL, could not be read, and the constants are not known. What the paper
+leaves open was chosen as follows:
+- The probes are the last `probes` tokens of the prompt, as far as they follow the last image. The
+  paper adds random ones; here nothing is random. All of them see every visual token, so dividing
+  by their number changes nothing. Heads are averaged.
+- Text is never dropped, and the total is the attention on what is left of the visual tokens.
+- A token that is not important is dropped: it takes part in no later layer, neither in attention
+  nor in the MLP. This is the evicting version of the paper; the other one quantises the keys and
+  values of such tokens. Whether a later layer could take a token up again is not public.
+- Rotary positions stay ("original"), as the paper has it.
+
+tau is the method's own knob: `tau=0.98` (`--set tau=0.98`) drops after every layer but the last,
+and target_token_num is not looked at. Without it, each sample gets the tau that meets
+target_token_num: after layer 0, the tokens sorted by the attention on them give the share F(c) that
+the best c hold. If all layers shared attention out like layer 0, keeping tau of what is left after
+every layer would leave n_l = the fewest c with F(c) >= tau^(l+1) after layer l. tau is bisected
+until the sum of these meets the budget; what integers leave over goes to the first layers. The
+counts are then fixed, the ranking is each layer's own. A sample that looks at few tokens keeps few
+for long, one that looks everywhere loses them evenly. The trace has the tau found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..base import Observation, PrunerRun
+from ..checks import BudgetError, demand, demand_text_behind
+from ..cost import DecoderShape
+from ..indicators import text_relevance
+from ..layout import Selection, TokenLayout
+from ..selectors import keep_top
+from ..target import Budgeted
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZipVL(Budgeted):
+    """Settings of ZipVL.
+
+    target_token_num: visual tokens per layer on average. How they are counted: budget_mode
+        "published": leaving each layer; "strict": entering each layer, layer 0 with all of them.
+    tau: instead, the share of the attention to keep in each layer, in (0, 1].
+    probes: most tokens whose attention is measured.
+
+    Raises ValueError on values that make no sense.
+    """
+
+    method: ClassVar[str] = "zipvl"
+
+    budget_mode: Literal["published", "strict"] = "published"
+    tau: float | None = None
+    probes: int = 64
+    positions: Literal["compact", "original"] = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        demand(self, "target_token_num", self.target_token_num >= 1, "at least 1")
+        ok = self.tau is None or 0 < self.tau <= 1
+        demand(self, "tau", ok, "none or a share in (0, 1]")
+        demand(self, "probes", self.probes >= 1, "at least 1")
+
+    def start(self, layout: TokenLayout, shape: DecoderShape) -> ZipVLRun:
+        """Raises ValueError for an image without text behind it, and a budget below the floor."""
+        return ZipVLRun(self, layout, shape)
+
+
+class ZipVLRun(PrunerRun):
+    """State of one prefill: the counts of each sample, once layer 0 has run."""
+
+    def __init__(self, config: ZipVL, layout: TokenLayout, shape: DecoderShape) -> None:
+        self.config = config
+        self.positions = config.positions
+        demand_text_behind(config.method, layout)
+        free = config.tau is not None
+        strict = config.budget_mode == "strict"
+        # Only the published way of counting looks at what leaves the last layer.
+        self.drops = shape.layers - (free or strict)
+        budgets = [config.resolved(sizes).target_token_num for sizes in layout.sizes]
+        self.targets = None if free else config.targets_in_images(layout.sizes)
+        self.active = [
+            visual > 0 and (free or target < visual)
+            for target, visual in zip(budgets, layout.n_visual)
+        ]
+        #: Tokens that leave the layers which drop, summed over these.
+        self.totals: list[int] = []
+        for target, visual, active in zip(budgets, layout.n_visual, self.active):
+            whole = visual if strict else 0
+            self.totals.append(int(shape.layers * target) - whole)
+            if active and not free and self.totals[-1] < self.drops:
+                raise BudgetError(
+                    f"target_token_num {target:g} is below the floor of "
+                    f"{(whole + self.drops) / shape.layers:.6g}: that many enter a layer on "
+                    f"average when all {visual} visual tokens enter layer 0 and one each later"
+                )
+        self.counts: list[list[int]] = []
+        self.solved: list[dict[str, float]] = []
+
+    def rows(self, layer: int, layout: TokenLayout) -> int:
+        if layer >= self.drops or not any(self.active):
+            return 0
+        return min(max(layout.tail), self.config.probes)
+
+    def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
+        return self.active
+
+    def after_layer(self, observation: Observation) -> Selection | None:
+        """Waits for the device: after every layer with `tau`, otherwise after layer 0 only."""
+        if observation.rows is None:
+            return None
+        layer, layout = observation.layer, observation.layout
+        mass = text_relevance(observation.rows, observation.row_mask)
+        if self.config.tau is not None:
+            keep = [
+                int(fewest(curve, [self.config.tau])) if len(curve) else 0
+                for curve in curves(mass, layout)
+            ]
+            return keep_top(layout, mass, keep)
+        if not self.counts:
+            self._solve(curves(mass, layout))
+        keep = [
+            counts[layer] if active else visual
+            for counts, active, visual in zip(self.counts, self.active, layout.n_visual)
+        ]
+        return keep_top(layout, mass, keep, targets=self.targets)
+
+    def _solve(self, measured: Sequence[Tensor]) -> None:
+        for curve, total, active in zip(measured, self.totals, self.active):
+            tau, counts = solve(curve, self.drops, total) if active else (1.0, [])
+            self.counts.append(counts)
+            self.solved.append({"tau": tau} if active else {})
+
+    def complexity(self) -> list[dict[str, float]]:
+        return self.solved
+
+
+def curves(mass: Tensor, layout: TokenLayout) -> list[Tensor]:
+    """Share of a sample's visual attention that its best 1, 2, ... tokens hold, on the host.
+
+    mass (batch, n), 0 or more. Returns float64 (visual tokens,) a sample.
+    """
+    mass = (mass * layout.is_patch).masked_fill(~layout.is_visual, -1)
+    ranked = mass.sort(dim=1, descending=True).values
+    found = []
+    for row, tokens in zip(ranked.cpu().double(), layout.n_visual):
+        summed = row[:tokens].cumsum(0)
+        found.append(summed / summed[-1:].clamp(min=torch.finfo(torch.float32).tiny))
+    return found
+
+
+def fewest(curve: Tensor, shares: Sequence[float] | Tensor) -> Tensor:
+    """How few of the best tokens hold each of `shares` of the attention: 1 to all of them."""
+    wanted = torch.as_tensor(shares, dtype=torch.float64)
+    return (torch.searchsorted(curve, wanted) + 1).clamp(max=len(curve))
+
+
+def solve(curve: Tensor, drops: int, total: int) -> tuple[float, list[int]]:
+    """tau, and the counts after each of `drops` layers; their sum is `total`, see the module.
+
+    `total` is from `drops` up to `drops` times the tokens of `curve`. Counts never increase.
+    """
+
+    def at(tau: float) -> list[int]:
+        return fewest(curve, tau ** torch.arange(1, drops + 1, dtype=torch.float64)).tolist()
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(at(middle)) <= total else (low, middle)
+    counts = at(low)
+    # Tokens that no probe looks at come in at no tau at all.
+    above = at(high) if high < 1 else [len(curve)] * drops
+    spare = total - sum(counts)
+    for layer, most in enumerate(above):
+        more = min(spare, most - counts[layer])
+        counts[layer] += more
+        spare -= more
+    return low, counts
