@@ -235,7 +235,7 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
         text.pop(key, None)
     text.update(model_type="llama", vocab_size=len(state["model.embed_tokens.weight"]))
     # What a missing key means differs: the class's values in the original format.
-    own = {key: config.get(key, getattr(LlavaConfig, key)) for key in OWN_KEYS}
+    llava_keys = {key: config.get(key, getattr(LlavaConfig, key)) for key in OWN_KEYS}
     kind = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
     if _tiles(config):
         tile = config["mm_vision_config"]["image_size"]
@@ -259,7 +259,7 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
         "text_config": text,
         "vision_config": {**config["mm_vision_config"], "model_type": "clip_vision_model"},
         "dtype": text.get("dtype") or text.get("torch_dtype"),
-        **own,
+        **llava_keys,
     }, {rename(k, "original", "llava-hf"): v for k, v in state.items()}
 
 

@@ -106,13 +106,13 @@ def demand_no_adapter(folder: Path, model_base: str | Path | None = None) -> Non
             f"{folder} is an adapter of another kind than LoRA ({json_files.shorten(kind)} in "
             f"{CONFIG}) of {of}, not a complete checkpoint. Merge it with PEFT where that can"
         )
-    what = f"{folder} is a LoRA adapter ({', '.join(signs)}) of {of}"
+    adapter = f"{folder} is a LoRA adapter ({', '.join(signs)}) of {of}"
     if weight_files(folder):
         raise ValueError(
-            f"{what}, and holds a model's weights besides. If the adapter is merged into them "
+            f"{adapter}, and holds a model's weights besides. If the adapter is merged into them "
             f"already, move {', '.join(signs)} elsewhere; if not, merge it with {command}"
         )
-    raise ValueError(f"{what}, not a complete checkpoint. Merge it, then load DST: {command}")
+    raise ValueError(f"{adapter}, not a complete checkpoint. Merge it, then load DST: {command}")
 
 
 def read_adapter(folder: Path) -> Adapter:

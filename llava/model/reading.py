@@ -85,7 +85,8 @@ def resolve(
     logger.warning(
         "%s is no folder here: %s is downloaded from the Hugging Face hub, unless it is in its "
         "cache (--offline forbids it).",
-        *(text, f"{text} ({only})" if only else text),
+        text,
+        f"{text} ({only})" if only else text,
     )
     try:
         # Not the same weights again for other frameworks.

@@ -170,9 +170,9 @@ def _reason(path: Path, error: Exception) -> str:
         with path.open("rb") as file:
             start = file.read(2)
         # torch.save writes protocol 2; of a later one the restricted unpickler knows little.
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked or (start[:1] == b"\x80" and start[1:] > b"\x02"):
-            content = f"asks for {asked[1]}" if asked else "was not written by torch.save"
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted or (start[:1] == b"\x80" and start[1:] > b"\x02"):
+            content = f"asks for {wanted[1]}" if wanted else "was not written by torch.save"
             return (
                 f"refused, because it is a pickle that {content}, and reading that could run any "
                 "code. Get the weights as safetensors, or, where you trust the file, write its "
@@ -202,7 +202,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             if index.is_file():
                 logger.warning(
                     "%s is read, as by transformers, and the shards that %s names are not.",
-                    *(single, index.name),
+                    single,
+                    index.name,
                 )
             tensors = load_shard(single)
         elif index.is_file():
@@ -299,14 +300,14 @@ def vision_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write all tensors as safetensors, in shards with an index where they are large."""
-    own, seen = {}, set()
+    separate, seen = {}, set()
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()
         # Of tensors that share memory only one would be written, and a part of one refused.
         shared = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
         seen.add(storage.data_ptr())
-        own[name] = tensor.clone() if shared else tensor
-    save_torch_state_dict(own, folder, max_shard_size=SHARD_SIZE)
+        separate[name] = tensor.clone() if shared else tensor
+    save_torch_state_dict(separate, folder, max_shard_size=SHARD_SIZE)
 
 
 def write_vision_tower(
