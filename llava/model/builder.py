@@ -22,8 +22,8 @@ from .language_model.attention import check_backend
 from .language_model.llava_llama import LlavaLlamaForCausalLM
 from .reading import Checkpoint, read_checkpoint, resolve
 from .shapes import make_config
+from .tensor_names import rename
 from .tokenizer import LlavaTokenizer, load_tokenizer
-from .weights import rename
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -28,17 +28,9 @@ from .language_model.llava_llama import LlavaConfig
 from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter
 from .reading import Checkpoint, assemble, read_checkpoint, read_config, resolve
 from .shapes import EMBEDDING, HEAD
+from .tensor_names import VISION, original_names, rename
 from .vision_tower import was_trained
-from .weights import (
-    VISION,
-    original_names,
-    read_projector,
-    read_tensors,
-    rename,
-    write_json,
-    write_tensors,
-    write_vision_tower,
-)
+from .weights import read_projector, read_tensors, write_json, write_tensors, write_vision_tower
 
 #: Rows that llava-hf appends to the vocabulary: <image>, <pad>, and padding to a multiple of 64.
 EXTRA_ROWS = 64

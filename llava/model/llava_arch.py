@@ -27,7 +27,7 @@ from .image_tokens import check_ids
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .multimodal_projector.builder import build_vision_projector
 from .senna import TokenAdapter
-from .splicing import Prompt, count_images, embed_samples, splice, unpadded
+from .splicing import EmbeddedPrompt, count_images, embed_samples, splice, unpadded
 from .tiles import EncodedImage, spans
 
 
@@ -146,7 +146,7 @@ class LlavaMetaForCausalLM:
         pruner: Pruner | None = None,
         visual_token_num: int | None = None,
         labels: Tensor | None = None,
-    ) -> Prompt:
+    ) -> EmbeddedPrompt:
         """Embed prompts and put each image's tokens in place of its IMAGE_TOKEN_INDEX.
 
         input_ids: (batch, n); attention_mask: (batch, n), 0 on padding, which may be on either

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from .. import json_files
-from .weights import load_shard, original_name, original_names, weight_files
+from .tensor_names import original_name, original_names
+from .weights import load_shard, weight_files
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

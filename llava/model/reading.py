@@ -24,8 +24,9 @@ from .config_json import check_images, detect_format, end_tokens, from_hf, from_
 from .lora import demand_no_adapter
 from .senna import adapter_sizes
 from .shapes import EMBEDDING, check_key_heads, describe_tensors, tie_head, verify
+from .tensor_names import original_names
 from .vision_tower import Find, choose_tower, differ, part
-from .weights import original_names, read_projector, read_tensors, weight_files
+from .weights import read_projector, read_tensors, weight_files
 
 _NEWLINE = "model.image_newline"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import json_files
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from .weights import rename
+from .tensor_names import rename
 
 #: The two tables that `tie_word_embeddings` makes one.
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -15,7 +15,7 @@ from .tiles import EncodedImage
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EmbeddedPrompt:
     """embeds (batch, n, d), left-padded; the layout of its tokens; labels (batch, n) or None."""
 
     embeds: Tensor
@@ -24,7 +24,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SplicedPrompt:
     """One prompt, piece by piece.
 
     pieces: ids (m,) of a text, embeddings (p, d) of a picture; labels: (n,), or None.
@@ -53,7 +53,7 @@ def count_images(rows: Sequence[Tensor], images: int) -> list[int]:
     return counts
 
 
-def splice(ids: Tensor, images: Sequence[EncodedImage], labels: Tensor | None) -> Sample:
+def splice(ids: Tensor, images: Sequence[EncodedImage], labels: Tensor | None) -> SplicedPrompt:
     """Put each image in place of its placeholder. ids, labels: (n,); the images get no labels."""
     segments, pieces, targets = [], [], []
     slots = (ids == IMAGE_TOKEN_INDEX).nonzero()[:, 0].tolist()
@@ -69,10 +69,12 @@ def splice(ids: Tensor, images: Sequence[EncodedImage], labels: Tensor | None) -
             pieces.append(ids[text])
             if labels is not None:
                 targets.append(labels[text])
-    return Sample(segments, pieces, None if labels is None else torch.cat(targets))
+    return SplicedPrompt(segments, pieces, None if labels is None else torch.cat(targets))
 
 
-def embed_samples(samples: Sequence[Sample], layout: TokenLayout, table: nn.Module) -> Prompt:
+def embed_samples(
+    samples: Sequence[SplicedPrompt], layout: TokenLayout, table: nn.Module
+) -> EmbeddedPrompt:
     """Embed the texts of some samples with `table` and left-pad all to the length of the layout."""
     device = execution_device(table)
 
@@ -86,7 +88,7 @@ def embed_samples(samples: Sequence[Sample], layout: TokenLayout, table: nn.Modu
     if all(sample.labels is not None for sample in samples):
         labels = [_left_pad(sample.labels, layout.n, IGNORE_INDEX) for sample in samples]
         labels = torch.stack(labels).to(device)
-    return Prompt(embeds, layout, labels)
+    return EmbeddedPrompt(embeds, layout, labels)
 
 
 def _left_pad(tensor: Tensor, length: int, value: int) -> Tensor:

@@ -18,14 +18,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from ..image_processor import PLAIN_FILE
-from .weights import (
-    VISION,
-    read_vision_config,
-    read_vision_tower,
-    rename,
-    vision_config,
-    weight_files,
-)
+from .tensor_names import VISION, rename
+from .weights import read_vision_config, read_vision_tower, vision_config, weight_files
 
 #: The tower of every published LLaVA-1.5 and 1.6 checkpoint, and its config.
 CLIP_NAME = "openai/clip-vit-large-patch14-336"

@@ -1,5 +1,4 @@
-"""LLaVA over Llama: the patched decoder (see `decoder`) with its output head and `generate`.
-"""
+"""LLaVA over Llama: the patched decoder (see `decoder`) with its output head and `generate`."""
 
 from __future__ import annotations
 
