@@ -34,8 +34,8 @@ from llava.eval.run.linefile import read_lines
 from llava.eval.run.models import decoder_shape
 from llava.eval.run.record import read_record
 from llava.pruning.cost import DecoderShape
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
-from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
 
 from . import plotting
 
@@ -183,9 +183,8 @@ def _curve(
 
 def _title(answers_file: Path, config: AutoPrune) -> str:
     values = config.to_dict()
-    named = [
-        name for name, preset in PRESETS.items() if preset and preset.items() <= values.items()
-    ]
+    presets = AutoPrune.presets.items()
+    named = [name for name, fields in presets if fields and fields.items() <= values.items()]
     preset = named[0] if named else "released"
     mode = " strict" if config.budget_mode == "strict" else ""
     return f"{answers_file.parent.name}: {preset}, {budget_text(recorded_budget(values))}{mode}"

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..mm_utils import letterbox_mask
-from ..pruning.base import Dense, Pruner
+from ..pruning.base import Pruner
+from ..pruning.methods.dense import Dense
 from ..pruning.vision import Reduced, TowerRun, VisionFeatures
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .senna import demand_mixed_tokens

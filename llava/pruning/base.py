@@ -17,7 +17,7 @@ The decoder asks the run, in this order:
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
@@ -112,13 +112,15 @@ class Pruner(abc.ABC):
     """Settings of a method. `needs_cls` puts the attention of the tower's CLS row, as the last
     layer that ran has it, into the layout. `merges_in_tower` says that `tower_runs` gives runs.
     `needs_grid` says that it looks at where on the picture a token is. `depths` names the fields
-    that are depths in layers of the decoder: numbers or tuples.
+    that are depths in layers of the decoder: numbers or tuples. `presets` has, by name, settings
+    that go together: what each changes against the defaults.
 
     Raises ValueError for a field that is not of its declared type (`checks.demand_declared`).
     """
 
     method: ClassVar[str] = ""
     depths: ClassVar[tuple[str, ...]] = ()
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     needs_cls: ClassVar[bool] = False
     merges_in_tower: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
@@ -182,13 +184,3 @@ class Pruner(abc.ABC):
     def to_dict(self) -> dict[str, Any]:
         """Every setting and the method's name, JSON-serialisable; `pruning.build` takes it back."""
         return {"method": self.method, **asdict(self)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dense(Pruner):
-    """No pruning: the unpruned model, run by the same loop and counted the same way."""
-
-    method: ClassVar[str] = "none"
-
-    def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
-        return PrunerRun()

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from .base import PrunerRun
 from .cost import DecoderShape
+from .images import columns_of_images, divide, share_out
 from .layout import Selection, TokenLayout
-from .per_image import columns_of_images
 from .selectors import keep_top
-from .shares import divide, share_out
 from .target import WholeTarget
 
 

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .images import order_within_images
 from .layout import TEXT, Merge, Selection, TokenLayout, precise, take
-from .per_image import order_within_images
 
 
 def keep_top(

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from .base import PrunerRun
 from .cost import DecoderShape, TowerShape
+from .images import divide
 from .layout import TokenLayout
-from .shares import divide
 from .target import Budgeted, WholeTarget
 from .vision import Groups, Reduced, VisionFeatures
 

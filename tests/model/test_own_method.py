@@ -11,6 +11,7 @@ import torch
 
 from llava import pruning
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
+from llava.pruning.methods.dense import Dense
 from llava.pruning.selectors import keep_top
 from tests import tiny
 
@@ -100,7 +101,7 @@ def test_a_class_may_be_registered_twice_and_a_name_once(registered) -> None:
     assert pruning.register(EveryOther) is EveryOther
 
     @dataclass(frozen=True, kw_only=True)
-    class Other(pruning.Dense):
+    class Other(Dense):
         method: ClassVar[str] = "every-other"
 
     with pytest.raises(ValueError, match="method 'every-other' is there already"):
@@ -109,11 +110,11 @@ def test_a_class_may_be_registered_twice_and_a_name_once(registered) -> None:
 
 
 def test_what_is_no_method_is_refused() -> None:
-    class Plain(pruning.Dense):
+    class Plain(Dense):
         method: ClassVar[str] = "plain"
 
     @dataclass(frozen=True, kw_only=True)
-    class Nameless(pruning.Dense):
+    class Nameless(Dense):
         method: ClassVar[str] = ""
 
     @dataclass(frozen=True)

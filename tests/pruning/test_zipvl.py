@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from llava.pruning import ZipVL
 from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.zipvl import curves, fewest, solve
+from llava.pruning.methods.zipvl import ZipVL, curves, fewest, solve
 
 from .common import layout, vicuna, walk
 

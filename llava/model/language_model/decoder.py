@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaModel
 
-from ...pruning.base import Dense, Observation
+from ...pruning.base import Observation
 from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
 from ...pruning.layout import TokenLayout, apply
+from ...pruning.methods.dense import Dense
 from ..llava_arch import LlavaMetaModel
 from .attention import LayersAhead, attention_rows, causal_mask, check_backend, kept_queries
 

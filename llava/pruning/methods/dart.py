@@ -37,11 +37,13 @@ from ..base import Observation
 from ..checks import demand, demand_count
 from ..cost import DecoderShape
 from ..layout import TokenLayout, precise, take
+from ..registry import register
 from ..staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 _MOST_PIVOTS = 10_000  # more than an image has tokens
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class DART(StagedPruner):
     """Settings of DART.

@@ -42,9 +42,11 @@ from ..checks import demand_count
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import TokenLayout
+from ..registry import register
 from ..staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class FastV(StagedPruner):
     """Settings of FastV; see the module for `query` and `published_count`.

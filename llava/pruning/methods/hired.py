@@ -48,11 +48,13 @@ import torch
 from torch import Tensor
 
 from ..checks import demand
-from ..shares import divide, share_out
+from ..images import divide, share_out
+from ..registry import register
 from ..tower import TowerPruner, cls_attention, keep_patches, top
 from ..vision import Groups, Reduced, VisionFeatures
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class HiRED(TowerPruner):
     """Settings of `TowerPruner`, and of tiled pictures:

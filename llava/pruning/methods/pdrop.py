@@ -35,9 +35,11 @@ from ..base import Observation
 from ..checks import demand, demand_depths
 from ..cost import DecoderShape
 from ..layout import TokenLayout
+from ..registry import register
 from ..staged import Cut, StagedPruner, StagedRun, Stages
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class PDrop(StagedPruner):
     """Settings of PyramidDrop.

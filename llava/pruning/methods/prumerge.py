@@ -46,12 +46,14 @@ from torch import Tensor
 from ..base import PrunerRun
 from ..checks import demand
 from ..cost import DecoderShape, TowerShape
+from ..images import divide
 from ..layout import TokenLayout, precise
-from ..shares import divide
+from ..registry import register
 from ..tower import TowerPruner, top
 from ..vision import Groups, Reduced, VisionFeatures
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class PruMerge(TowerPruner):
     """Settings of `TowerPruner`, and:

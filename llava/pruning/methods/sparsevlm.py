@@ -50,6 +50,7 @@ from ..checks import demand, demand_count, demand_depths
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import Selection, TokenLayout, precise
+from ..registry import register
 from ..staged import Cut, StagedPruner, StagedRun, Stages
 
 #: Tokens kept at the three stages, for a target of 576 tokens and 32 layers.
@@ -61,6 +62,7 @@ _LIST_TOKENS, _LIST_LAYERS, _LIST_STAGES = 576, 32, (3, 7, 16)
 _RECYCLE = 0.3
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(StagedPruner):
     """Settings of SparseVLM.

@@ -52,11 +52,13 @@ from ..base import PrunerRun
 from ..checks import BudgetError
 from ..cost import DecoderShape, TowerShape
 from ..layout import TokenLayout, precise, take
+from ..registry import register
 from ..target import WholeTarget
 from ..tower import TowerPruned, view_counts
 from ..vision import Groups, TowerRun
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class ToMe(WholeTarget):
     """Settings of `WholeTarget`, and `proportional_attention`: step 5."""

@@ -50,12 +50,14 @@ from ..checks import BudgetError, demand, demand_later_layers
 from ..cost import DecoderShape
 from ..entry import ImageTokens, select_in_images
 from ..layout import Selection, TokenLayout, precise
+from ..registry import register
 from ..target import Budgeted
 from .uniform_grid import centres
 
 _MOST_ITERATIONS = 10_000  # it settles long before
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class TopV(Budgeted):
     """Settings of TopV, see the module.

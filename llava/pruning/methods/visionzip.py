@@ -39,10 +39,12 @@ from torch import Tensor
 from ..checks import demand
 from ..cost import TowerShape
 from ..layout import precise
+from ..registry import register
 from ..tower import TowerPruner, cls_attention, top
 from ..vision import Reduced, VisionFeatures
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(TowerPruner):
     """Settings of `TowerPruner`, and `contextual_ratio`, the share of T that is merged tokens.

@@ -47,9 +47,10 @@ from ..base import Observation, PrunerRun
 from ..checks import demand, demand_later_layers, demand_text_behind
 from ..cost import DecoderShape
 from ..entry import find_images
+from ..images import divide, share_out
 from ..layout import Merge, Selection, TokenLayout, precise
+from ..registry import register
 from ..selectors import keep_top
-from ..shares import divide, share_out
 from ..target import WholeTarget
 from ..vision import Groups, Reduced, VisionFeatures
 
@@ -57,6 +58,7 @@ from ..vision import Groups, Reduced, VisionFeatures
 _RAN = 23
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class VScan(WholeTarget):
     """Settings; `target_token_num` is the average of tokens entering a layer. See the module.

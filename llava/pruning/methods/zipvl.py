@@ -41,10 +41,12 @@ from ..checks import BudgetError, demand, demand_text_behind
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import Selection, TokenLayout
+from ..registry import register
 from ..selectors import keep_top
 from ..target import Budgeted
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class ZipVL(Budgeted):
     """Settings of ZipVL.

@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from ... import schedules
 from ...cost import DecoderShape, prefill_flops
-
-if TYPE_CHECKING:
-    from .method import AutoPrune
+from .settings import AutoPruneSettings
 
 #: (tokens entering each layer, tokens leaving each layer) -> what the schedule costs.
 Cost = Callable[[Sequence[int], Sequence[int]], float]
@@ -31,7 +28,7 @@ class Budget:
     start: int
 
 
-def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -> Budget:
+def budget(config: AutoPruneSettings, shape: DecoderShape, n_visual: int, n_text: int) -> Budget:
     """Translate the settings into tokens for one sample.
 
     A KV fraction f is an average of entering tokens: f (N + text) - text. For a FLOPs fraction,
@@ -65,11 +62,11 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
     return made
 
 
-def _preselected(config: AutoPrune, tokens: float, n_visual: int) -> int:
+def _preselected(config: AutoPruneSettings, tokens: float, n_visual: int) -> int:
     return max(1, min(int(config.preselect_ratio * tokens), n_visual))
 
 
-def _least(config: AutoPrune, shape: DecoderShape, made: Budget) -> float:
+def _least(config: AutoPruneSettings, shape: DecoderShape, made: Budget) -> float:
     """The lowest cost that can be asked for, `made` being the budget of less or as much.
 
     An exact budget's pre-selection has given way already. That of a published one is a multiple of
@@ -96,13 +93,13 @@ def _flops_tokens(fraction: float, shape: DecoderShape, n_visual: int, n_text: i
     return float(low) if fraction < 1 else float(n_visual)
 
 
-def _exact(config: AutoPrune) -> bool:
+def _exact(config: AutoPruneSettings) -> bool:
     budgets = (config.target_flops, config.target_kv)
     return config.budget_mode == "strict" or any(b is not None for b in budgets)
 
 
 def _target(
-    config: AutoPrune, shape: DecoderShape, budget: Budget
+    config: AutoPruneSettings, shape: DecoderShape, budget: Budget
 ) -> tuple[str, float, float, Cost]:
     """The budget of one sample: the setting, its value, what a unit of it costs, and the cost."""
     layers, text = shape.layers, budget.n_text
@@ -129,14 +126,14 @@ def _target(
 
 @lru_cache(maxsize=8192)
 def solve_plan(
-    config: AutoPrune, shape: DecoderShape, budget: Budget, k: float, x0: float
+    config: AutoPruneSettings, shape: DecoderShape, budget: Budget, k: float, x0: float
 ) -> schedules.Plan:
     """The schedule of one sample, its curve having slope `k` and inflection `x0` (layers)."""
     return schedules.solve(_problem(config, shape, budget, k, x0))
 
 
 def _problem(
-    config: AutoPrune, shape: DecoderShape, budget: Budget, k: float, x0: float
+    config: AutoPruneSettings, shape: DecoderShape, budget: Budget, k: float, x0: float
 ) -> schedules.Problem:
     layers = shape.layers
     pre_layer = 0 if config.needs_cls else None
