@@ -151,6 +151,27 @@ def test_no_file_grows_out_of_hand() -> None:
     assert not long
 
 
+def untidy(source: str) -> set[str]:
+    """Names that are grammar, not nouns of the field, and tuples unpacked inside a list."""
+    grammar, wrong = {"asked", "found", "made", "one", "own", "what"}, set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            wrong |= {node.id} & grammar
+        elif isinstance(node, ast.arg):
+            wrong |= {node.arg} & grammar
+        elif isinstance(node, ast.Starred) and isinstance(node.value, ast.Tuple):
+            wrong.add("*(")
+    return wrong
+
+
+def test_names_are_nouns_and_lists_are_plain() -> None:
+    assert untidy("def f(own): found = [*(1, own), *own]") == {"own", "found", "*("}
+    rooms = ("llava.model", "llava.analysis", "llava.serve", "llava.common")
+    names = [name for name in MODULES if name.startswith(rooms) or name.count(".") == 1]
+    wrong = {name: untidy(MODULES[name].read_text(encoding="utf-8")) for name in names}
+    assert not {name: words for name, words in wrong.items() if words}
+
+
 def test_no_path_of_a_machine_in_any_file() -> None:
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home)/\w")
     found = []
