@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from llava import flags, program, pruning
+from llava import pruning
+from llava.common import flags, program
 from llava.eval.run.arguments import Help
 from llava.eval.run.depths import PUBLISHED_LAYERS
 from llava.eval.run.models import load_model

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 from llava.eval.compare.comparison import budget as recorded_budget
 from llava.eval.compare.comparison import recorded_pruner
 from llava.eval.compare.report import budget_text

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.run.arguments import Help
 from llava.eval.run.models import load_model
 from llava.mm_utils import load_image

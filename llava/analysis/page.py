@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.compare.comparison import compare, recorded_pruner

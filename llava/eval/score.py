@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 
 from .benchmarks import BENCHMARKS, Benchmark
 from .benchmarks.scoring import answers_in

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import json_files, program
 from ..anyres import read_pinpoints
-from ..image_processor import PLAIN_FILE, describe_processor
+from ..common import json_files, program
+from ..common.image_processor import PLAIN_FILE, describe_processor
 from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
 from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter

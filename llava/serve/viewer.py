@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from threading import Thread
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.run.arguments import Help
 from llava.eval.run.depths import pruner_in_decoder
 

@@ -90,7 +90,7 @@ def test_the_exit_status_is_that_of_the_program(tmp_path, within):
     import os, signal, sys
     from contextlib import nullcontext
     from llava.eval.run.interruption import Interruption
-    from llava.signals import begin_program
+    from llava.common.signals import begin_program
     begin_program()
     def main():
         try:
@@ -171,7 +171,7 @@ def test_nohup_is_obeyed():
     ],
 )
 def test_only_programs_of_this_package_take_the_signals(monkeypatch, argv, starting):
-    from llava.signals import is_starting
+    from llava.common.signals import is_starting
 
     monkeypatch.setattr(sys, "argv", ["-m"])
     monkeypatch.setattr(sys, "orig_argv", argv)

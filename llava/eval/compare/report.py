@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import program
+from llava.common import program
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark

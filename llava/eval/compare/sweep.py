@@ -25,7 +25,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from llava import flags, program
+from llava.common import flags, program
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark

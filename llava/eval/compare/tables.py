@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from llava import program
+from llava.common import program
 from llava.pruning import METHODS
 
 from ..benchmarks import BENCHMARKS

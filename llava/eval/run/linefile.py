@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from llava import json_files
+from llava.common import json_files
 
 from .rescue import account_for
 

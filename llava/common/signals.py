@@ -17,7 +17,7 @@ from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
 _LINE = "Interrupted."
-_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+_SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 def ending_signals() -> list[signal.Signals]:
