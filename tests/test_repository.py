@@ -47,7 +47,9 @@ def test_dependencies_point_one_way(path: Path) -> None:
         assert "transformers" not in roots or path.name in allowed
         assert not any(name.startswith(("llava.model", "llava.eval")) for name in names)
     if inside == "model":
-        assert not any(name.startswith(("llava.eval", "llava.train")) for name in names)
+        assert not any(name.startswith("llava.eval") for name in names)
+    if inside != "train":  # which the wheel leaves out
+        assert not any(name.startswith("llava.train") for name in names)
 
 
 def test_no_file_grows_out_of_hand() -> None:

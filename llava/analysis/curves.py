@@ -238,7 +238,7 @@ def _top(panel: Panel) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input or without matplotlib."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.curves",
+        prog=program.name("llava.analysis.curves"),
         description="Draw the retention curves of finished runs of AutoPrune.",
         allow_abbrev=False,
     )

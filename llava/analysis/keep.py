@@ -122,7 +122,7 @@ def frames(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.keep",
+        prog=program.name("llava.analysis.keep"),
         description="Draw the patches that survive in each layer.",
         formatter_class=Help,
         allow_abbrev=False,

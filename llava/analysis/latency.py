@@ -250,7 +250,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.latency",
+        prog=program.name("llava.analysis.latency"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

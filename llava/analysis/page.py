@@ -147,7 +147,7 @@ def main(
     """Run the command line; 2 on wrong input."""
     start_logging()
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.page",
+        prog=program.name("llava.analysis.page"),
         description="Write a report of finished runs as one HTML file.",
         allow_abbrev=False,
     )

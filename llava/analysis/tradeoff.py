@@ -196,7 +196,7 @@ def main(
     """Run the command line; 2 on wrong input or without matplotlib."""
     start_logging()
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.tradeoff",
+        prog=program.name("llava.analysis.tradeoff"),
         description="Draw accuracy against visual tokens entering a layer, FLOPs and time.",
         allow_abbrev=False,
     )

@@ -77,7 +77,7 @@ def describe(benchmark: Benchmark, result: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if everything was scored, 2 on wrong input."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.score",
+        prog=program.name("llava.eval.score"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -270,7 +270,9 @@ def _add_offline(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llava.model.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program.name("llava.model.checkpoint"), description=__doc__
+    )
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("convert", help="write a checkpoint in another format")
     command.add_argument("source")

@@ -50,7 +50,7 @@ _RESET = "/reset"
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.cli",
+        prog=program.name("llava.serve.cli"),
         description="Chat about a picture with a LLaVA checkpoint, with or without pruning.",
         formatter_class=Help,
         allow_abbrev=False,

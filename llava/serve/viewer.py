@@ -41,7 +41,7 @@ from .viewing import Viewer
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.viewer",
+        prog=program.name("llava.serve.viewer"),
         description="Serve a page that shows what a pruning method keeps, costs and answers.",
         formatter_class=Help,
         allow_abbrev=False,

@@ -166,6 +166,7 @@ def test_nohup_is_obeyed():
     [
         (["python", "-m", "llava.eval.score"], True),
         (["python", "-Bum", "llava.eval.score"], True),
+        (["python", "-m", "llava", "score"], True),
         (["python", "-m", "lmms_eval", "--model", "llava"], False),
         (["python", "-m", "pytest"], False),
     ],
@@ -178,8 +179,9 @@ def test_only_programs_of_this_package_take_the_signals(monkeypatch, argv, start
     assert is_starting() is starting
     monkeypatch.setattr(sys, "argv", ["mine.py"])
     assert not is_starting()
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts" / "convert_gqa_for_eval.py")])
-    assert is_starting()
+    for program in (ROOT / "scripts" / "convert_gqa_for_eval.py", "bin/autoprune"):
+        monkeypatch.setattr(sys, "argv", [str(program)])
+        assert is_starting()
 
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
