@@ -27,8 +27,13 @@ from llava.train.pointing import FOCUS, MENTION, Comparable
 
 #: The decoder layer, as a share of its depth, whose output is read.
 DEPTH = {
-    **{"named": 1 / 4, "via": 1 / 3, "read": 1 / 2},
-    **{"way": 7 / 12, "colours": 7 / 12, "numbers": 7 / 12, "spoken": 2 / 3},
+    "named": 1 / 4,
+    "via": 1 / 3,
+    "read": 1 / 2,
+    "way": 7 / 12,
+    "colours": 7 / 12,
+    "numbers": 7 / 12,
+    "spoken": 2 / 3,
 }
 _KNOWN = ("kind", "colour", "look", "text", "centre")
 

@@ -142,7 +142,13 @@ def make_scene(seed: int, style: Style = Style()) -> Scene:
     _add_signs(rng, style, room, unseen)
     _add_things(rng, style, room, unseen)
     return Scene(
-        *(seed, left, top, style.window, cells, texture, clutter),
+        seed,
+        left,
+        top,
+        style.window,
+        cells,
+        texture,
+        clutter,
         signs=tuple(item for item in room.items if isinstance(item, Sign)),
         things=tuple(item for item in room.items if isinstance(item, Thing)),
     )

@@ -33,7 +33,7 @@ def _pairs(scene: Scene) -> Iterator[tuple[str, Thing, str, Thing]]:
 def color(scene: Scene) -> Iterable[Question]:
     for name, thing in _by_shape(scene):
         yield Question(
-            *("color", f"What color is {name}?", thing.colour, (thing,)), options=tuple(COLOURS)
+            "color", f"What color is {name}?", thing.colour, (thing,), options=tuple(COLOURS)
         )
 
 
@@ -41,7 +41,7 @@ def shape(scene: Scene) -> Iterable[Question]:
     for name, thing in refer(scene):
         if name.endswith("object"):
             yield Question(
-                *("shape", f"What shape is {name}?", thing.shape, (thing,)), options=tuple(SHAPES)
+                "shape", f"What shape is {name}?", thing.shape, (thing,), options=tuple(SHAPES)
             )
 
 

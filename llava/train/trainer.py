@@ -29,8 +29,14 @@ from llava.train.turns import training_turns, validation_turns
 
 # Weights of the losses of seeing, beside which answering has 1.
 _SEEING = {
-    **{"where": 1.0, "kind": 2.0, "colour": 1.0, "look": 1.0, "letter": 1.0, "text": 1.0},
-    **{"centre": 1.0, "contrast": 0.2},
+    "where": 1.0,
+    "kind": 2.0,
+    "colour": 1.0,
+    "look": 1.0,
+    "letter": 1.0,
+    "text": 1.0,
+    "centre": 1.0,
+    "contrast": 0.2,
 }
 
 _GUIDED = (*pointing.DEPTH, *readouts.DEPTH)

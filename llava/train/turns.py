@@ -25,11 +25,29 @@ LIST_BY_ROW = "List everything from top to bottom."
 LIST_BY_COLUMN = "List everything from left to right."
 
 _WEIGHTS = {
-    **{"color": 0.5, "shape": 0.7, "pattern": 0.7, "size": 0.4, "place": 3},
-    **{"exists": 1.2, "exists colored": 1.2, "is color": 0.7, "count": 4, "is count": 3},
-    **{"choose side": 1, "is side": 1.5, "beside": 1.5, "larger": 1},
-    **{"same color": 5, "twin shape": 4, "twin pattern": 3, "twin side": 4},
-    **{"read": 5, "read place": 4, "sign color": 2, "says": 3, "number": 5},
+    "color": 0.5,
+    "shape": 0.7,
+    "pattern": 0.7,
+    "size": 0.4,
+    "place": 3,
+    "exists": 1.2,
+    "exists colored": 1.2,
+    "is color": 0.7,
+    "count": 4,
+    "is count": 3,
+    "choose side": 1,
+    "is side": 1.5,
+    "beside": 1.5,
+    "larger": 1,
+    "same color": 5,
+    "twin shape": 4,
+    "twin pattern": 3,
+    "twin side": 4,
+    "read": 5,
+    "read place": 4,
+    "sign color": 2,
+    "says": 3,
+    "number": 5,
 }
 _CHOICE_SHARE = 0.35  # of the questions with options, asked as multiple choice
 _SHORT_SHARE = 0.3  # of the others, with LLaVA's second line; bare questions are shorter to learn

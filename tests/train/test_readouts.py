@@ -99,8 +99,11 @@ def test_a_choice_is_asked_for_its_answer_in_words(
 
 def _decoder() -> LlamaForCausalLM:
     config = LlamaConfig(
-        **{"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": WIDTH},
-        **{"num_attention_heads": 2, "num_hidden_layers": LAYERS},
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_attention_heads=2,
+        num_hidden_layers=LAYERS,
     )
     return LlamaForCausalLM(config)
 

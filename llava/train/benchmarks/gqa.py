@@ -10,9 +10,19 @@ from llava.train.benchmarks.common import Asked, Folder, collect, scenes
 from llava.train.turns import SHORT
 
 _QUOTAS = {
-    **{"color": 30, "shape": 30, "pattern": 30, "size": 24, "is color": 30},
-    **{"choose side": 40, "is side": 40, "beside": 48, "larger": 20, "same color": 24},
-    **{"twin shape": 24, "twin pattern": 20, "twin side": 40},
+    "color": 30,
+    "shape": 30,
+    "pattern": 30,
+    "size": 24,
+    "is color": 30,
+    "choose side": 40,
+    "is side": 40,
+    "beside": 48,
+    "larger": 20,
+    "same color": 24,
+    "twin shape": 24,
+    "twin pattern": 20,
+    "twin side": 40,
 }
 _TYPES = {  # structural and semantic type, and the last operation
     "color": ("query", "attr", "query: color"),

@@ -18,12 +18,31 @@ from llava.train.benchmarks.scienceqa import spread
 _FILE = "mmbench_dev_20230712.tsv"
 _ROTATION = 1_000_000
 _COLUMNS = (
-    *("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source"),
-    *("l2-category", "comment", "split"),
+    "index",
+    "question",
+    "hint",
+    "A",
+    "B",
+    "C",
+    "D",
+    "answer",
+    "category",
+    "image",
+    "source",
+    "l2-category",
+    "comment",
+    "split",
 )
 _QUOTAS = {
-    **{"color": 12, "pattern": 12, "read": 12, "count": 10, "choose side": 10, "beside": 14},
-    **{"twin shape": 12, "size": 6, "place": 12},
+    "color": 12,
+    "pattern": 12,
+    "read": 12,
+    "count": 10,
+    "choose side": 10,
+    "beside": 14,
+    "twin shape": 12,
+    "size": 6,
+    "place": 12,
 }
 _CATEGORIES = {  # category and its group, in MMBench's names
     "color": ("attribute_recognition", "finegrained_perception (instance-level)"),

@@ -17,8 +17,15 @@ from llava.train.scenes import Scene
 from llava.train.turns import choices, lettered
 
 _QUOTAS = {
-    **{"color": 28, "shape": 24, "pattern": 24, "read": 28, "count": 24, "beside": 24},
-    **{"choose side": 20, "twin shape": 24, "larger": 12},
+    "color": 28,
+    "shape": 24,
+    "pattern": 24,
+    "read": 28,
+    "count": 24,
+    "beside": 24,
+    "choose side": 20,
+    "twin shape": 24,
+    "larger": 12,
 }
 _WITHOUT_IMAGE = 104
 _SUBJECTS = {True: "natural science", False: "language science"}

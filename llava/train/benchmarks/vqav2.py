@@ -13,8 +13,17 @@ from llava.train.benchmarks.common import Asked, Folder, collect, scenes
 from llava.train.turns import SHORT
 
 _QUOTAS = {
-    **{"is color": 40, "exists colored": 30, "is side": 30, "same color": 20, "count": 80},
-    **{"color": 40, "shape": 36, "pattern": 30, "sign color": 30, "read": 30, "place": 24},
+    "is color": 40,
+    "exists colored": 30,
+    "is side": 30,
+    "same color": 20,
+    "count": 80,
+    "color": 40,
+    "shape": 36,
+    "pattern": 30,
+    "sign color": 30,
+    "read": 30,
+    "place": 24,
 }
 _ANNOTATORS = 10
 _FEWEST = 6  # annotators with the right answer
