@@ -82,10 +82,10 @@ class Style:
         """The style `share` of the way (0 to 1) to another, with the other's window."""
 
         def between(name: str) -> float | tuple[int, ...]:
-            one, two = getattr(self, name), getattr(other, name)
-            if isinstance(one, tuple):
-                return tuple(round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
-            return one + (two - one) * share
+            low, high = getattr(self, name), getattr(other, name)
+            if isinstance(low, tuple):
+                return tuple(round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
+            return low + (high - low) * share
 
         names = [field.name for field in fields(self) if field.name != "window"]
         return Style(window=other.window, **{name: between(name) for name in names})
