@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import json_files
+from ..common import json_files
 from .tensor_names import original_name, original_names
 from .weights import load_shard, weight_files
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from ..image_processor import PLAIN_FILE
+from ..common.image_processor import PLAIN_FILE
 from .tensor_names import VISION, rename
 from .weights import read_vision_config, read_vision_tower, vision_config, weight_files
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from .. import json_files
+from ..common import json_files
 from .config_fields import check_vision_config, vision_fields
 from .tensor_names import VISION, rename
 

@@ -18,7 +18,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from llava import json_files
+from llava.common import json_files
 
 CLIP_IMAGE_SIZE = 336
 
@@ -38,7 +38,8 @@ _TYPES = {
     **dict.fromkeys(("size", "crop_size"), (int, dict)),
     **dict.fromkeys(("image_mean", "image_std"), list),
     **dict.fromkeys(_FLAGS, bool),
-    **{"resample": int, "rescale_factor": float},
+    "resample": int,
+    "rescale_factor": float,
 }
 _MOST_PIXELS = 10_000  # along a side; no tower takes more, and memory is not endless
 
