@@ -23,10 +23,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.anyres import read_pinpoints, select_best_resolution, views
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import image_prompt, without_image_tokens
-from llava.image_processor import CLIP_IMAGE_SIZE, load_image_processor
-from llava.images import (
+from llava.common.image_processor import CLIP_IMAGE_SIZE, load_image_processor
+from llava.common.images import (
     MAX_PIXELS,
     check_size,
     expand2square,
@@ -35,6 +33,8 @@ from llava.images import (
     resized_square,
     to_rgb,
 )
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import image_prompt, without_image_tokens
 from llava.pruning.checks import PromptError
 
 __all__ = [

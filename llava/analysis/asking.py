@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from llava import flags
+from llava.common import flags
 from llava.eval.compare.plan import PlannedRun, parse_runs, runs_in_decoder
 from llava.eval.run.arguments import add_checkpoint_arguments, add_depth_argument
 from llava.pruning import find

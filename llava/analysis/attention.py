@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from llava import flags, program, pruning
+from llava import pruning
+from llava.common import flags, program
 from llava.eval.run.arguments import Help
 from llava.eval.run.depths import PUBLISHED_LAYERS
 from llava.eval.run.models import load_model
@@ -194,7 +195,7 @@ def _draw(axes: Any, row: Row, found: AttentionMap) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input or without matplotlib."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.attention",
+        prog=program.name("llava.analysis.attention"),
         description="Draw the attention of text to a picture, layer by layer, for two questions.",
         formatter_class=Help,
         allow_abbrev=False,

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from llava import flags, program
+from llava.common import flags, program
 
 from ..eval.compare.markdown import table as write_table
 from .complexity_samples import Run, Sample, find_runs, load_run, require_comparable

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..eval.run.record import COMPLETE, commits, read_record
 from ..eval.run.settings import OLDER

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 from llava.eval.compare.comparison import budget as recorded_budget
 from llava.eval.compare.comparison import recorded_pruner
 from llava.eval.compare.report import budget_text
@@ -238,7 +238,7 @@ def _top(panel: Panel) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input or without matplotlib."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.curves",
+        prog=program.name("llava.analysis.curves"),
         description="Draw the retention curves of finished runs of AutoPrune.",
         allow_abbrev=False,
     )

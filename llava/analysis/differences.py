@@ -15,8 +15,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
 from llava.analysis.question_metadata import METADATA, is_right, read_metadata
+from llava.common import json_files
 from llava.eval.compare.comparison import budget, settings_of
 from llava.eval.compare.report import budget_text, row_label
 from llava.eval.compare.results import Result

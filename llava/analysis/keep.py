@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.run.arguments import Help
 from llava.eval.run.models import load_model
 from llava.mm_utils import load_image
@@ -122,7 +122,7 @@ def frames(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.keep",
+        prog=program.name("llava.analysis.keep"),
         description="Draw the patches that survive in each layer.",
         formatter_class=Help,
         allow_abbrev=False,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 
 from ..eval.compare.markdown import table as write_table
 from ..eval.run.record import commits

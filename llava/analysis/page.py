@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.compare.comparison import compare, recorded_pruner
@@ -147,7 +147,7 @@ def main(
     """Run the command line; 2 on wrong input."""
     start_logging()
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.page",
+        prog=program.name("llava.analysis.page"),
         description="Write a report of finished runs as one HTML file.",
         allow_abbrev=False,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava import json_files
+from llava.common import json_files
 
 from ..eval.benchmarks import BENCHMARKS, Benchmark
 from ..eval.benchmarks.answer_normaliser import normalise

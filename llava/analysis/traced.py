@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList
 
+from llava.common.images import resized_square, to_rgb
 from llava.eval.run.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.run.environment import synchronize
-from llava.images import resized_square, to_rgb
 from llava.mm_utils import ask, letterbox_mask
 from llava.pruning.base import Pruner
 from llava.pruning.cost import Cost, DecoderShape, measure

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from llava import json_files, program
+from llava.common import json_files, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.compare.comparison import compare
@@ -196,7 +196,7 @@ def main(
     """Run the command line; 2 on wrong input or without matplotlib."""
     start_logging()
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.tradeoff",
+        prog=program.name("llava.analysis.tradeoff"),
         description="Draw accuracy against visual tokens entering a layer, FLOPs and time.",
         allow_abbrev=False,
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 from llava.eval.run.linefile import read_lines
 
 from . import plotting

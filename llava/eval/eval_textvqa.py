@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava import program
+from llava.common import program
 
 from .benchmarks import textvqa
 from .benchmarks.scoring import run_scorer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava import program
+from llava.common import program
 
 from .benchmarks import vqav2
 from .benchmarks.scoring import run_scorer

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 
 from .benchmarks import BENCHMARKS, Benchmark
 from .benchmarks.scoring import answers_in
@@ -77,7 +77,7 @@ def describe(benchmark: Benchmark, result: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if everything was scored, 2 on wrong input."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.score",
+        prog=program.name("llava.eval.score"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -12,8 +12,8 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from ..anyres import READINGS
+from ..common.image_processor import check_image_size, load_image_processor
 from ..constants import DEFAULT_IMAGE_TOKEN
-from ..image_processor import check_image_size, load_image_processor
 from .config_json import choose_merge_type
 from .context import context_length
 from .hf_tokenizer import HfTokenizer

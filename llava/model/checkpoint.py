@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import json_files, program
 from ..anyres import read_pinpoints
-from ..image_processor import PLAIN_FILE, describe_processor
+from ..common import json_files, program
+from ..common.image_processor import PLAIN_FILE, describe_processor
 from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
 from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter
@@ -270,7 +270,9 @@ def _add_offline(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llava.model.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program.name("llava.model.checkpoint"), description=__doc__
+    )
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("convert", help="write a checkpoint in another format")
     command.add_argument("source")

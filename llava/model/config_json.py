@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import json_files
 from ..anyres import MERGE_TYPES, read_pinpoints
+from ..common import json_files
 from .weights import vision_config
 
 #: Keys that llava-hf's format of LLaVA-1.5 has no place for, with the values its checkpoints stand

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import json_files
+from ..common import json_files
 from .weights import load_shard, original_name, original_names, weight_files
 
 CONFIG = "adapter_config.json"

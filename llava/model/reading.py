@@ -17,8 +17,8 @@ from typing import Any
 from huggingface_hub import is_offline_mode, snapshot_download, try_to_load_from_cache
 from torch import Tensor
 
-from .. import json_files
-from ..image_processor import NESTED_FILE, PLAIN_FILE, describe_processor
+from ..common import json_files
+from ..common.image_processor import NESTED_FILE, PLAIN_FILE, describe_processor
 from .config_fields import check_config
 from .config_json import check_images, detect_format, end_tokens, from_hf, from_original
 from .lora import demand_no_adapter

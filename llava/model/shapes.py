@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import json_files
+from ..common import json_files
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from .weights import rename
 

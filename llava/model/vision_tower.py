@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from ..image_processor import PLAIN_FILE
+from ..common.image_processor import PLAIN_FILE
 from .weights import (
     VISION,
     read_vision_config,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from .. import json_files
+from ..common import json_files
 from .config_fields import check_vision_config, vision_fields
 
 #: One row per group of tensors: prefix in the original format, in llava-hf files, in the module

@@ -26,11 +26,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from llava import flags, program
+from llava.common import flags, program
+from llava.common.signals import EXIT_INTERRUPTED
 from llava.eval.run.arguments import Help
 from llava.eval.run.depths import pruner_in_decoder
 from llava.pruning.checks import PromptError
-from llava.signals import EXIT_INTERRUPTED
 
 from .chat import Chat, ContextFull, Turn
 from .pictures import open_picture
@@ -50,7 +50,7 @@ _RESET = "/reset"
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.cli",
+        prog=program.name("llava.serve.cli"),
         description="Chat about a picture with a LLaVA checkpoint, with or without pruning.",
         formatter_class=Help,
         allow_abbrev=False,

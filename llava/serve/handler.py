@@ -30,7 +30,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from llava.json_files import parse, shorten
+from llava.common.json_files import parse, shorten
 
 from .deadline import DeadlineReader
 from .pictures import MAX_BYTES, size

@@ -18,9 +18,9 @@ from typing import Any
 from PIL import Image
 
 from llava.analysis import overlay, traced
+from llava.common.images import note
+from llava.common.json_files import check, shorten
 from llava.eval.run.depths import in_decoder
-from llava.images import note
-from llava.json_files import check, shorten
 from llava.mm_utils import demand_characters, get_model_name_from_path
 from llava.pruning import METHODS, build, find
 from llava.pruning.base import Pruner

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.benchmarks.senna.benchmark import QUESTIONS
 from llava.eval.benchmarks.senna.build import plan_entry
 from llava.eval.benchmarks.senna.plan import CAMERAS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.answers import QuestionSource
 from ..run.questions import Question

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import QuestionFile
 from .base import Benchmark, existing, existing_annotations, require_complete

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NoReturn
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import QuestionFile
 from .base import Benchmark, existing, require_complete

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import Question, QuestionFile, parse_question
 from .base import Benchmark, existing, require_complete, require_fields

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.linefile import read_lines
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import QuestionFile
 from .answer_normaliser import REFERENCES, normalise, soft_accuracies

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import Question, QuestionFile
 from .answer_normaliser import normalise, soft_accuracies

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import QuestionFile, parse_question
 from .answer_normaliser import normalise, normalise_official

@@ -6,8 +6,8 @@ import argparse
 from dataclasses import MISSING, fields
 from typing import Any
 
-from llava import flags
 from llava.anyres import MERGE_TYPES, READINGS
+from llava.common import flags
 from llava.conversation import conv_templates
 
 from .settings import RunSettings

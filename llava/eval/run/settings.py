@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 #: What older versions always did and their records do not name.
 OLDER = {

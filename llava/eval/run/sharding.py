@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from llava import json_files
+from llava.common import json_files
 
 from .answers import AnswerFile, QuestionSource, answered_position
 from .interruption import ends_at_once

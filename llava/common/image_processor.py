@@ -18,7 +18,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from llava import json_files
+from llava.common import json_files
 
 CLIP_IMAGE_SIZE = 336
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from llava import images
 from llava.analysis import traced
-from llava.images import check_size, expand2square, note, read, resized_square, to_rgb
+from llava.common import images
+from llava.common.images import check_size, expand2square, note, read, resized_square, to_rgb
 from llava.mm_utils import load_image, load_image_processor, process_images
 
 PAD = SimpleNamespace(image_aspect_ratio="pad", mm_token_adapter=None)
