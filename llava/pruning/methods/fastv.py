@@ -41,6 +41,7 @@ from ..checks import demand_count
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import TokenLayout
+from ..solver import up
 from ..staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 
@@ -78,7 +79,7 @@ class FastV(StagedPruner):
         if self.strict:
             keep = fit_single(n_visual, layers, self.depth, target)
         elif self.published_count == "leaving":
-            keep = fit_single(n_visual, layers, self.depth, target, "leaving", "up")
+            keep = fit_single(n_visual, layers, self.depth, target, "leaving", up)
         return Stages(n_visual, layers, (self.depth,)).cuts([keep])
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> FastVRun:

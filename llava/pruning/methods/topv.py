@@ -51,6 +51,7 @@ from ..checks import demand, demand_later_layers
 from ..cost import DecoderShape
 from ..entry import ImageTokens, select_in_images
 from ..layout import Selection, TokenLayout, precise
+from ..solver import down
 from ..staged import fit_single
 from .uniform_grid import centres
 
@@ -154,7 +155,7 @@ def _count(config: TopV, layers: int, visual: int) -> int:
     target = config.target_token_num
     if target >= visual:
         return visual
-    return fit_single(visual, layers, config.layer, target, config.counted, "down")
+    return fit_single(visual, layers, config.layer, target, config.counted, down)
 
 
 @torch.no_grad()

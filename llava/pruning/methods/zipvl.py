@@ -177,7 +177,9 @@ def solve_tau(curve: Tensor, layers: int, drops: int, budget: Target) -> tuple[f
     visual = len(curve)
 
     def keep(tau: float) -> list[int]:
-        return fewest(curve, tau ** torch.arange(1, drops + 1, dtype=torch.float64)).tolist()
+        shares = tau ** torch.arange(1, drops + 1, dtype=torch.float64)
+        counts: list[int] = fewest(curve, shares).tolist()
+        return counts
 
     problem = Problem(
         keep=keep,
@@ -188,7 +190,7 @@ def solve_tau(curve: Tensor, layers: int, drops: int, budget: Target) -> tuple[f
         where=_WHERE,
         # Tokens that no probe looks at come in at no tau at all.
         full=[visual] * drops,
-        spend=fill,
+        choices=fill,
     )
     tau, counts = solve(problem)
     return tau, list(counts)

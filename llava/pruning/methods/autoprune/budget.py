@@ -33,17 +33,15 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
     Raises BudgetError when the budget is below what one token a layer costs.
     """
     tokens = config.tokens(shape, n_visual, n_text)
-    start = n_visual
-    if config.preselect_ratio is not None:
-        start = _preselected(config, tokens, n_visual)
-        if config.exact:
-            # Layer 0 runs all tokens and layer 1 the pre-selected ones: a pre-selection that alone
-            # would overspend gives way until one token a layer is affordable again.
-            def affordable(count: int) -> bool:
-                trial = _problem(config, shape, Budget(n_visual, n_text, tokens, count))
-                return trial.floor <= trial.target.amount
+    start = _preselected(config, tokens, n_visual)
+    if config.exact and config.preselect_ratio is not None:
+        # Layer 0 runs all tokens and layer 1 the pre-selected ones: a pre-selection that alone
+        # would overspend gives way until one token a layer is affordable again.
+        def affordable(count: int) -> bool:
+            trial = _problem(config, shape, Budget(n_visual, n_text, tokens, count))
+            return trial.floor <= trial.target.amount
 
-            start = largest(affordable, 1, start)
+        start = largest(affordable, 1, start)
     sized = Budget(n_visual, n_text, tokens, start)
     if tokens < n_visual:
         problem = _problem(config, shape, sized)
@@ -53,6 +51,9 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
 
 
 def _preselected(config: AutoPrune, tokens: float, n_visual: int) -> int:
+    """Tokens left by the pre-selection, all without one."""
+    if config.preselect_ratio is None:
+        return n_visual
     return max(1, min(int(config.preselect_ratio * tokens), n_visual))
 
 
@@ -64,7 +65,7 @@ def _least(config: AutoPrune, shape: DecoderShape, sized: Budget) -> float:
     """
     while True:
         least = _problem(config, shape, sized).floor
-        if config.preselect_ratio is None or config.exact:
+        if config.exact:
             return least
         start = _preselected(config, least / shape.layers, sized.n_visual)
         if start <= sized.start:
@@ -102,8 +103,8 @@ def _problem(
         where="in every layer of the schedule",
         high=20.0,
         grows=schedule.grows,
-        spend=fill if config.exact else None,
-        early=True,
+        choices=fill if config.exact else None,
+        released=True,
     )
 
 
