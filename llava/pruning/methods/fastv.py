@@ -109,6 +109,7 @@ class FastVRun(StagedRun):
 
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
         rows = observation.rows
+        assert rows is not None, "asked for at a cut"
         if self.config.query == "last":
             return rows[:, :, -1].mean(1)
         return text_relevance(rows, observation.layout.valid)

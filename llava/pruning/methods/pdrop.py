@@ -100,4 +100,4 @@ class PDropRun(StagedRun):
     """One prefill."""
 
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
-        return observation.ahead.rows(1)[:, :, -1].mean(1)
+        return observation.looked_ahead().rows(1)[:, :, -1].mean(1)

@@ -149,6 +149,7 @@ class Merging(TowerRun):
         return self._size.log()[:, None, None, :]
 
     def patch(self) -> Tensor:
+        assert self._patch is not None, "patches are known once a layer ran"
         return self._patch[:, 1:]
 
     def after_attention(self, layer: int, hidden: Tensor, keys: Tensor) -> Tensor:

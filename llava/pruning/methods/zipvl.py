@@ -122,7 +122,7 @@ class ZipVLRun(PrunerRun):
         if observation.rows is None:
             return None
         layer, layout = observation.layer, observation.layout
-        mass = text_relevance(observation.rows, observation.row_mask)
+        mass = text_relevance(*observation.measured())
         if self.config.tau is not None:
             keep = [
                 int(fewest(curve, [self.config.tau])) if len(curve) else 0
