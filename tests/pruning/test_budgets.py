@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from llava import pruning
 from llava.pruning.cost import DecoderShape, prefill_flops
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import Budget, budget, solve_plan
-from llava.pruning.methods.autoprune.method import AutoPrune
 from llava.pruning.schedules import CURVES, Plan, logistic, logistic_area, recycled
 
 from .common import released, vicuna

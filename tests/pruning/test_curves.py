@@ -8,8 +8,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from llava import pruning
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
-from llava.pruning.methods.autoprune.method import AutoPrune
 from llava.pruning.schedules import CURVES, exponential, linear, linear_area, shares, tanh
 
 from .common import vicuna

@@ -41,10 +41,12 @@ from ..checks import demand_count
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import TokenLayout
+from ..registry import register
 from ..solver import up
 from ..staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class FastV(StagedPruner):
     """Settings of FastV; see the module for `query` and `published_count`.
@@ -104,6 +106,7 @@ class FastVRun(StagedRun):
 
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
         rows = observation.rows
+        assert rows is not None, "asked for at a cut"
         if self.config.query == "last":
             return rows[:, :, -1].mean(1)
         return text_relevance(rows, observation.layout.valid)
