@@ -74,6 +74,16 @@ class Observation:
     keys: Tensor | None = None
     ahead: Ahead | None = None
 
+    def measured(self) -> tuple[Tensor, Tensor]:
+        """`rows` and `row_mask` of a layer that was asked for rows."""
+        assert self.rows is not None and self.row_mask is not None, "no rows were asked for"
+        return self.rows, self.row_mask
+
+    def looked_ahead(self) -> Ahead:
+        """`ahead`, which the decoder gives after every layer."""
+        assert self.ahead is not None, "the decoder gives what is computed on request"
+        return self.ahead
+
 
 class PrunerRun:
     """One prefill of one batch. The base class keeps everything."""
@@ -109,11 +119,10 @@ class PrunerRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner(abc.ABC):
-    """Settings of a method. `needs_cls` puts the attention of the tower's CLS row, as the last
-    layer that ran has it, into the layout. `merges_in_tower` says that `tower_runs` gives runs.
-    `needs_grid` says that it looks at where on the picture a token is. `depths` names the fields
-    that are depths in layers of the decoder: numbers or tuples. `presets` has, by name, settings
-    that go together: what each changes against the defaults.
+    """Settings of a method. `merges_in_tower` says that `tower_runs` gives runs. `needs_grid` says
+    that it looks at where on the picture a token is. `depths` names the fields that are depths in
+    layers of the decoder: numbers or tuples. `presets` has, by name, settings that go together:
+    what each changes against the defaults.
 
     Raises ValueError for a field that is not of its declared type (`checks.demand_declared`).
     """
@@ -121,12 +130,17 @@ class Pruner(abc.ABC):
     method: ClassVar[str] = ""
     depths: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    needs_cls: ClassVar[bool] = False
     merges_in_tower: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         demand_declared(self)
+
+    @property
+    def needs_cls(self) -> bool:
+        """Whether the layout needs the attention of the tower's CLS row, as the last layer that
+        ran has it."""
+        return False
 
     @property
     def needs_patches(self) -> bool:

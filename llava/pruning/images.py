@@ -28,9 +28,9 @@ def share_out(total: int, weights: Sequence[float], caps: Sequence[int]) -> list
     places = list(range(len(caps)))
     while places:
         wanted = [weights[i] for i in places]
-        found = _largest_remainder(left, wanted if any(wanted) else [1] * len(wanted))
-        full = [i for i, part in zip(places, found) if part >= caps[i]]
-        for i, part in zip(places, found):
+        round_parts = _largest_remainder(left, wanted if any(wanted) else [1] * len(wanted))
+        full = [i for i, part in zip(places, round_parts) if part >= caps[i]]
+        for i, part in zip(places, round_parts):
             parts[i] = caps[i] if i in full else part
         if not full:
             break
@@ -72,13 +72,13 @@ def order_within_images(
     """
     chosen = torch.zeros_like(layout.is_visual)
     for sample, image in enumerate(layout.image.tolist()):
-        columns = columns_of_images(image)
-        weights = [targets[sample][owner] for owner in columns]
-        caps = [len(own) for own in columns.values()]
-        for own, count in zip(columns.values(), share_out(keep[sample], weights, caps)):
-            here = torch.tensor(own, device=scores.device)
-            best = scores[sample, here].argsort(descending=True, stable=True)[:count]
-            chosen[sample, here[best]] = True
+        images = columns_of_images(image)
+        weights = [targets[sample][index] for index in images]
+        caps = [len(columns) for columns in images.values()]
+        for columns, count in zip(images.values(), share_out(keep[sample], weights, caps)):
+            column = torch.tensor(columns, device=scores.device)
+            best = scores[sample, column].argsort(descending=True, stable=True)[:count]
+            chosen[sample, column[best]] = True
     order = scores.argsort(dim=1, descending=True, stable=True)
     first = chosen.gather(1, order).to(torch.uint8)
     return order.gather(1, first.argsort(dim=1, descending=True, stable=True))

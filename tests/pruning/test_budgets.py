@@ -148,7 +148,7 @@ def test_exact_budget_is_met(kind: str, data) -> None:
     elif kind == "target_flops" and case.k >= 0:
         assert gap <= max(0.01 * target, one)
     else:
-        # Recycling may move all later layers by a token, see `schedules.solve`.
+        # Recycling may move all later layers by a token, see `solve_plan`.
         assert gap <= one * layers
 
 

@@ -39,6 +39,5 @@ def information(config: AutoPruneSettings, observation: Observation) -> Tensor:
 
 def text_rows(observation: Observation, which: str) -> tuple[Tensor, Tensor]:
     """The measured rows and their mask ("text"), or only those of the last token ("last")."""
-    if which == "last":
-        return observation.rows[:, :, -1:], observation.row_mask[:, -1:]
-    return observation.rows, observation.row_mask
+    rows, mask = observation.measured()
+    return (rows[:, :, -1:], mask[:, -1:]) if which == "last" else (rows, mask)

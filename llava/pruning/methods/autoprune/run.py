@@ -29,11 +29,11 @@ class AutoPruneRun(PrunerRun):
             raise ValueError(f"mi_layer {config.mi_layer} of a decoder of {shape.layers} layers")
         demand_text_behind(config.method, layout)
         self.n_text = [n - v for n, v in zip(layout.lengths, layout.n_visual)]
-        self.own = [config.resolved(sizes) for sizes in layout.sizes]
+        self.configs = [config.resolved(sizes) for sizes in layout.sizes]
         self.targets = config.targets_in_images(layout.sizes)
         self.budgets = [
-            budget(own, shape, visual, text) if visual else None
-            for own, visual, text in zip(self.own, layout.n_visual, self.n_text)
+            budget(resolved, shape, visual, text) if visual else None
+            for resolved, visual, text in zip(self.configs, layout.n_visual, self.n_text)
         ]
         # A sample is left alone when it has no visual tokens or fewer than it may keep.
         self.active = [
@@ -68,7 +68,7 @@ class AutoPruneRun(PrunerRun):
             self._schedule(indicator(self.config, observation).tolist())
         if layer == 0 and self.config.needs_cls:
             keep = [
-                min(b.start, v) if on else v
+                min(b.start, v) if b is not None and on else v
                 for b, v, on in zip(self.budgets, layout.n_visual, self.active)
             ]
             scores = self._first_scores(observation)
@@ -96,17 +96,19 @@ class AutoPruneRun(PrunerRun):
         Text attention alone where the tokens have no CLS attention.
         """
         layout, config = observation.layout, self.config
+        rows, mask = observation.measured()
         if layout.mixed:
-            return text_relevance(observation.rows, observation.row_mask)
+            return text_relevance(rows, mask)
+        assert layout.cls is not None, "a prefill that needs it begins with it"
         scores = layout.cls
         if config.tile_scores == "normalised" and layout.tile is not None:
             scores = normalised_in_tiles(layout)
         masked = config.letterbox_mask if layout.tile is None else config.border_mask
         if masked and layout.letterbox is not None:
             scores = scores.masked_fill(layout.letterbox, 0.0)
-        n_text = observation.row_mask.sum(-1).clamp(min=1)
+        n_text = mask.sum(-1).clamp(min=1)
         weight = config.preselect_text * information(config, observation) / n_text
-        return scores + weight[:, None] * text_relevance(observation.rows, observation.row_mask)
+        return scores + weight[:, None] * text_relevance(rows, mask)
 
     def _schedule(self, measured: Sequence[float]) -> None:
         """Solve every sample's schedule for its value of the indicator; 0 where static."""
@@ -114,7 +116,8 @@ class AutoPruneRun(PrunerRun):
         static = config.indicator == "static"
         name = {"mutual_information": "mi"}.get(config.indicator, config.indicator)
         for i, value in enumerate(measured):
-            if not self.active[i]:
+            sample_budget = self.budgets[i]
+            if sample_budget is None or not self.active[i]:
                 self.plans.append(None)
                 self.measured.append({})
                 continue
@@ -122,7 +125,7 @@ class AutoPruneRun(PrunerRun):
             k = max(k, 0.0) if config.clamp_slope else k
             shift = k if config.inflection == "slope" else config.beta * value
             x0 = config.x0 if static else config.x0 + shift
-            plan = solve_plan(self.own[i], self.shape, self.budgets[i], k, x0)
+            plan = solve_plan(self.configs[i], self.shape, sample_budget, k, x0)
             self.plans.append(plan)
             known = {} if static else {name: value}
             self.measured.append({**known, "k": k, "x0": x0, "scale": plan.scale})
@@ -133,7 +136,8 @@ class AutoPruneRun(PrunerRun):
 
 def normalised_in_tiles(layout: TokenLayout) -> Tensor:
     """The CLS attention (batch, n) of tiled pictures, divided by its sum over each tile."""
-    most = max((max(own) for own in layout.sizes if own), default=1)
+    assert layout.cls is not None and layout.tile is not None, "of tiled pictures"
+    most = max((max(images) for images in layout.sizes if images), default=1)
     scores = layout.cls * layout.is_patch
     # One number for each tile of each image; text and newlines add nothing wherever they go.
     group = (layout.image.clamp(min=0) * most + layout.tile.clamp(min=0)).long()

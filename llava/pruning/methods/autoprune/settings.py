@@ -75,20 +75,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from ...budget import CostBudgeted
 from ...checks import demand
-from ...target import Budgeted
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoPruneSettings(Budgeted):
+class AutoPruneSettings(CostBudgeted):
     """Settings of AutoPrune; the defaults are the released ones. See the module for each field.
 
     target_token_num: visual tokens per layer on average (tokens). How they are counted:
         budget_mode "published": leaving each layer, as the reference and several papers count;
         "strict": entering each layer, layer 0 with all its tokens included.
-    target_fraction, budget_per: see `Budgeted`.
-    target_flops: instead, a fraction of the dense prefill's decoder FLOPs, in (0, 1].
-    target_kv: instead, a fraction of the dense prefill's KV bytes (text included), in (0, 1].
+    Other budgets: see `CostBudgeted`.
     x0: depth (layers) at which half the tokens are gone, before adaptation.
     k0, gamma: slope k = k0 - gamma * indicator.
 
@@ -117,9 +115,6 @@ class AutoPruneSettings(Budgeted):
         },
     }
 
-    budget_mode: Literal["published", "strict"] = "published"
-    target_flops: float | None = None
-    target_kv: float | None = None
     indicator: Literal["mutual_information", "mean_attention", "cosine_similarity", "static"] = (
         "mutual_information"
     )
@@ -152,18 +147,6 @@ class AutoPruneSettings(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        demand(self, "target_token_num", self.target_token_num >= 1, "at least 1")
-        for field in ("target_flops", "target_kv"):
-            value = getattr(self, field)
-            demand(self, field, value is None or 0 < value <= 1, "a fraction in (0, 1]")
-        if self.target_flops is not None and self.target_kv is not None:
-            raise ValueError("give target_flops or target_kv, not both")
-        of_prompt = self.target_flops is not None or self.target_kv is not None
-        if of_prompt and (self.target_fraction is not None or self.budget_per == "image"):
-            raise ValueError(
-                "target_flops and target_kv are budgets of a whole prompt: leave target_fraction "
-                "and budget_per='image' out"
-            )
         demand(self, "mi_layer", self.mi_layer >= 0, "a layer index, 0 or more")
         demand(self, "mi_eps", self.mi_eps >= 0, "0 or more")
         demand(self, "log_base", self.log_base > 1, "above 1")
