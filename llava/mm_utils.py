@@ -127,11 +127,12 @@ def _anyres(
         getattr(model_cfg, "image_grid_pinpoints", None), tile, "config.json"
     )
     reading = getattr(model_cfg, "anyres_reading", "llava")
-    made = []
+    pixels = []
     for picture in pictures:
         canvas = select_best_resolution(picture.size, pinpoints, reading)
-        made.append(_clip(views(picture, canvas, tile), image_processor))
-    return torch.stack(made) if len({len(pixels) for pixels in made}) == 1 else made
+        pixels.append(_clip(views(picture, canvas, tile), image_processor))
+    same_number = len({len(tiles) for tiles in pixels}) == 1
+    return torch.stack(pixels) if same_number else pixels
 
 
 def letterbox_mask(image_size: tuple[int, int], grid: int) -> Tensor:
@@ -242,7 +243,7 @@ def ask(
         pixels = process_images(images, image_processor, model.config)
         there = {"device": model.device, "dtype": model.dtype}
         tiled = isinstance(pixels, list)
-        inputs["images"] = [one.to(**there) for one in pixels] if tiled else pixels.to(**there)
+        inputs["images"] = [tiles.to(**there) for tiles in pixels] if tiled else pixels.to(**there)
         inputs["image_sizes"] = [image.size for image in images]
     return inputs
 

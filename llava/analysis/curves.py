@@ -47,7 +47,7 @@ _LARGEST = 10**9  # of tokens, and of what was measured
 
 
 @dataclass(frozen=True)
-class Curve:
+class SampleCurve:
     """A sample: its mutual information, and visual tokens by layer as the budget counts them."""
 
     mutual_information: float
@@ -66,7 +66,7 @@ class Panel:
     title: str
     counted: str
     budget: float | None
-    curves: Sequence[Curve]
+    curves: Sequence[SampleCurve]
     whole: int
 
     @property
@@ -92,15 +92,15 @@ def read(answers_file: Path, model_path: str | None = None) -> Panel:
         where = f"{answers_file}, line {number}"
         metadata = _metadata(answer, where)
         try:
-            own = config.resolved((metadata["n_visual"],))
-            found = _curve(own, shape, metadata)
+            resolved = config.resolved((metadata["n_visual"],))
+            curve = _curve(resolved, shape, metadata)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        if found is None:
+        if curve is None:
             whole += 1
         else:
-            curves.append(found)
-            budgets.add(own.target_token_num)
+            curves.append(curve)
+            budgets.add(resolved.target_token_num)
     if not curves:
         raise ValueError(
             f"{answers_file}: no sample was pruned, so there is no curve. Give a run of a smaller "
@@ -158,13 +158,15 @@ def _config(answers_file: Path, settings: Mapping[str, Any]) -> AutoPrune:
     return config
 
 
-def _curve(config: AutoPrune, shape: DecoderShape, metadata: Mapping[str, Any]) -> Curve | None:
+def _curve(
+    config: AutoPrune, shape: DecoderShape, metadata: Mapping[str, Any]
+) -> SampleCurve | None:
     """The curve of a sample from its answer's metadata; `config` has its budget as a number."""
     measured = metadata["complexity"]
     if not measured:
         return None
-    own = budget(config, shape, metadata["n_visual"], metadata["n_text"])
-    plan = solve_plan(config, shape, own, measured["k"], measured["x0"])
+    target = budget(config, shape, metadata["n_visual"], metadata["n_text"])
+    plan = solve_plan(config, shape, target, measured["k"], measured["x0"])
     cost = metadata["cost"]
     for name in ("entering", "leaving"):
         now, then = sum(getattr(plan, name)) / shape.layers, cost[f"tokens_{name}"]
@@ -175,7 +177,7 @@ def _curve(config: AutoPrune, shape: DecoderShape, metadata: Mapping[str, Any]) 
                 "or name the checkpoint with --model-path), or each of several pictures had a "
                 "budget of its own, which is not recorded."
             )
-    return Curve(measured["mi"], getattr(plan, config.counted))
+    return SampleCurve(measured["mi"], getattr(plan, config.counted))
 
 
 def _title(answers_file: Path, config: AutoPrune) -> str:

@@ -151,8 +151,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer, model, image_processor = load_model(args)
         answers = {
             run.name: traced.run(
-                *(model, tokenizer, image_processor, image, args.question, run.pruner),
-                *(args.conv_mode, args.max_new_tokens),
+                model,
+                tokenizer,
+                image_processor,
+                image,
+                args.question,
+                run.pruner,
+                args.conv_mode,
+                args.max_new_tokens,
             )
             for run in asking.scaled(runs, args, model.config.num_hidden_layers)
         }
@@ -163,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = {"append_images": rest, "duration": _FRAME_MS, "loop": 0}
             first.save(args.out, save_all=True, **options)
         else:
-            made = sheet(answers, args.question, args.layers, **size)
-            made.save(args.out, optimize=True, quality=_QUALITY)
+            drawn = sheet(answers, args.question, args.layers, **size)
+            drawn.save(args.out, optimize=True, quality=_QUALITY)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

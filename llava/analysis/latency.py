@@ -181,10 +181,10 @@ def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, An
         runs: dict[Any, Callable[[], None]] = {"dense": dense}
         for target in targets:
             chosen = replace(pruner, target_token_num=target) if pruner.takes_budget() else pruner
-            own, layout = make_input(args, batch, shape.hidden, chosen)
+            pruned, layout = make_input(args, batch, shape.hidden, chosen)
 
             def prefill(
-                target=target, chosen=chosen, embeds=own, layout=layout, traces=traces
+                target=target, chosen=chosen, embeds=pruned, layout=layout, traces=traces
             ) -> None:
                 cache = PrunedCache(chosen, layout)
                 ours(inputs_embeds=embeds, past_key_values=cache, use_cache=True)

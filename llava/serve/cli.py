@@ -32,7 +32,7 @@ from llava.eval.run.arguments import Help
 from llava.eval.run.depths import pruner_in_decoder
 from llava.pruning.checks import PromptError
 
-from .chat import Chat, ContextFull, Turn
+from .chat import Chat, ChatTurn, ContextFull
 from .pictures import open_picture
 from .startup import (
     add_checkpoint_arguments,
@@ -79,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             images = [open_picture(source, args.allow_urls) for source in args.image_file]
             loaded = load(args)
             chat = Chat(
-                *(loaded.tokenizer, loaded.model, loaded.image_processor, images),
+                loaded.tokenizer,
+                loaded.model,
+                loaded.image_processor,
+                images,
                 pruner_in_decoder(args, loaded.layers),
                 conv_mode=args.conv_mode,
                 temperature=args.temperature,
@@ -160,7 +163,7 @@ def _question(user: str) -> str:
         return ""
 
 
-def notes(turn: Turn) -> list[str]:
+def notes(turn: ChatTurn) -> list[str]:
     """What a user has to know about an answer without having asked."""
     lines = []
     sample = turn.sample
@@ -179,7 +182,7 @@ def notes(turn: Turn) -> list[str]:
     return [*lines, *([reasons[turn.ended]] if turn.ended in reasons else [])]
 
 
-def details(turn: Turn) -> list[str]:
+def details(turn: ChatTurn) -> list[str]:
     """Tokens, FLOPs and times of a turn, for --debug."""
     sample, held = turn.sample, turn.held
     lines = []

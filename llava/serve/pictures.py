@@ -73,5 +73,5 @@ def size(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def _too_large(name: str, found: str) -> str:
-    return f"{name} is too large ({found}); at most {MAX_PIXELS // 10**6} megapixels are taken"
+def _too_large(name: str, size: str) -> str:
+    return f"{name} is too large ({size}); at most {MAX_PIXELS // 10**6} megapixels are taken"

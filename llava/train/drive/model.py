@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from llava.constants import IGNORE_INDEX
 from llava.eval.benchmarks.senna.plan import CAMERAS
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.weights import VISION, rename, write_json, write_tensors, write_vision_tower
+from llava.model.tensor_names import VISION, rename
+from llava.model.weights import write_json, write_tensors, write_vision_tower
 from llava.pruning.layout import TEXT, TokenLayout, take
 from llava.train.architecture import SELECT_LAYER, Sizes, sine_positions
 from llava.train.drive.frames import Frame
