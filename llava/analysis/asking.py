@@ -18,7 +18,7 @@ _CURVE = ("x0", "k0", "gamma", "beta", "budget_mode")
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which checkpoint to load, how, and how it is asked."""
     parser.add_argument("--max-new-tokens", type=flags.whole(1, 10**6), default=32)
-    add_checkpoint_arguments(parser, default=DEMO)
+    add_checkpoint_arguments(parser, model_path=DEMO)
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,19 +14,19 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from llava import flags, program
 from llava.pruning.arguments import add_pruning_arguments
 
 from .run.answers import QuestionSource
 from .run.arguments import (
+    CHECKPOINT,
+    DECODING,
+    HARDWARE,
+    SPEED,
     Help,
-    add_decoding_arguments,
     add_depth_argument,
-    add_device_arguments,
-    add_model_arguments,
-    setting_defaults,
+    add_settings,
     settings_given,
 )
 from .run.depths import pruner_in_decoder
@@ -51,14 +51,8 @@ def build_parser(
         allow_abbrev=False,
     )
     files = parser.add_argument_group("files")
-    add_model_arguments(files)
-    files.add_argument("--image-folder", type=Path, help="where the questions' images lie")
-    files.add_argument("--question-file", type=Path, required=True)
-    files.add_argument("--answers-file", type=Path, required=True, help="continued if it exists")
-    files.add_argument(
-        "--num-chunks", type=flags.whole(), help="parts the question file is split into"
-    )
-    files.add_argument("--chunk-idx", type=flags.whole(), help="the part to answer, from 0")
+    add_settings(files, [*CHECKPOINT, "image_folder", "question_file", "answers_file"])
+    add_settings(files, ["num_chunks", "chunk_idx"])
     files.add_argument(
         "--merge-chunks",
         type=flags.whole(),
@@ -66,14 +60,9 @@ def build_parser(
         help="answer nothing: merge ANSWERS/N_0.jsonl to N_<N-1>.jsonl into the answers file",
     )
 
-    add_decoding_arguments(parser)
-    add_device_arguments(parser)
-    parser.add_argument(
-        "--visual-token-num",
-        type=flags.whole(),
-        help="upper bound on the tokens that the vision tower hands over",
-    )
-    parser.set_defaults(**setting_defaults())
+    add_settings(parser.add_argument_group("prompt and decoding"), DECODING)
+    add_settings(parser.add_argument_group("device and speed"), [*HARDWARE, *SPEED])
+    add_settings(parser, ["visual_token_num"])
     add_pruning_arguments(parser)
     add_depth_argument(parser)
     return parser

@@ -31,12 +31,13 @@ from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
 from ..run.answers import QuestionSource
 from ..run.arguments import (
+    CHECKPOINT,
+    DECODING,
+    HARDWARE,
+    SPEED,
     Help,
-    add_decoding_arguments,
     add_depth_argument,
-    add_device_arguments,
-    add_model_arguments,
-    setting_defaults,
+    add_settings,
     settings_given,
 )
 from ..run.interruption import Interruption
@@ -78,31 +79,28 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
         formatter_class=Help,
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("comparison")
-    add_model_arguments(what)
-    what.add_argument("--data", type=Path, required=True, help="folder of the benchmarks' folders")
-    what.add_argument("--out", type=Path, required=True, help="answers and records go here")
-    what.add_argument(
+    comparison = parser.add_argument_group("comparison")
+    add_settings(comparison, CHECKPOINT)
+    comparison.add_argument(
+        "--data", type=Path, required=True, help="folder of the benchmarks' folders"
+    )
+    comparison.add_argument("--out", type=Path, required=True, help="answers and records go here")
+    comparison.add_argument(
         "--benchmarks",
         nargs="+",
         choices=list(benchmarks),
         metavar="NAME",
         help=f"of {', '.join(benchmarks)}; default: the first of each folder that is in --data",
     )
-    what.add_argument(
+    comparison.add_argument(
         "--runs",
         nargs="+",
         default=["none", "autoprune:192,128,64"],
         metavar="METHOD[:BUDGET,...][@FIELD=VALUE,...]",
         help="what to compare",
     )
-    what.add_argument(
-        "--limit",
-        type=flags.whole(),
-        metavar="N",
-        help="only N questions of each, spread over its file",
-    )
-    add_output_arguments(what)
+    add_settings(comparison, ["limit"])
+    add_output_arguments(comparison)
 
     curve = parser.add_argument_group("settings of every run that has them and says no other")
     for name in _CURVE:
@@ -110,19 +108,13 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
             f"--{name}", type=flags.number(), help="see llava.eval.model_vqa_loader --help"
         )
     add_depth_argument(curve)
-    add_decoding_arguments(parser)
-    add_device_arguments(parser)
+    # Benchmarks differ in how long an answer may be and in the prompt; a flag overrules them.
+    decoding = parser.add_argument_group("prompt and decoding")
+    add_settings(decoding, DECODING, max_new_tokens=None, conv_mode=None)
+    add_settings(parser.add_argument_group("device and speed"), [*HARDWARE, *SPEED])
     cache = parser.add_argument_group("features of the vision tower")
     cache.add_argument("--no-feature-cache", action="store_true", help="encode images in each run")
-    cache.add_argument(
-        "--feature-cache-gb",
-        type=flags.number(),
-        default=2.0,
-        metavar="GB",
-        help="memory for them",
-    )
-    # Benchmarks differ in how long an answer may be and in the prompt; a flag overrules them.
-    parser.set_defaults(**setting_defaults() | {"max_new_tokens": None, "conv_mode": None})
+    add_settings(cache, ["feature_cache_gb"], feature_cache_gb=2.0)
     return parser
 
 
