@@ -22,8 +22,8 @@ from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
 from ..run.record import commit_label, commits, environments
 from ..run.settings import OLDER
 from .results import Result
+from .runs import CURVE
 
-_CURVE = ("x0", "k0", "gamma", "beta")
 _BUDGETS = ("target_fraction", "target_flops", "target_kv", "target_token_num")
 _SEED = "seed"
 
@@ -209,7 +209,7 @@ def _common_curves(pruners: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
     """By method, settings of its curve that differ from the defaults alike in all its runs."""
     found: dict[str, dict[str, Any]] = {}
     for pruner in pruners:
-        own = {k: v for k, v in settings_of(pruner).items() if k in _CURVE}
+        own = {k: v for k, v in settings_of(pruner).items() if k in CURVE}
         earlier = found.setdefault(pruner["method"], own)
         found[pruner["method"]] = dict(earlier.items() & own.items())
     return found

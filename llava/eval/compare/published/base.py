@@ -61,7 +61,7 @@ class Row:
         return self.tokens if column is None or column.tokens is None else column.tokens
 
     def run(self, budget: int | None) -> str:
-        """The run as `llava.eval.plan` writes it."""
+        """The run as `llava.eval.compare.runs` reads it."""
         settings = ",".join(f"{name}={value}" for name, value in self.settings.items())
         tokens = "" if budget is None else f":{budget}"
         return self.method + tokens + (settings and f"@{settings}")
@@ -111,8 +111,8 @@ class Table:
     @property
     def budgets(self) -> list[int]:
         """The budgets of rows or columns, in their order, each once."""
-        found = (row.budget(column) for row in self.rows if row.counted for column in self.columns)
-        return list(dict.fromkeys(budget for budget in found if budget is not None))
+        budgets = (row.budget(c) for row in self.rows if row.counted for c in self.columns)
+        return list(dict.fromkeys(budget for budget in budgets if budget is not None))
 
     @property
     def in_columns(self) -> bool:
