@@ -32,12 +32,12 @@ def fill(table: Table, results: Sequence[Result]) -> dict[str, Any]:
     Raises:
         ValueError: two runs measure the same row.
     """
-    own = [result for result in results if result.benchmark.name in table.benchmarks]
-    compared = compare(own)
-    found = _Measured(table, own, compared["rows"])
-    rows = [found.paper_row(row) for row in table.rows]
+    of_table = [result for result in results if result.benchmark.name in table.benchmarks]
+    compared = compare(of_table)
+    measured = _Measured(table, of_table, compared["rows"])
+    rows = [measured.paper_row(row) for row in table.rows]
     if not table.in_columns:
-        rows += [found.other_row(row) for row in sorted(found.unused(), key=natural_order)]
+        rows += [measured.other_row(row) for row in sorted(measured.unused(), key=natural_order)]
     models = compared["made_with"].get("model", [])
     return {
         "table": table.name,
@@ -45,7 +45,7 @@ def fill(table: Table, results: Sequence[Result]) -> dict[str, Any]:
         "source": table.source,
         "model": table.model,
         "same_model": all(_plain(table.model) in _plain(model) for model in models),
-        "columns": [_describe(column, own) for column in table.columns],
+        "columns": [_describe(column, of_table) for column in table.columns],
         "derived": list(table.derived),
         "budgets_in": "columns" if table.in_columns else "rows",
         "rows": rows,
@@ -113,25 +113,25 @@ class _Measured:
     def _find(
         self, method: str, settings: Mapping[str, Any], budget: float | None
     ) -> Mapping[str, Any] | None:
-        found = [
+        matching = [
             row
             for row in self._rows
             if (row["method"], row["settings"], row["budget"]) == (method, settings, budget)
         ]
-        if len(found) > 1:
+        if len(matching) > 1:
             files = [
                 file
-                for row in found
+                for row in matching
                 for cell in row["benchmarks"].values()
                 if cell
                 for file in cell["answers_files"]
             ]
             raise ValueError(
                 f"{', '.join(files)} measure the same row of table {self._table.name} "
-                f"({row_label(found[0])}): leave some out"
+                f"({row_label(matching[0])}): leave some out"
             )
-        self._used |= {id(row) for row in found}
-        return found[0] if found else None
+        self._used |= {id(row) for row in matching}
+        return matching[0] if matching else None
 
     def _scores(self, run: Mapping[str, Any] | None) -> dict[str, dict[str, Any] | None]:
         return {column.key: self._score(run, column) for column in self._table.columns}
@@ -190,17 +190,17 @@ def _describe(column: Column, results: Sequence[Result]) -> dict[str, Any]:
         "tokens": column.tokens,
         "measured": None,
     }
-    one = next((r for r in results if r.benchmark.name == column.benchmark), None)
-    if one is not None:
-        samples, metric = one.score["samples"], _metric(column, one)
+    result = next((r for r in results if r.benchmark.name == column.benchmark), None)
+    if result is not None:
+        samples, metric = result.score["samples"], _metric(column, result)
         entry["measured"] = {
-            "title": one.benchmark.title,
+            "title": result.benchmark.title,
             "metric": metric,
-            "best": one.best if metric == one.benchmark.metric else None,
-            "prompts": one.score.get("prompts"),
+            "best": result.best if metric == result.benchmark.metric else None,
+            "prompts": result.score.get("prompts"),
             "answered": samples,
-            "questions": samples + one.score["missing"],
-            "limit": one.settings.get("limit"),
+            "questions": samples + result.score["missing"],
+            "limit": result.settings.get("limit"),
         }
     return entry
 

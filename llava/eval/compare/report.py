@@ -194,8 +194,8 @@ def provenance(table: Mapping[str, Any]) -> Iterator[str]:
     for method, settings in table["settings_of_all"].items():
         shown = ", ".join(f"{name} = {_value(value)}" for name, value in settings.items())
         yield f"- All {method} rows: {shown}."
-    made = "; ".join(f"{k} {' and '.join(v)}" for k, v in table["made_with"].items())
-    yield f"- Made with {made}."
+    origins = "; ".join(f"{k} {' and '.join(v)}" for k, v in table["made_with"].items())
+    yield f"- Made with {origins}."
 
 
 def start_logging() -> None:

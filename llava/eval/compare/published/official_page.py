@@ -45,7 +45,7 @@ EXTENDED = Table(
     derived=("ratio",),
     rows=(
         Row(
-            *("LLaVA-1.5-7B", "none", 576, None),
+            "LLaVA-1.5-7B", "none", 576, None,
             {
                 "gqa": 62.0, "sqa": 66.8, "textvqa": 58.2, "pope": 85.9, "mme": 1510.7,
                 "mmb": 64.3, "mmb_cn": 58.3,
@@ -55,7 +55,7 @@ EXTENDED = Table(
         ),
         *_rows(tuple(_METHODS), (128, 64)),
         Row(
-            *("no image", "no-image", 0, None),
+            "no image", "no-image", 0, None,
             {"gqa": 37.38, "sqa": 63.06, "textvqa": 41.43, "pope": 47.21, "mme": 719.1},
             {"textvqa": "b"},
             source=_FASTERVLM,
@@ -76,7 +76,10 @@ THIRTEEN_B = Table(
     derived=("ratio",),
     rows=(
         Row(
-            *("LLaVA-1.5-13B", "none", 576, None),
+            "LLaVA-1.5-13B",
+            "none",
+            576,
+            None,
             {"vqav2": 80.0, "gqa": 63.3, "textvqa": 61.3, "pope": 85.9, "mme": 1531.3},
             source=_LLAVA,
         ),
