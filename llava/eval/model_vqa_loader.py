@@ -14,6 +14,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from llava import flags, program
 from llava.pruning.arguments import add_pruning_arguments
@@ -41,8 +42,9 @@ from .run.sharding import launched, merge_chunks, run_launched
 def build_parser(
     program: str = "llava.eval.model_vqa_loader",
     questions: str = "a JSON-lines question file",
+    **defaults: Any,
 ) -> argparse.ArgumentParser:
-    """The command line of an answering `program`; defaults are those of `RunSettings`."""
+    """The command line of an answering `program`; `defaults` replace those of `RunSettings`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}",
         description=f"Answer {questions} with a LLaVA checkpoint, with or without pruning. Run "
@@ -60,7 +62,7 @@ def build_parser(
         help="answer nothing: merge ANSWERS/N_0.jsonl to N_<N-1>.jsonl into the answers file",
     )
 
-    add_settings(parser.add_argument_group("prompt and decoding"), DECODING)
+    add_settings(parser.add_argument_group("prompt and decoding"), DECODING, **defaults)
     add_settings(parser.add_argument_group("device and speed"), [*HARDWARE, *SPEED])
     add_settings(parser, ["visual_token_num"])
     add_pruning_arguments(parser)
@@ -110,13 +112,14 @@ def _answer(
     return run(settings, lambda: read_questions(args))
 
 
+def read_question_file(args: argparse.Namespace) -> QuestionFile:
+    """The questions of a parsed command line; raises as `QuestionFile`."""
+    return QuestionFile(args.question_file, args.num_chunks, args.chunk_idx)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    return answer(
-        build_parser(),
-        argv,
-        lambda args: QuestionFile(args.question_file, args.num_chunks, args.chunk_idx),
-    )
+    return answer(build_parser(), argv, read_question_file)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,9 @@ def recorded_pruner(answers_file: Path, values: Mapping[str, Any]) -> Pruner:
         ValueError: settings that this version does not have.
     """
     # A record has lists where settings have tuples.
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    settings: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+    }
     try:
         return build(**settings)
     except (ValueError, TypeError) as error:

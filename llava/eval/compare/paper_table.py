@@ -14,14 +14,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from .comparison import compare
-from .published import DERIVED, Column, Row, Table
+from .published import DERIVED, Column, PublishedRow, PublishedTable
 from .report import natural_order, row_label
 from .results import Result
 
 _COSTS = ("tokens_entering", "tokens_leaving")
 
 
-def fill(table: Table, results: Sequence[Result]) -> dict[str, Any]:
+def fill(table: PublishedTable, results: Sequence[Result]) -> dict[str, Any]:
     """The table as JSON, published and measured numbers apart.
 
     `columns` say what they count, published and measured; `rows` have, by the key of a column,
@@ -59,7 +59,7 @@ class _Measured:
     """The rows of a comparison, found by what the rows of the table ask for."""
 
     def __init__(
-        self, table: Table, results: Sequence[Result], rows: Sequence[Mapping[str, Any]]
+        self, table: PublishedTable, results: Sequence[Result], rows: Sequence[Mapping[str, Any]]
     ) -> None:
         self._table = table
         self._by_file = {str(result.answers_file): result for result in results}
@@ -67,7 +67,7 @@ class _Measured:
         self._used: set[int] = set()
         self._dense = self._scores(self._find("none", {}, None))
 
-    def paper_row(self, row: Row) -> dict[str, Any]:
+    def paper_row(self, row: PublishedRow) -> dict[str, Any]:
         cells, runs = {}, []
         for column in self._table.columns:
             run = self._find(row.method, row.settings, row.budget(column))
@@ -182,7 +182,7 @@ def _metric(column: Column, result: Result) -> str:
 
 def _describe(column: Column, results: Sequence[Result]) -> dict[str, Any]:
     """What a column counts; what was asked, if any run has it."""
-    entry = {
+    entry: dict[str, Any] = {
         "key": column.key,
         "heading": column.heading,
         "benchmark": column.benchmark,

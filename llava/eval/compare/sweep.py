@@ -70,7 +70,7 @@ class Task:
     """One run on one benchmark, and how many of its questions had no answer at the start."""
 
     benchmark: Benchmark
-    run: PlannedRun
+    planned: PlannedRun
     settings: RunSettings
     questions: QuestionSource
     left: int
@@ -243,17 +243,11 @@ def _answer(tasks: Sequence[Task], model: ModelOnce) -> tuple[int, list[str]]:
     holes: list[str] = []
     for task in tasks:
         progress.begin(task)
-        summaries: list[dict[str, Any]] = []
-        code = run(
-            task.settings,
-            lambda task=task: task.questions,
-            load=model,
-            report=summaries.append,
-        )
-        progress.end(summaries)
+        code, summaries = _perform(task, model)
+        progress.end(task, summaries)
         first_failure = first_failure or code
         for summary in summaries:
-            name = f"{task.benchmark.name}, {task.run.name}"
+            name = f"{task.benchmark.name}, {task.planned.name}"
             if summary.get("refusal"):
                 refused.append(f"Refused: {name}: {summary['refusal']}.")
             elif code == EXIT_SOME_FAILED:
@@ -273,6 +267,13 @@ def _answer(tasks: Sequence[Task], model: ModelOnce) -> tuple[int, list[str]]:
     return first_failure, [*holes, *refused]
 
 
+def _perform(task: Task, model: ModelOnce) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status of a run and its summary, none if it could not begin."""
+    summaries: list[dict[str, Any]] = []
+    code = run(task.settings, lambda: task.questions, load=model, report=summaries.append)
+    return code, summaries
+
+
 class _Progress:
     """Says on stderr which run of how many this is, and about how long the rest takes."""
 
@@ -282,17 +283,16 @@ class _Progress:
         self._left = sum(task.left for task in tasks)
         self._answered = 0
         self._seconds = 0.0
-        self._task: Task | None = None
         self._since = 0.0
 
     def begin(self, task: Task) -> None:
         self._number += 1
-        self._task, self._since = task, perf_counter()
+        self._since = perf_counter()
         about = f", about {_duration(self._estimate())} left" if self._answered else ""
-        _say(f"[{self._number}/{self._count}] {task.benchmark.name}: {task.run.name}{about}")
+        _say(f"[{self._number}/{self._count}] {task.benchmark.name}: {task.planned.name}{about}")
 
-    def end(self, summaries: Sequence[Mapping[str, Any]]) -> None:
-        self._left -= self._task.left
+    def end(self, task: Task, summaries: Sequence[Mapping[str, Any]]) -> None:
+        self._left -= task.left
         for summary in summaries:
             if new := summary["counts"]["answered"] - summary["counts"]["resumed"]:
                 self._answered += new

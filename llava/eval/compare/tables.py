@@ -38,7 +38,7 @@ from ..run.runner import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT
 from . import sweep
 from .paper_table import fill
 from .paper_table_text import markdown, notes, write_csv
-from .published import TABLES, Table
+from .published import TABLES, PublishedTable
 from .report import add_output_arguments, collect, start_logging
 from .runs import PlannedRun, parse_runs
 
@@ -46,7 +46,7 @@ FLOOR = ("no-image", "random", "uniform-grid")
 _SEEDS = (0, 1, 2)
 
 
-def build_parser(tables: Mapping[str, Table]) -> argparse.ArgumentParser:
+def build_parser(tables: Mapping[str, PublishedTable]) -> argparse.ArgumentParser:
     """The command line; what it does not know is the sweep's."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.compare.tables",
@@ -84,7 +84,7 @@ def build_parser(tables: Mapping[str, Table]) -> argparse.ArgumentParser:
 def main(
     argv: Sequence[str] | None = None,
     benchmarks: Mapping[str, Benchmark] = BENCHMARKS,
-    tables: Mapping[str, Table] = TABLES,
+    tables: Mapping[str, PublishedTable] = TABLES,
 ) -> int:
     """Run the command line and return its exit status."""
     start_logging()
@@ -109,7 +109,7 @@ def _main(
     args: argparse.Namespace,
     rest: Sequence[str],
     benchmarks: Mapping[str, Benchmark],
-    table: Table,
+    table: PublishedTable,
 ) -> int:
     code = 0
     try:
@@ -133,7 +133,7 @@ def _main(
     return code
 
 
-def planned(table: Table, methods: Sequence[str] | None = None) -> list[str]:
+def planned(table: PublishedTable, methods: Sequence[str] | None = None) -> list[str]:
     """The runs of a table, as `llava.eval.compare.runs` reads them, each once.
 
     `methods` are names, of the table's rows or not; None are all of the table and the floor. The
@@ -154,7 +154,7 @@ def planned(table: Table, methods: Sequence[str] | None = None) -> list[str]:
     return list(dict.fromkeys(runs))
 
 
-def _beside(table: Table, method: str) -> list[str]:
+def _beside(table: PublishedTable, method: str) -> list[str]:
     """The runs of a method that has no rows in the table, at the table's budgets."""
     if method not in METHODS:
         raise ValueError(
@@ -169,7 +169,7 @@ def _beside(table: Table, method: str) -> list[str]:
 
 
 def _run(
-    table: Table,
+    table: PublishedTable,
     args: argparse.Namespace,
     rest: Sequence[str],
     benchmarks: Mapping[str, Benchmark],
@@ -195,7 +195,7 @@ def _possible(specs: Sequence[str]) -> Iterator[PlannedRun]:
 
 
 def _chosen(
-    table: Table, args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]
+    table: PublishedTable, args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]
 ) -> list[str]:
     """The benchmarks to run.
 
@@ -219,7 +219,7 @@ def _chosen(
     return there
 
 
-def _folders(out: Path, table: Table) -> list[Path]:
+def _folders(out: Path, table: PublishedTable) -> list[Path]:
     """The folders of RUNS with runs on the table's benchmarks: only these are scored."""
     folders = [out / name for name in table.benchmarks if any((out / name).rglob(f"*{RECORD}"))]
     if not folders:

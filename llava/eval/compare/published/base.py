@@ -35,7 +35,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """A method at a budget.
 
     `method` and `settings` are the run that measures the row here: a method of `llava.pruning`
@@ -68,7 +68,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class PublishedTable:
     """A published table. `source` is that of every number whose row names none of its own.
 
     Raises:
@@ -80,7 +80,7 @@ class Table:
     model: str
     source: str
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    rows: Sequence[PublishedRow]
     derived: Sequence[str] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
 

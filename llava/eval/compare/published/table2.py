@@ -6,7 +6,7 @@ Footnotes a and b compare with the table of Theia-4869/FasterVLM (f5d5f12), digi
 
 from __future__ import annotations
 
-from .base import Counted, Row, Table
+from .base import Counted, PublishedRow, PublishedTable
 from .columns import GQA, MME_PERCEPTION, POPE, TEXTVQA, VQAV2
 
 _COLUMNS = (VQAV2, GQA, TEXTVQA, POPE, MME_PERCEPTION)
@@ -21,35 +21,37 @@ def _row(
     counted: Counted | None,
     *values: float,
     **marks: str,
-) -> Row:
-    return Row(label, method, tokens, counted, dict(zip(_KEYS, values, strict=True)), marks)
+) -> PublishedRow:
+    return PublishedRow(
+        label, method, tokens, counted, dict(zip(_KEYS, values, strict=True)), marks
+    )
 
 
-def _fastv(tokens: int, *values: float) -> Row:
+def _fastv(tokens: int, *values: float) -> PublishedRow:
     return _row("FastV", "fastv", tokens, "kept", *values, row="a")
 
 
-def _sparsevlm(tokens: int, *values: float, **marks: str) -> Row:
+def _sparsevlm(tokens: int, *values: float, **marks: str) -> PublishedRow:
     return _row("SparseVLM", "sparsevlm", tokens, "leaving", *values, **marks)
 
 
-def _visionzip(tokens: int, *values: float) -> Row:
+def _visionzip(tokens: int, *values: float) -> PublishedRow:
     return _row("VisionZip", "visionzip", tokens, "entering", *values)
 
 
-def _fastervlm(tokens: int, *values: float) -> Row:
+def _fastervlm(tokens: int, *values: float) -> PublishedRow:
     return _row("FasterVLM", "fastervlm", tokens, "entering", *values, row="b")
 
 
-def _ours(tokens: int, *values: float, **marks: str) -> Row:
+def _ours(tokens: int, *values: float, **marks: str) -> PublishedRow:
     return _row("AutoPrune", "autoprune", tokens, "leaving", *values, row="c", **marks)
 
 
-def _dense(*values: float, **marks: str) -> Row:
+def _dense(*values: float, **marks: str) -> PublishedRow:
     return _row("LLaVA-NeXT-7B", "none", 2880, None, *values, **marks)
 
 
-TABLE = Table(
+TABLE = PublishedTable(
     name="2",
     title="Table 2: training-free pruning of LLaVA-NeXT-7B",
     model="llava-v1.6-vicuna-7b",
