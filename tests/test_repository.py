@@ -225,7 +225,8 @@ def test_the_commands_of_the_documents_exist() -> None:
             path = ROOT / module.replace(".", "/")
             assert any(p.is_file() for p in (path.with_suffix(".py"), path / "__main__.py")), module
         commands = set(re.findall(r"^autoprune (\w+)|`autoprune (\w+) ", text, re.MULTILINE))
-        assert commands and {first or second for first, second in commands} <= SUB_COMMANDS.keys()
+        assert commands or document.startswith("docs/")
+        assert {first or second for first, second in commands} <= SUB_COMMANDS.keys()
         for script in set(re.findall(r"bash (scripts/[\w/.]+\.sh)", text)):
             assert (ROOT / script).is_file(), (document, script)
         for picture in re.findall(r"!\[[^\]]*\]\(([^)#]+)\)", text):

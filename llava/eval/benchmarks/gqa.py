@@ -18,6 +18,7 @@ from typing import Any
 from llava.common import json_files
 
 from ..run.questions import QuestionFile
+from ..run.watched import read_once, the_path
 from .base import Benchmark, existing, existing_annotations, require_complete
 from .scoring import percentage, percentages_by_group, texts_by_id, write_array
 
@@ -62,6 +63,7 @@ def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> Que
     return QuestionFile(path, num_chunks, chunk_idx)
 
 
+@read_once(the_path)
 def load_annotations(path: Path) -> dict[str, Annotation]:
     """The balanced questions by id; unbalanced ones do not count and are left out.
 

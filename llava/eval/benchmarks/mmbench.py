@@ -32,6 +32,7 @@ from .mmbench_rows import (
     LETTERS,
     ROTATION,
     Row,
+    load_rows,
     open_table,
     read_questions,
     read_rows,
@@ -97,7 +98,7 @@ def score(
             without an answer.
     """
     path = folder / file
-    rows = read_rows(open_table(path))
+    _, rows = load_rows(path)
     groups = _group(rows, path)
     found = _join(rows, answers, path)
     missing = [row.index for row in rows if row.index not in found]

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..run.questions import Question, QuestionFile
+from ..run.watched import read_once
 from .base import Benchmark, existing, require_complete, require_fields
 
 NAME = "mme"
@@ -108,6 +109,7 @@ def load_answers(release: Path) -> dict[Key, bool]:
     return answers
 
 
+@read_once(lambda questions, release: (questions, *release.rglob("*.txt")))
 def load_truth(question_file: Path, release: Path) -> Truth:
     """Join the questions with their true answers.
 

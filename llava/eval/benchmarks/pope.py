@@ -22,6 +22,7 @@ from typing import Any
 from llava.common import json_files
 
 from ..run.questions import Question, QuestionFile, parse_question
+from ..run.watched import read_once
 from .base import Benchmark, existing, require_complete, require_fields
 
 NAME = "pope"
@@ -93,6 +94,7 @@ def load_labels(path: Path) -> dict[Key, bool]:
     return labels
 
 
+@read_once(lambda questions, labels: (questions, *labels.glob("*.json")))
 def load_truth(question_file: Path, label_folder: Path) -> Truth:
     """Join the questions with the labels of their category.
 

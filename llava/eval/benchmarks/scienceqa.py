@@ -27,11 +27,13 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 
 from ..run.question_list import QuestionList, file_digest
 from ..run.questions import Question
+from ..run.watched import read_once, the_path
 from .base import Benchmark, existing, require_complete, require_fields
 from .scoring import percentage, percentages_by_group, texts_by_id
 
 NAME = "scienceqa"
 QUESTION_FILE = "llava_test_CQM-A.json"
+_FILES = ("pid_splits.json", "problems.json", QUESTION_FILE)
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
 FAILED = "FAILED"
@@ -95,6 +97,7 @@ def read_questions(
     return QuestionList(path, file_digest(path, instruction), questions, num_chunks, chunk_idx)
 
 
+@read_once(lambda folder, split="test": (folder / name for name in _FILES))
 def load_problems(folder: Path, split: str = "test") -> dict[str, Problem]:
     """The problems of a split, by id, in the order of `pid_splits.json`.
 
@@ -103,7 +106,7 @@ def load_problems(folder: Path, split: str = "test") -> dict[str, Problem]:
         ValueError: they are not ScienceQA's, have no such split, or contradict LLaVA's question
             file where that is in the folder too.
     """
-    splits, problems = (_read_json(folder / name) for name in ("pid_splits.json", "problems.json"))
+    splits, problems = (_read_json(folder / name) for name in _FILES[:2])
     ids = splits.get(split)
     if not isinstance(ids, list) or not all(isinstance(problem_id, str) for problem_id in ids):
         raise ValueError(
@@ -222,6 +225,7 @@ def _read_json(path: Path, expected: json_files.Types = dict) -> Any:
     return json_files.read(existing(path, f"it comes from {source}."), expected)
 
 
+@read_once(the_path)
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
     """The array's entries by id."""
     result: dict[str, dict[str, Any]] = {}

@@ -23,6 +23,7 @@ from typing import Any
 from llava.common import json_files
 
 from ..run.questions import QuestionFile
+from ..run.watched import read_once, the_path
 from .answer_normaliser import REFERENCES, normalise, soft_accuracies
 from .base import Benchmark, existing, existing_annotations, require_complete, require_fields
 
@@ -85,6 +86,7 @@ def read_prompt(prompt: str) -> Prompt:
     )
 
 
+@read_once(the_path)
 def load_annotations(path: Path) -> dict[Key, list[str]]:
     """The ten reference answers of each (image id, lower-cased question).
 

@@ -21,6 +21,7 @@ from typing import Any
 from llava.common import json_files
 
 from ..run.questions import Question, QuestionFile
+from ..run.watched import read_once
 from .answer_normaliser import normalise, soft_accuracies
 from .base import (
     Benchmark,
@@ -98,6 +99,7 @@ def load_annotations(path: Path) -> dict[str, Annotation]:
     return annotations
 
 
+@read_once(lambda questions, annotations: (questions, annotations))
 def load_truth(question_file: Path, annotation_file: Path) -> Truth:
     """Join the questions with the annotations of their images.
 

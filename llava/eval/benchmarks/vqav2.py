@@ -27,6 +27,7 @@ from typing import Any
 from llava.common import json_files
 
 from ..run.questions import QuestionFile, parse_question
+from ..run.watched import read_once, the_path
 from .answer_normaliser import normalise, normalise_official
 from .base import (
     Benchmark,
@@ -65,6 +66,7 @@ def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> Que
     return QuestionFile(path, num_chunks, chunk_idx)
 
 
+@read_once(the_path)
 def load_annotations(path: Path) -> dict[str, Annotation]:
     """The annotations by question id.
 
