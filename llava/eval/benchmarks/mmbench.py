@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..run.question_list import TableQuestions
-from .base import Benchmark, require_complete, require_fields
+from .base import Benchmark, File, Split, register, require_complete, require_fields
 from .mmbench_rows import (
     INSTRUCTIONS,
     LETTERS,
@@ -157,25 +157,31 @@ def write_submission(path: Path, tsv: Path, answers: Iterable[dict[str, Any]]) -
     return len(rows)
 
 
-def _benchmark(name: str, title: str, file: str, lang: str) -> Benchmark:
+def _benchmark(name: str, title: str, file: str, lang: str, *flags: str) -> Benchmark:
     def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> TableQuestions:
         return read_questions(folder / file, num_chunks, chunk_idx, instruction=INSTRUCTIONS[lang])
 
+    source = "with images and annotations from open-compass/MMBench on GitHub"
     return Benchmark(
         name=name,
         title=title,
         folder=name,
-        images=".",  # they are in the TSV file
+        splits=(Split(File(file, source, "questions"), scored_as=name),),
         metric="circular",
         load_questions=load_questions,
         score=partial(score, file=file, name=name),
         max_new_tokens=1024,
         group=lambda question: question.question_id % ROTATION,
+        program="llava.eval.model_vqa_mmbench",
+        flags=("--single-pred-prompt", *flags),
+        script=f"{name}.sh",
     )
 
 
-MMBENCH = _benchmark("mmbench", "MMBench", "mmbench_dev_20230712.tsv", "en")
-MMBENCH_CN = _benchmark("mmbench_cn", "MMBench-CN", "mmbench_dev_cn_20231003.tsv", "cn")
+MMBENCH = register(_benchmark("mmbench", "MMBench", "mmbench_dev_20230712.tsv", "en"))
+MMBENCH_CN = register(
+    _benchmark("mmbench_cn", "MMBench-CN", "mmbench_dev_cn_20231003.tsv", "cn", "--lang", "cn")
+)
 
 
 def _group(rows: list[Row], path: Path) -> list[list[Row]]:

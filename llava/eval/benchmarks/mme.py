@@ -20,7 +20,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..run.questions import Question, QuestionFile
-from .base import Benchmark, existing, require_complete, require_fields
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    existing,
+    question_lines,
+    question_list,
+    register,
+    require_complete,
+    require_fields,
+)
 
 NAME = "mme"
 PERCEPTION = (
@@ -39,10 +49,10 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 TASKS = PERCEPTION + COGNITION
 POINTS = 200.0  # that a task is worth
 
-_QUESTIONS = "llava_mme.jsonl"
-_EVAL_ZIP = "it is in MME/ of LLaVA's eval.zip."
+_QUESTIONS = question_list("MME", "llava_mme.jsonl")
 _RELEASE = "MME_Benchmark_release_version"
-_SOURCE = "The authors of MME (BradyFU/Awesome-Multimodal-Large-Language-Models) hand it out"
+_AUTHORS = "authors of MME (BradyFU/Awesome-Multimodal-Large-Language-Models)"
+_SOURCE = f"The {_AUTHORS} hand it out"
 _INSTRUCTIONS = ("Answer the question using a single word or phrase.", "Please answer yes or no.")
 
 Picture = tuple[str, str]  # task, file name without its ending
@@ -120,7 +130,7 @@ def load_truth(question_file: Path, release: Path) -> Truth:
     released = {task for (task, _), _ in answers}
     asked: dict[Key, Asked] = {}
     pictures: defaultdict[Picture, list[Question]] = defaultdict(list)
-    for question in QuestionFile(existing(question_file, _EVAL_ZIP)):
+    for question in QuestionFile(existing(question_file, f"it is in {_QUESTIONS.source}.")):
         picture = _picture(question, question_file)
         key = (picture, _strip(question.text))
         if picture[0] not in released:
@@ -205,16 +215,11 @@ def score_answers(
     }
 
 
-def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
-    """The questions in `folder`; see `QuestionFile`."""
-    return QuestionFile(existing(folder / _QUESTIONS, _EVAL_ZIP), num_chunks, chunk_idx)
-
-
 def score(
     folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Score answers against the files in `folder`; see `load_truth` and `score_answers`."""
-    truth = load_truth(folder / _QUESTIONS, folder / _RELEASE)
+    truth = load_truth(folder / _QUESTIONS.path, folder / _RELEASE)
     return score_answers(truth, answers, allow_missing=allow_missing)
 
 
@@ -273,14 +278,23 @@ def _add(values: Iterable[float | None]) -> float | None:
     return None if None in known or not known else sum(known)
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="MME",
-    folder="MME",
-    images=_RELEASE,
-    metric="total",
-    best=POINTS * len(TASKS),
-    load_questions=load_questions,
-    score=score,
-    group=lambda question: question.image,
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="MME",
+        folder="MME",
+        splits=(
+            Split(
+                _QUESTIONS,
+                File(_RELEASE, f"with the annotations from the {_AUTHORS}", "images"),
+                scored_as=NAME,
+            ),
+        ),
+        metric="total",
+        best=POINTS * len(TASKS),
+        load_questions=question_lines(_QUESTIONS),
+        score=score,
+        group=lambda question: question.image,
+        script="mme.sh",
+    )
 )

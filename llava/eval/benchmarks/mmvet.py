@@ -22,7 +22,16 @@ from typing import Any, NoReturn
 from llava import json_files
 
 from ..run.questions import QuestionFile
-from .base import Benchmark, existing, require_complete
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    Submission,
+    existing,
+    question_list,
+    register,
+    require_complete,
+)
 from .scoring import percentages_by_group, texts_by_id
 
 NAME = "mmvet"
@@ -150,6 +159,13 @@ def score_grades(
     }
 
 
+def submit(
+    target: Path, folder: Path, question_file: Path, answers: Iterable[dict[str, Any]]
+) -> dict[str, int]:
+    """`write_submission`, counted."""
+    return {"answers": write_submission(target, answers, question_file)}
+
+
 def score(
     folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> NoReturn:
@@ -172,14 +188,23 @@ def _questions(path: Path) -> Path:
     return existing(path, "llava-mm-vet.jsonl is in mm-vet/ of LLaVA's eval.zip.", "Question file ")
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="MM-Vet",
-    folder="mm-vet",
-    images="images",
-    metric="total",
-    load_questions=load_questions,
-    score=score,
-    max_new_tokens=1024,
-    scored_here=False,
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="MM-Vet",
+        folder="mm-vet",
+        splits=(
+            Split(
+                question_list("mm-vet", QUESTIONS),
+                File("images", "mm-vet.zip in the releases of yuweihao/MM-Vet on GitHub", "images"),
+                submission=Submission(submit, "MM-Vet's GPT-4 grader", GRADING),
+            ),
+        ),
+        metric="total",
+        load_questions=load_questions,
+        score=score,
+        max_new_tokens=1024,
+        program="llava.eval.model_vqa",
+        script="mmvet.sh",
+    )
 )

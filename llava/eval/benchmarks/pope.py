@@ -22,14 +22,23 @@ from typing import Any
 from llava import json_files
 
 from ..run.questions import Question, QuestionFile, parse_question
-from .base import Benchmark, existing, require_complete, require_fields
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    existing,
+    question_lines,
+    question_list,
+    register,
+    require_complete,
+    require_fields,
+)
 
 NAME = "pope"
 CATEGORIES = ("random", "popular", "adversarial")
 
-_QUESTIONS = "llava_pope_test.jsonl"
+_QUESTIONS = question_list("pope", "llava_pope_test.jsonl")
 _LABELS = "coco"
-_EVAL_ZIP = "it is in pope/ of LLaVA's eval.zip."
 _SOURCE = (
     "LLaVA's questions belong to the label files of AoiDragon/POPE at commit e3e3926 (output/coco)"
 )
@@ -105,7 +114,7 @@ def load_truth(question_file: Path, label_folder: Path) -> Truth:
     asked: list[Asked] = []
     unasked: dict[str, int] = {}
     for category in CATEGORIES:
-        path = label_folder / f"coco_pope_{category}.json"
+        path = label_folder / _label_file(category)
         labels = load_labels(path)
         keys = [_key(question) for question in questions[category]]
         if strange := [key for key in keys if key not in labels]:
@@ -188,16 +197,11 @@ def rates(*, tp: int, fp: int, tn: int, fn: int) -> dict[str, float | None]:
     }
 
 
-def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
-    """The questions in `folder`; see `QuestionFile`."""
-    return QuestionFile(existing(folder / _QUESTIONS, _EVAL_ZIP), num_chunks, chunk_idx)
-
-
 def score(
     folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Score answers against the files in `folder`; see `load_truth` and `score_answers`."""
-    truth = load_truth(folder / _QUESTIONS, folder / _LABELS)
+    truth = load_truth(folder / _QUESTIONS.path, folder / _LABELS)
     return score_answers(truth, answers, allow_missing=allow_missing)
 
 
@@ -238,8 +242,12 @@ class _Finder:
         return found[0]
 
 
+def _label_file(category: str) -> str:
+    return f"coco_pope_{category}.json"
+
+
 def _by_category(path: Path) -> dict[str, list[Question]]:
-    QuestionFile(existing(path, _EVAL_ZIP))  # checks every line
+    QuestionFile(existing(path, f"it is in {_QUESTIONS.source}."))  # checks every line
     questions: dict[str, list[Question]] = {category: [] for category in CATEGORIES}
     for index, line in enumerate(path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")):
         if not line.strip():
@@ -280,12 +288,28 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="POPE",
-    folder="pope",
-    images="val2014",
-    metric="f1",
-    load_questions=load_questions,
-    score=score,
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="POPE",
+        folder="pope",
+        splits=(
+            Split(
+                _QUESTIONS,
+                File("val2014", "val2014.zip from cocodataset.org", "images"),
+                tuple(
+                    File(
+                        f"{_LABELS}/{_label_file(category)}",
+                        "output/coco of AoiDragon/POPE on GitHub, at commit e3e3926",
+                    )
+                    for category in CATEGORIES
+                ),
+                scored_as=NAME,
+            ),
+        ),
+        metric="f1",
+        load_questions=question_lines(_QUESTIONS),
+        score=score,
+        script="pope.sh",
+    )
 )

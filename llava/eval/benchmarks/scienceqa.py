@@ -27,7 +27,16 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 
 from ..run.question_list import QuestionList, file_digest
 from ..run.questions import Question
-from .base import Benchmark, existing, require_complete, require_fields
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    existing,
+    question_list,
+    register,
+    require_complete,
+    require_fields,
+)
 from .scoring import percentage, percentages_by_group, texts_by_id
 
 NAME = "scienceqa"
@@ -205,15 +214,28 @@ def score(
     return summarise(grade(problems, answers, allow_missing=allow_missing), len(problems))
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="ScienceQA",
-    folder="scienceqa",
-    images="images/test",
-    metric="img_accuracy",
-    load_questions=load_questions,
-    score=score,
-    max_new_tokens=1024,
+_DATA_SET = "data/scienceqa of lupantech/ScienceQA on GitHub"
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="ScienceQA",
+        folder="scienceqa",
+        splits=(
+            Split(
+                question_list("scienceqa", QUESTION_FILE),
+                File("images/test", "test.zip of ScienceQA, unpacked in images/", "images"),
+                (File("problems.json", _DATA_SET), File("pid_splits.json", _DATA_SET)),
+                scored_as=NAME,
+            ),
+        ),
+        metric="img_accuracy",
+        load_questions=load_questions,
+        score=score,
+        max_new_tokens=1024,
+        program="llava.eval.model_vqa_science",
+        flags=("--single-pred-prompt",),
+        script="sqa.sh",
+    )
 )
 
 

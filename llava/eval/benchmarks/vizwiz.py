@@ -24,9 +24,14 @@ from ..run.questions import Question, QuestionFile
 from .answer_normaliser import normalise, soft_accuracies
 from .base import (
     Benchmark,
+    File,
+    Split,
+    Submission,
     existing,
     existing_annotations,
+    question_list,
     read_references,
+    register,
     require_complete,
     require_fields,
 )
@@ -173,6 +178,13 @@ def write_submission(path: Path, question_file: Path, answers: Iterable[dict[str
     )
 
 
+def submit(
+    target: Path, folder: Path, question_file: Path, answers: Iterable[dict[str, Any]]
+) -> dict[str, int]:
+    """`write_submission`, counted."""
+    return {"answers": write_submission(target, question_file, answers)}
+
+
 def score(
     folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
@@ -241,12 +253,45 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="VizWiz (val)",
-    folder="vizwiz",
-    images="val",
-    metric="accuracy",
-    load_questions=load_questions,
-    score=score,
+_VAL = Split(
+    File(
+        QUESTIONS,
+        "made from val.json",
+        "questions",
+        "python scripts/write_val_questions.py --benchmark vizwiz --dir {folder}",
+    ),
+    File("val", "val.zip of VizWiz-VQA from vizwiz.org", "images"),
+    (File(ANNOTATIONS, "Annotations.zip of VizWiz-VQA from vizwiz.org"),),
+    scored_as=NAME,
+    names="(^|_)val",
+    decided_by=ANNOTATIONS,
+    apart=True,
+)
+_TEST = Split(
+    question_list(
+        "vizwiz",
+        "llava_test.jsonl",
+        "To be scored here, not by the server, the val split needs\n"
+        f"{ANNOTATIONS} of VizWiz-VQA from vizwiz.org in this folder",
+    ),
+    File("test", "test.zip of VizWiz-VQA from vizwiz.org", "images"),
+    submission=Submission(
+        submit,
+        "the VizWiz server",
+        "The test split is scored by the VizWiz server on eval.ai (challenge 1911); it takes "
+        "{file}",
+    ),
+    apart=True,
+)
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="VizWiz (val)",
+        folder="vizwiz",
+        splits=(_VAL, _TEST),
+        metric="accuracy",
+        load_questions=load_questions,
+        score=score,
+        script="vizwiz.sh",
+    )
 )

@@ -30,15 +30,21 @@ from ..run.questions import QuestionFile, parse_question
 from .answer_normaliser import normalise, normalise_official
 from .base import (
     Benchmark,
+    File,
+    Split,
+    Submission,
     existing,
     existing_annotations,
+    question_list,
     read_references,
+    register,
     require_complete,
 )
 from .scoring import percentage, percentages_by_group, texts_by_id, write_array
 
 QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,13 @@ def score(
     )
 
 
+def submit(
+    target: Path, folder: Path, question_file: Path, answers: Iterable[dict[str, Any]]
+) -> dict[str, int]:
+    """`write_submission` of answers to test-dev, with the questions of test in the folder."""
+    return write_submission(target, answers, folder / TEST_FILE, asked_file=question_file)
+
+
 def _read(entry: Any, where: str) -> tuple[str, Annotation]:
     """An annotation, behind the id of its question."""
     types = {"answer_type": str, "question_type": str}
@@ -208,12 +221,45 @@ def _strip(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-BENCHMARK = Benchmark(
-    name="vqav2",
-    title="VQAv2 (val2014)",
-    folder="vqav2",
-    images="val2014",
-    metric="accuracy",
-    load_questions=load_questions,
-    score=score,
+_VAL = Split(
+    File(
+        QUESTIONS,
+        "v2_OpenEnded_mscoco_val2014_questions.json from visualqa.org, of which they are made",
+        "questions",
+        "python scripts/write_val_questions.py --benchmark vqav2 --dir {folder}",
+    ),
+    File("val2014", "val2014.zip from cocodataset.org", "images"),
+    (File(ANNOTATIONS, "visualqa.org"),),
+    scored_as="vqav2",
+    names="(^|_)val",
+    decided_by=ANNOTATIONS,
+    apart=True,
+)
+_TEST_DEV = Split(
+    question_list(
+        "vqav2",
+        "llava_vqav2_mscoco_test-dev2015.jsonl",
+        "To be scored here, not by the server, val2014 needs\n"
+        f"{ANNOTATIONS} from visualqa.org in this folder",
+    ),
+    File("test2015", "test2015.zip from cocodataset.org", "images"),
+    (File(TEST_FILE, "vqav2/ of LLaVA's eval.zip", "all questions of the server"),),
+    submission=Submission(
+        submit,
+        "the VQA server",
+        "test-dev is scored by the VQA server on eval.ai (challenge 830); it takes {file}",
+    ),
+    apart=True,
+)
+BENCHMARK = register(
+    Benchmark(
+        name="vqav2",
+        title="VQAv2 (val2014)",
+        folder="vqav2",
+        splits=(_VAL, _TEST_DEV),
+        metric="accuracy",
+        load_questions=load_questions,
+        score=score,
+        script="vqav2.sh",
+    )
 )
