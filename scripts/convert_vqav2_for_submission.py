@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.dst,
                 answers,
                 args.test_file,
-                asked_file=args.question_file,
+                question_file=args.question_file,
                 allow_missing=args.allow_missing,
             )
     except (ValueError, OSError) as error:

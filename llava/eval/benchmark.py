@@ -92,8 +92,14 @@ class Job:
         upload = self.answers.with_name(self.answers.name.removesuffix(".jsonl") + ".upload.json")
         return [
             "llava.eval.score",
-            *("--benchmark", self.benchmark.name, "--data", str(self.data)),
-            *("--question-file", str(self.questions), "--submission", str(upload)),
+            "--benchmark",
+            self.benchmark.name,
+            "--data",
+            str(self.data),
+            "--question-file",
+            str(self.questions),
+            "--submission",
+            str(upload),
             str(self.answers),
         ]
 
@@ -205,16 +211,17 @@ def _job(args: argparse.Namespace, others: list[str]) -> Job:
     if "--answers-file" in given:
         given["--answers-file"] = str(_caller() / given["--answers-file"])
 
-    places = (args.model_path, os.environ.get("MODEL_PATH"))
-    model_path = next((_from_caller(place) for place in places if place), None)
-    model_path = model_path or str(Path.cwd() / "models" / args.checkpoint.rpartition("/")[2])
+    named = args.model_path or os.environ.get("MODEL_PATH") or ""
+    model_path = _from_caller(named) or str(
+        Path.cwd() / "models" / args.checkpoint.rpartition("/")[2]
+    )
     data = Path(
         _from_caller(args.data or os.environ.get("DATA") or "")
         or Path.cwd() / "playground/data/eval" / benchmark.folder
     )
-    asked = given.get("--question-file")
-    split = benchmark.split_of(data, Path(asked) if asked else None)
-    questions = Path(asked or data / split.questions.path)
+    question_file = given.get("--question-file")
+    split = benchmark.split_of(data, Path(question_file) if question_file else None)
+    questions = Path(question_file or data / split.questions.path)
     images = Path(given.get("--image-folder") or data / (split.images.path if split.images else ""))
     part = ""
     if given.get("--num-chunks", "1") != "1":
@@ -224,25 +231,21 @@ def _job(args: argparse.Namespace, others: list[str]) -> Job:
         folder /= questions.name.removesuffix(".jsonl")
     run = Path(model_path).name, given.get("--method", "autoprune"), f"n_{args.tokens}", part
     answers = Path(given.get("--answers-file") or f"{folder.joinpath(*filter(None, run))}.jsonl")
-    return Job(
-        benchmark,
-        split,
-        model_path,
-        data,
-        questions,
-        images,
-        answers,
-        [
-            *("--model-path", model_path, "--question-file", str(questions)),
-            *("--image-folder", str(images), "--answers-file", str(answers)),
-            *_protocol(benchmark, args.checkpoint),
-            *_budget(benchmark, args.tokens, others),
-            *benchmark.flags,
-            *others,
-            *(word for flag in given.items() for word in flag),
-        ],
-        part,
-    )
+    places = {
+        "--model-path": model_path,
+        "--question-file": str(questions),
+        "--image-folder": str(images),
+        "--answers-file": str(answers),
+    }
+    arguments = [
+        *(word for flag in places.items() for word in flag),
+        *_protocol(benchmark, args.checkpoint),
+        *_budget(benchmark, args.tokens, others),
+        *benchmark.flags,
+        *others,
+        *(word for flag in given.items() for word in flag),
+    ]
+    return Job(benchmark, split, model_path, data, questions, images, answers, arguments, part)
 
 
 def _protocol(benchmark: Benchmark, checkpoint: str) -> list[str]:

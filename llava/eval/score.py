@@ -74,8 +74,8 @@ def write_submission(
     if split.submission is None:
         raise ValueError(f"answers to {split.questions.path} are scored here: no --submission")
     with answers_in(answers_file) as answers:
-        asked = question_file or folder / split.questions.path
-        counts = split.submission.write(target, folder, asked, answers)
+        questions = question_file or folder / split.questions.path
+        counts = split.submission.write(target, folder, questions, answers)
     print(split.submission.note.format(file=target), file=sys.stderr)
     return {**counts, "file": str(target)}
 

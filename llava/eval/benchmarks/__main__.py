@@ -34,7 +34,7 @@ def table(benchmarks: Iterable[Benchmark]) -> str:
 
 
 def _row(benchmark: Benchmark, split: Split) -> str:
-    scored = "here" if split.scored_as else f"by {split.submission.scorer}"
+    scored = f"by {split.submission.scorer}" if split.submission else "here"
     script = f"`{benchmark.script}`" if benchmark.script else "–"
     cells = (
         script,

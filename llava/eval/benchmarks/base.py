@@ -217,13 +217,13 @@ def require_complete(
         )
 
 
-def existing(path: Path, source: str, what: str = "") -> Path:
+def existing(path: Path, source: str, kind: str = "") -> Path:
     """The file `path`; raises a FileNotFoundError that ends in its `source` if there is none.
 
-    `what` it is begins the message, with a space behind it.
+    `kind` begins the message, with a space behind it.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{what}{path} not found: {source}")
+        raise FileNotFoundError(f"{kind}{path} not found: {source}")
     return path
 
 

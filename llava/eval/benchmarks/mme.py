@@ -60,7 +60,7 @@ Key = tuple[Picture, str]  # picture, question without instruction
 
 
 @dataclass(frozen=True)
-class Asked:
+class MmeQuestion:
     """A question with its picture and the true answer."""
 
     question: Question
@@ -69,17 +69,17 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Truth:
+class MmeTruth:
     """The questions of the file `source`, and how many true answers none of them asks for."""
 
     source: Path
-    asked: Sequence[Asked]
+    entries: Sequence[MmeQuestion]
     unasked: int
 
     @property
     def tasks(self) -> list[str]:
         """The tasks that have questions, in MME's order."""
-        present = {entry.picture[0] for entry in self.asked}
+        present = {entry.picture[0] for entry in self.entries}
         return [task for task in TASKS if task in present]
 
 
@@ -118,7 +118,7 @@ def load_answers(release: Path) -> dict[Key, bool]:
     return answers
 
 
-def load_truth(question_file: Path, release: Path) -> Truth:
+def load_truth(question_file: Path, release: Path) -> MmeTruth:
     """Join the questions with their true answers.
 
     Raises:
@@ -128,7 +128,7 @@ def load_truth(question_file: Path, release: Path) -> Truth:
     """
     answers = load_answers(release)
     released = {task for (task, _), _ in answers}
-    asked: dict[Key, Asked] = {}
+    entries: dict[Key, MmeQuestion] = {}
     pictures: defaultdict[Picture, list[Question]] = defaultdict(list)
     for question in QuestionFile(existing(question_file, f"it is in {_QUESTIONS.source}.")):
         picture = _picture(question, question_file)
@@ -145,12 +145,12 @@ def load_truth(question_file: Path, release: Path) -> Truth:
                 f"{key[1]!r} in {picture[1]}.txt of the task {picture[0]}. Are both of the same "
                 f"version of MME?"
             )
-        if key in asked:
+        if key in entries:
             raise ValueError(
-                f"{question_file}: {asked[key].question} and {question} ask the same about the "
+                f"{question_file}: {entries[key].question} and {question} ask the same about the "
                 f"same picture. Remove one of them."
             )
-        asked[key] = Asked(question, picture, answers[key])
+        entries[key] = MmeQuestion(question, picture, answers[key])
         pictures[picture].append(question)
     for (task, name), questions in pictures.items():
         if len(questions) != 2:
@@ -158,11 +158,11 @@ def load_truth(question_file: Path, release: Path) -> Truth:
                 f"{question_file}: expected two questions about the picture {name} of the task "
                 f"{task}, got {len(questions)}: {', '.join(map(str, questions))}."
             )
-    return Truth(question_file, list(asked.values()), len(answers) - len(asked))
+    return MmeTruth(question_file, list(entries.values()), len(answers) - len(entries))
 
 
 def score_answers(
-    truth: Truth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
+    truth: MmeTruth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Points for answers in LLaVA's schema, which find their questions by `question_id` and prompt.
 
@@ -180,7 +180,7 @@ def score_answers(
     """
     by_prompt = {
         (str(entry.question.question_id), _strip(entry.question.text)): entry
-        for entry in truth.asked
+        for entry in truth.entries
     }
     said: dict[int, bool | None] = {}  # by line of the question file
     for answer in answers:
@@ -195,10 +195,10 @@ def score_answers(
         if entry.question.index in said:
             raise ValueError(f"two answers to {entry.question}. Remove one of them.")
         said[entry.question.index] = read_answer(answer["text"])
-    missing = [e.question for e in truth.asked if e.question.index not in said]
-    require_complete(missing, len(truth.asked), allow_missing=allow_missing)
+    missing = [e.question for e in truth.entries if e.question.index not in said]
+    require_complete(missing, len(truth.entries), allow_missing=allow_missing)
     tasks = {
-        task: _score_task([e for e in truth.asked if e.picture[0] == task], said)
+        task: _score_task([e for e in truth.entries if e.picture[0] == task], said)
         for task in truth.tasks
     }
     points = {task: entry["score"] for task, entry in tasks.items()}
@@ -223,8 +223,8 @@ def score(
     return score_answers(truth, answers, allow_missing=allow_missing)
 
 
-def _score_task(asked: Sequence[Asked], said: Mapping[int, bool | None]) -> dict[str, Any]:
-    answered = [entry for entry in asked if entry.question.index in said]
+def _score_task(entries: Sequence[MmeQuestion], said: Mapping[int, bool | None]) -> dict[str, Any]:
+    answered = [entry for entry in entries if entry.question.index in said]
     right: defaultdict[Picture, list[bool]] = defaultdict(list)
     for entry in answered:
         right[entry.picture].append(said[entry.question.index] is entry.yes)
@@ -233,7 +233,7 @@ def _score_task(asked: Sequence[Asked], said: Mapping[int, bool | None]) -> dict
     plus = _percent(sum(map(all, pairs)), len(pairs))
     return {
         "samples": len(answered),
-        "missing": len(asked) - len(answered),
+        "missing": len(entries) - len(answered),
         "other": sum(said[entry.question.index] is None for entry in answered),
         "accuracy": accuracy,
         "accuracy_plus": plus,

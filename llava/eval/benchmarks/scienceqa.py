@@ -143,8 +143,8 @@ def parse_answer(text: str) -> str:
         return text
     if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
         return text[0]
-    found = _SENTENCE.findall(text)
-    return found[0] if len(found) == 1 else FAILED
+    letters = _SENTENCE.findall(text)
+    return letters[0] if len(letters) == 1 else FAILED
 
 
 def grade(

@@ -82,8 +82,8 @@ def read_prompt(prompt: str) -> Prompt:
         ValueError: it has none of the three forms in which LLaVA asks TextVQA questions.
     """
     lines = prompt.split("\n")
-    if prompt.startswith(_M4C_PREFIX) and (found := _M4C_QUESTION.search(prompt)):
-        return Prompt(found[1].lower(), with_ocr=True)
+    if prompt.startswith(_M4C_PREFIX) and (match := _M4C_QUESTION.search(prompt)):
+        return Prompt(match[1].lower(), with_ocr=True)
     if _OCR_LINE in prompt and len(lines) == 3:
         hint, question = lines[:2] if prompt.startswith(_OCR_LINE) else lines[1::-1]
         return Prompt(question.lower(), with_ocr=True, empty=hint.strip() == _OCR_LINE.strip())

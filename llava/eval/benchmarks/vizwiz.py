@@ -58,11 +58,11 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class Truth:
+class VizWizTruth:
     """The questions of the file `source` by id, each with its annotation."""
 
     source: Path
-    asked: Mapping[str, tuple[Question, Annotation]]
+    entries: Mapping[str, tuple[Question, Annotation]]
 
 
 def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
@@ -103,7 +103,7 @@ def load_annotations(path: Path) -> dict[str, Annotation]:
     return annotations
 
 
-def load_truth(question_file: Path, annotation_file: Path) -> Truth:
+def load_truth(question_file: Path, annotation_file: Path) -> VizWizTruth:
     """Join the questions with the annotations of their images.
 
     Raises:
@@ -112,7 +112,7 @@ def load_truth(question_file: Path, annotation_file: Path) -> Truth:
             not the one that is annotated.
     """
     annotations = load_annotations(annotation_file)
-    asked: dict[str, tuple[Question, Annotation]] = {}
+    entries: dict[str, tuple[Question, Annotation]] = {}
     for question in _questions(question_file):
         annotation = annotations.get(str(question.image))
         if annotation is None or not _words(question.text).startswith(_words(annotation.question)):
@@ -121,12 +121,12 @@ def load_truth(question_file: Path, annotation_file: Path) -> Truth:
                 f"{question.text[:120]!r} about the image {question.image}. Are both files of the "
                 f"same split?"
             )
-        asked[str(question.question_id)] = question, annotation
-    return Truth(question_file, asked)
+        entries[str(question.question_id)] = question, annotation
+    return VizWizTruth(question_file, entries)
 
 
 def score_answers(
-    truth: Truth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
+    truth: VizWizTruth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Mean soft accuracy, in percent, of answers in LLaVA's schema.
 
@@ -139,17 +139,17 @@ def score_answers(
         ValueError: an answer to no question or to another one than its id says, two answers to one,
             or, unless `allow_missing`, questions without an answer; names them.
     """
-    asked = {key: question for key, (question, _) in truth.asked.items()}
-    texts = _join(asked, answers, truth.source, allow_missing=allow_missing)
+    questions = {key: question for key, (question, _) in truth.entries.items()}
+    texts = _join(questions, answers, truth.source, allow_missing=allow_missing)
     said = {key: normalise(text) for key, text in texts.items()}
-    gold = [truth.asked[key][1] for key in said]
+    gold = [truth.entries[key][1] for key in said]
     scores = [
         soft_accuracies(entry.references).get(text, 0.0) for entry, text in zip(gold, said.values())
     ]
     return {
         "benchmark": NAME,
         "samples": len(said),
-        "missing": len(asked) - len(said),
+        "missing": len(questions) - len(said),
         "accuracy": percentage(scores),
         "unanswerable": sum(text == UNANSWERABLE for text in said.values()),
         "by_answer_type": percentages_by_group(
@@ -167,13 +167,13 @@ def write_submission(path: Path, question_file: Path, answers: Iterable[dict[str
         OSError: a file cannot be read or written.
         ValueError: what `score_answers` raises; the server wants every question answered.
     """
-    asked = {str(question.question_id): question for question in _questions(question_file)}
-    texts = _join(asked, answers, question_file, allow_missing=False)
+    questions = {str(question.question_id): question for question in _questions(question_file)}
+    texts = _join(questions, answers, question_file, allow_missing=False)
     return write_array(
         path,
         (
             {"image": question.image, "answer": normalise(texts[key])}
-            for key, question in asked.items()
+            for key, question in questions.items()
         ),
     )
 
@@ -202,12 +202,12 @@ def _read(entry: Any, where: str) -> tuple[str, Annotation]:
 
 
 def _existing(path: Path) -> Path:
-    made = (
+    source = (
         "scripts/write_val_questions.py --benchmark vizwiz makes it from val.json"
         if path.name == QUESTIONS
         else "llava_test.jsonl is in vizwiz/ of LLaVA's eval.zip"
     )
-    return existing(path, f"{made}. {_SERVER}", "Question file ")
+    return existing(path, f"{source}. {_SERVER}", "Question file ")
 
 
 def _questions(path: Path) -> Sequence[Question]:
@@ -226,7 +226,7 @@ def _questions(path: Path) -> Sequence[Question]:
 
 
 def _join(
-    asked: Mapping[str, Question],
+    questions: Mapping[str, Question],
     answers: Iterable[dict[str, Any]],
     source: Path,
     *,
@@ -236,16 +236,16 @@ def _join(
 
     def check_prompt(key: str, answer: dict[str, Any]) -> None:
         require_fields(answer, "prompt")
-        question = asked[key]
+        question = questions[key]
         if _words(answer["prompt"]) != _words(question.text):
             raise ValueError(
                 f"the answer to {question} has the prompt {answer['prompt'][:120]!r}, but "
                 f"{source} asks {question.text[:120]!r}. Are they answers to the other split?"
             )
 
-    texts = texts_by_id(answers, asked, check_prompt)
-    missing = [key for key in asked if key not in texts]
-    require_complete(missing, len(asked), allow_missing=allow_missing)
+    texts = texts_by_id(answers, questions, check_prompt)
+    missing = [key for key in questions if key not in texts]
+    require_complete(missing, len(questions), allow_missing=allow_missing)
     return texts
 
 

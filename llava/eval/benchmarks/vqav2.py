@@ -146,13 +146,13 @@ def write_submission(
     answers: Iterable[dict[str, Any]],
     test_file: Path,
     *,
-    asked_file: Path | None = None,
+    question_file: Path | None = None,
     allow_missing: bool = False,
 ) -> dict[str, int]:
     """Write the file for the test server, [{"question_id", "answer"}].
 
     The server wants every question of `test_file` (LLaVA's llava_vqav2_mscoco_test2015.jsonl),
-    whichever split it scores; those without an answer get an empty one. `asked_file` is the
+    whichever split it scores; those without an answer get an empty one. `question_file` is the
     question file that was answered, say test-dev: none of its questions may then lack an answer.
 
     Returns:
@@ -161,16 +161,16 @@ def write_submission(
     Raises:
         OSError: a file cannot be read or written.
         ValueError: an answer to a question that is not in `test_file`, two answers to one, no
-            answer at all, or, unless `allow_missing`, questions of `asked_file` without an answer.
+            answer at all, or, unless `allow_missing`, a question of `question_file` without one.
     """
     ids = {str(question_id): question_id for question_id in _question_ids(test_file)}
     texts = texts_by_id(answers, ids)
     if not texts:
         raise ValueError("there are no answers to submit.")
-    if asked_file is not None:
-        asked = [str(question_id) for question_id in _question_ids(asked_file)]
-        missing = [key for key in asked if key not in texts]
-        require_complete(missing, len(asked), allow_missing=allow_missing)
+    if question_file is not None:
+        wanted = [str(question_id) for question_id in _question_ids(question_file)]
+        missing = [key for key in wanted if key not in texts]
+        require_complete(missing, len(wanted), allow_missing=allow_missing)
     count = write_array(
         path,
         (
@@ -194,7 +194,7 @@ def submit(
     target: Path, folder: Path, question_file: Path, answers: Iterable[dict[str, Any]]
 ) -> dict[str, int]:
     """`write_submission` of answers to test-dev, with the questions of test in the folder."""
-    return write_submission(target, answers, folder / TEST_FILE, asked_file=question_file)
+    return write_submission(target, answers, folder / TEST_FILE, question_file=question_file)
 
 
 def _read(entry: Any, where: str) -> tuple[str, Annotation]:

@@ -39,7 +39,7 @@ def launch(command: Sequence[str], count: int) -> int:
     handlers = {number: signal.getsignal(number) for number in ending_signals()}
     try:
         elastic_launch(config, sys.executable)(*command)
-    except SignalException:
+    except (SignalException, KeyboardInterrupt):  # the latter while it starts
         return EXIT_INTERRUPTED
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
