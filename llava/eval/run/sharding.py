@@ -97,7 +97,7 @@ def run_launched(
     if settings.num_chunks != 1:
         raise ValueError("a launcher of several processes splits the questions: no --num-chunks")
     share = shard_settings(settings, launch.size, launch.rank)
-    if share.device is None and torch.cuda.is_available():
+    if share.device in (None, "cuda") and torch.cuda.is_available():
         share = replace(share, device=f"cuda:{launch.local_rank % torch.cuda.device_count()}")
     chunk = argparse.Namespace(**vars(args))
     chunk.num_chunks, chunk.chunk_idx = launch.size, launch.rank
