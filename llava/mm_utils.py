@@ -127,11 +127,11 @@ def _anyres(
         getattr(model_cfg, "image_grid_pinpoints", None), tile, "config.json"
     )
     reading = getattr(model_cfg, "anyres_reading", "llava")
-    tensors = []
+    made = []
     for picture in pictures:
         canvas = select_best_resolution(picture.size, pinpoints, reading)
-        tensors.append(_clip(views(picture, canvas, tile), image_processor))
-    return torch.stack(tensors) if len({len(pixels) for pixels in tensors}) == 1 else tensors
+        made.append(_clip(views(picture, canvas, tile), image_processor))
+    return torch.stack(made) if len({len(pixels) for pixels in made}) == 1 else made
 
 
 def letterbox_mask(image_size: tuple[int, int], grid: int) -> Tensor:
@@ -242,7 +242,7 @@ def ask(
         pixels = process_images(images, image_processor, model.config)
         there = {"device": model.device, "dtype": model.dtype}
         tiled = isinstance(pixels, list)
-        inputs["images"] = [tiles.to(**there) for tiles in pixels] if tiled else pixels.to(**there)
+        inputs["images"] = [one.to(**there) for one in pixels] if tiled else pixels.to(**there)
         inputs["image_sizes"] = [image.size for image in images]
     return inputs
 

@@ -27,10 +27,8 @@ NESTED_FILE, PLAIN_FILE = "processor_config.json", "preprocessor_config.json"
 
 # Names under which checkpoints of any age describe the same resize, crop and normalisation.
 _CLIP_PROCESSORS = (
-    "CLIPImageProcessor",
-    "CLIPFeatureExtractor",
-    "LlavaImageProcessor",
-    "LlavaNextImageProcessor",
+    *("CLIPImageProcessor", "CLIPFeatureExtractor"),
+    *("LlavaImageProcessor", "LlavaNextImageProcessor"),
 )
 _FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 _TYPES = {
@@ -38,8 +36,7 @@ _TYPES = {
     **dict.fromkeys(("size", "crop_size"), (int, dict)),
     **dict.fromkeys(("image_mean", "image_std"), list),
     **dict.fromkeys(_FLAGS, bool),
-    "resample": int,
-    "rescale_factor": float,
+    **{"resample": int, "rescale_factor": float},
 }
 _MOST_PIXELS = 10_000  # along a side; no tower takes more, and memory is not endless
 
@@ -80,8 +77,7 @@ def load_image_processor(folder: str | Path) -> Any:
         if not torch.equal(pixels, others):
             logger.warning(
                 "%s and %s prepare pictures differently: the first is used, as transformers does.",
-                path,
-                plain.name,
+                *(path, plain.name),
             )
     return processor
 

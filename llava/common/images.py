@@ -116,9 +116,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: np.ndarray, note: str) -> Image.Image:
-    picture = Image.fromarray(values).convert("RGB")
-    picture.info[_NOTE] = note
-    return picture
+    made = Image.fromarray(values).convert("RGB")
+    made.info[_NOTE] = note
+    return made
 
 
 def note(image: Image.Image) -> str | None:
