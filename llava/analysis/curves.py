@@ -87,14 +87,13 @@ def read(answers_file: Path, model_path: str | None = None) -> Panel:
     settings = read_record(answers_file)["settings"]
     config = _config(answers_file, settings)
     shape = decoder_shape(settings["model_path"] if model_path is None else model_path)
-    strict = config.budget_mode == "strict"
     curves, budgets, whole = [], set(), 0
     for number, _, answer in read_lines(answers_file):
         where = f"{answers_file}, line {number}"
         metadata = _metadata(answer, where)
         try:
             own = config.resolved((metadata["n_visual"],))
-            found = _curve(own, shape, metadata, strict)
+            found = _curve(own, shape, metadata)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if found is None:
@@ -110,7 +109,7 @@ def read(answers_file: Path, model_path: str | None = None) -> Panel:
     tokens = config.target_flops is None and config.target_kv is None and len(budgets) == 1
     return Panel(
         title=_title(answers_file, config),
-        counted="entering" if strict else "leaving",
+        counted=config.counted,
         budget=budgets.pop() if tokens else None,
         curves=curves,
         whole=whole,
@@ -159,9 +158,7 @@ def _config(answers_file: Path, settings: Mapping[str, Any]) -> AutoPrune:
     return config
 
 
-def _curve(
-    config: AutoPrune, shape: DecoderShape, metadata: Mapping[str, Any], strict: bool
-) -> Curve | None:
+def _curve(config: AutoPrune, shape: DecoderShape, metadata: Mapping[str, Any]) -> Curve | None:
     """The curve of a sample from its answer's metadata; `config` has its budget as a number."""
     measured = metadata["complexity"]
     if not measured:
@@ -178,14 +175,14 @@ def _curve(
                 "or name the checkpoint with --model-path), or each of several pictures had a "
                 "budget of its own, which is not recorded."
             )
-    return Curve(measured["mi"], plan.entering if strict else plan.leaving)
+    return Curve(measured["mi"], getattr(plan, config.counted))
 
 
 def _title(answers_file: Path, config: AutoPrune) -> str:
     values = config.to_dict()
     named = [n for n, own in PRESETS.items() if own and own.items() <= values.items()]
     preset = named[0] if named else "released"
-    mode = " strict" if config.budget_mode == "strict" else ""
+    mode = " strict" if config.strict else ""
     return f"{answers_file.parent.name}: {preset}, {budget_text(recorded_budget(values))}{mode}"
 
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from .base import PrunerRun
+from .budget import Budgeted
 from .cost import DecoderShape
 from .layout import Selection, TokenLayout
 from .per_image import columns_of_images
 from .selectors import keep_top
 from .shares import divide, share_out
-from .target import WholeTarget
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ImageTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntryPruner(WholeTarget):
+class EntryPruner(Budgeted):
     """Settings of every method that chooses among the embeddings before layer 0.
 
     positions: rotary positions "compact" (0, 1, 2, ... over what is left) or "original".

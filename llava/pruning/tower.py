@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from .base import PrunerRun
+from .budget import Budgeted
 from .cost import DecoderShape, TowerShape
 from .layout import TokenLayout
 from .shares import divide
-from .target import Budgeted, WholeTarget
 from .vision import Groups, Reduced, VisionFeatures
 
 
@@ -46,7 +46,7 @@ def view_counts(config: Budgeted, patches: int, groups: Groups) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerPruner(WholeTarget):
+class TowerPruner(Budgeted):
     """Settings of every method that picks or makes tokens of the tower's features.
 
     Raises ValueError on values that make no sense.

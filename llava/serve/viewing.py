@@ -24,7 +24,7 @@ from llava.eval.run.depths import in_decoder
 from llava.mm_utils import demand_characters, get_model_name_from_path
 from llava.pruning import METHODS, build, find
 from llava.pruning.base import Pruner
-from llava.pruning.target import Budgeted
+from llava.pruning.budget import Budgeted
 
 from .pictures import MAX_BYTES, MAX_PIXELS, decode_picture
 from .startup import Loaded

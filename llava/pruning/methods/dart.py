@@ -77,7 +77,7 @@ class DART(StagedPruner):
         target = int(self.target_token_num)
         if target >= n_visual:
             return ()
-        if self.budget_mode == "strict":
+        if self.strict:
             keep = fit_single(n_visual, shape.layers, self.depth, target)
         else:
             pivots = self.image_pivots + self.text_pivots

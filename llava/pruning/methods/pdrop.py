@@ -86,7 +86,7 @@ class PDrop(StagedPruner):
             lambda share: [int(n_visual * share**power) for power in powers.values()],
             self.target_token_num,
             "entering",
-            spend=self.budget_mode == "strict",
+            spend=self.strict,
         )
         return stages.cuts(keeps)
 

@@ -73,7 +73,7 @@ class PruMerge(TowerPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         demand(self, "neighbours", self.neighbours >= 0, "0 or more")
-        if self.adaptive and self.budget_mode == "strict":
+        if self.adaptive and self.strict:
             raise ValueError(
                 "adaptive=true lets each image decide how many tokens it keeps and meets no "
                 "budget: leave budget_mode='strict' out, or set adaptive=false"

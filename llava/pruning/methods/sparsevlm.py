@@ -102,20 +102,19 @@ class SparseVLM(StagedPruner):
         shares = dict(zip(self.stages, lists[budget]))
         recycle = _RECYCLE if self.version == "1.5" else 0.0
         stages = Stages(n_visual, shape.layers, tuple(shares), recycle, strictly=True)
-        strict = self.budget_mode == "strict"
         at_home = (n_visual, shape.layers, self.stages) == (
             _LIST_TOKENS,
             _LIST_LAYERS,
             _LIST_STAGES,
         )
-        if at_home and budget == target and not strict:
+        if at_home and budget == target and not self.strict:
             return stages.cuts(lists[budget])
         most = n_visual / min(shares.values())
         keeps = stages.fit(
             lambda scale: [int(scale * most * share) for share in shares.values()],
             target,
-            "entering" if strict else "leaving",
-            spend=strict,
+            self.counted,
+            spend=self.strict,
         )
         return stages.cuts(keeps)
 

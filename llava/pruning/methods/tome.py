@@ -49,17 +49,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..base import PrunerRun
+from ..budget import Budgeted
 from ..checks import BudgetError
 from ..cost import DecoderShape, TowerShape
 from ..layout import TokenLayout, precise, take
-from ..target import WholeTarget
 from ..tower import TowerPruned, view_counts
 from ..vision import Groups, TowerRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToMe(WholeTarget):
-    """Settings of `WholeTarget`, and `proportional_attention`: step 5."""
+class ToMe(Budgeted):
+    """Settings of `Budgeted`, and `proportional_attention`: step 5."""
 
     method: ClassVar[str] = "tome"
     merges_in_tower: ClassVar[bool] = True

@@ -46,11 +46,12 @@ import torch
 from torch import Tensor
 
 from ..base import Observation, PrunerRun
-from ..checks import BudgetError, demand, demand_later_layers
+from ..budget import Budgeted
+from ..checks import demand, demand_later_layers
 from ..cost import DecoderShape
 from ..entry import ImageTokens, select_in_images
 from ..layout import Selection, TokenLayout, precise
-from ..target import Budgeted
+from ..staged import fit_single
 from .uniform_grid import centres
 
 _MOST_ITERATIONS = 10_000  # it settles long before
@@ -71,8 +72,8 @@ class TopV(Budgeted):
     method: ClassVar[str] = "topv"
     needs_grid: ClassVar[bool] = True
     depths: ClassVar[tuple[str, ...]] = ("layer",)
+    fractional: ClassVar[bool] = True
 
-    budget_mode: Literal["published", "strict"] = "published"
     layer: int = 2
     feature_weight: float = 1.0
     distance_weight: float = 1.0
@@ -85,8 +86,7 @@ class TopV(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("target_token_num", "layer"):
-            demand(self, field, getattr(self, field) >= 1, "at least 1")
+        demand(self, "layer", self.layer >= 1, "at least 1")
         ok = 1 <= self.iterations <= _MOST_ITERATIONS
         demand(self, "iterations", ok, f"from 1 to {_MOST_ITERATIONS:,}")
         for field in ("feature_weight", "distance_weight", "centre_weight", "relax"):
@@ -154,15 +154,7 @@ def _count(config: TopV, layers: int, visual: int) -> int:
     target = config.target_token_num
     if target >= visual:
         return visual
-    whole = config.layer - (config.budget_mode == "published")
-    kept = int((target * layers - whole * visual) // (layers - whole))
-    if kept < 1:
-        raise BudgetError(
-            f"target_token_num {target:g} is below the floor of "
-            f"{(whole * visual + layers - whole) / layers:.6g}: that many on average when a single "
-            f"one of {visual} visual tokens is left after {config.layer} of {layers} layers"
-        )
-    return kept
+    return fit_single(visual, layers, config.layer, target, config.counted, "down")
 
 
 @torch.no_grad()

@@ -44,13 +44,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import Observation, PrunerRun
+from ..budget import Budgeted
 from ..checks import demand, demand_later_layers, demand_text_behind
 from ..cost import DecoderShape
 from ..entry import find_images
 from ..layout import Merge, Selection, TokenLayout, precise
 from ..selectors import keep_top
 from ..shares import divide, share_out
-from ..target import WholeTarget
 from ..vision import Groups, Reduced, VisionFeatures
 
 # Layers that run of the tower that `local_layer` is given for: CLIP ViT-L, feature -2.
@@ -58,7 +58,7 @@ _RAN = 23
 
 
 @dataclass(frozen=True, kw_only=True)
-class VScan(WholeTarget):
+class VScan(Budgeted):
     """Settings; `target_token_num` is the average of tokens entering a layer. See the module.
 
     first_ratio: T1 / T. layer: of the decoder, before which stage 2 drops. local_layer: of the

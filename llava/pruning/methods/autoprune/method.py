@@ -78,28 +78,26 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ... import schedules
 from ...base import Observation, PrunerRun
+from ...budget import CostBudgeted
 from ...checks import demand, demand_text_behind
 from ...cost import DecoderShape
 from ...indicators import text_relevance
 from ...layout import Selection, TokenLayout
+from ...schedules import Plan
 from ...selectors import keep_top
-from ...target import Budgeted
 from .budget import budget, solve_plan
 from .complexity import indicator, information, text_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoPrune(Budgeted):
+class AutoPrune(CostBudgeted):
     """Settings of AutoPrune; the defaults are the released ones. See the module for each field.
 
     target_token_num: visual tokens per layer on average (tokens). How they are counted:
         budget_mode "published": leaving each layer, as the reference and several papers count;
         "strict": entering each layer, layer 0 with all its tokens included.
-    target_fraction, budget_per: see `Budgeted`.
-    target_flops: instead, a fraction of the dense prefill's decoder FLOPs, in (0, 1].
-    target_kv: instead, a fraction of the dense prefill's KV bytes (text included), in (0, 1].
+    Other budgets: see `CostBudgeted`.
     x0: depth (layers) at which half the tokens are gone, before adaptation.
     k0, gamma: slope k = k0 - gamma * indicator.
 
@@ -109,9 +107,6 @@ class AutoPrune(Budgeted):
     method: ClassVar[str] = "autoprune"
     depths: ClassVar[tuple[str, ...]] = ("x0",)
 
-    budget_mode: Literal["published", "strict"] = "published"
-    target_flops: float | None = None
-    target_kv: float | None = None
     indicator: Literal["mutual_information", "mean_attention", "cosine_similarity", "static"] = (
         "mutual_information"
     )
@@ -144,18 +139,6 @@ class AutoPrune(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        demand(self, "target_token_num", self.target_token_num >= 1, "at least 1")
-        for field in ("target_flops", "target_kv"):
-            value = getattr(self, field)
-            demand(self, field, value is None or 0 < value <= 1, "a fraction in (0, 1]")
-        if self.target_flops is not None and self.target_kv is not None:
-            raise ValueError("give target_flops or target_kv, not both")
-        of_prompt = self.target_flops is not None or self.target_kv is not None
-        if of_prompt and (self.target_fraction is not None or self.budget_per == "image"):
-            raise ValueError(
-                "target_flops and target_kv are budgets of a whole prompt: leave target_fraction "
-                "and budget_per='image' out"
-            )
         demand(self, "mi_layer", self.mi_layer >= 0, "a layer index, 0 or more")
         demand(self, "mi_eps", self.mi_eps >= 0, "0 or more")
         demand(self, "log_base", self.log_base > 1, "above 1")
@@ -220,7 +203,7 @@ class AutoPruneRun(PrunerRun):
                 "the pre-selection ranks patches by the vision tower's CLS attention, which this "
                 "model does not give; set preselect_ratio to none (--set preselect_ratio=none)"
             )
-        self.plans: list[schedules.Plan | None] = []
+        self.plans: list[Plan | None] = []
         self.measured: list[dict[str, float]] = []
         if config.indicator == "static" and any(self.active):
             self._schedule([0.0] * layout.batch)
