@@ -35,8 +35,8 @@ from llava.pruning.base import Observation, Pruner, PrunerRun
 from llava.pruning.cost import DecoderShape
 from llava.pruning.indicators import text_relevance
 from llava.pruning.layout import TokenLayout
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.complexity import information
-from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
 
 from . import asking, plotting, traced
 
@@ -212,7 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="instead of the paper's, from 0",
     )
     parser.add_argument(
-        "--preset", choices=sorted(PRESETS), default="released", help="how MI is measured"
+        "--preset",
+        choices=sorted(AutoPrune.presets),
+        default="released",
+        help="how MI is measured",
     )
     parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     asking.add_model_arguments(parser)

@@ -34,8 +34,8 @@ from llava.eval.run.linefile import read_lines
 from llava.eval.run.models import decoder_shape
 from llava.eval.run.record import read_record
 from llava.pruning.cost import DecoderShape
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
-from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
 
 from . import plotting
 
@@ -180,8 +180,9 @@ def _curve(config: AutoPrune, shape: DecoderShape, metadata: Mapping[str, Any]) 
 
 def _title(answers_file: Path, config: AutoPrune) -> str:
     values = config.to_dict()
-    named = [n for n, own in PRESETS.items() if own and own.items() <= values.items()]
-    preset = named[0] if named else "released"
+    presets = AutoPrune.presets.items()
+    changed = [name for name, fields in presets if fields and fields.items() <= values.items()]
+    preset = changed[0] if changed else "released"
     mode = " strict" if config.strict else ""
     return f"{answers_file.parent.name}: {preset}, {budget_text(recorded_budget(values))}{mode}"
 

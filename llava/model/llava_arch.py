@@ -13,9 +13,10 @@ from transformers import CLIPVisionConfig
 
 from ..constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from ..mm_utils import letterbox_mask
-from ..pruning.base import Dense, Pruner
+from ..pruning.base import Pruner
 from ..pruning.cost import TowerShape
 from ..pruning.layout import Segment, TokenLayout
+from ..pruning.methods.dense import Dense
 from ..pruning.vision import Reduced, TowerRun, VisionFeatures
 from .context import demand_context
 from .image_tokens import check_ids

@@ -1,13 +1,9 @@
 """Budgets of visual tokens: how they are given, and what they count.
 
-1. Settings (`Budgeted`, `CostBudgeted`) say how many tokens of a sample may stay: a number, a
-   fraction, for each image, as FLOPs or KV bytes, counted as `budget_mode` says.
-2. A `Target` is that of one sample on one decoder: what is counted, and how much of it there may
-   be.
-3. `solver` meets it: a method states what it would keep at a scale, as a `Problem`.
-
-Which layers tokens enter and leave is the method's part: `staged` has it for cuts after a few
-layers, `schedules` for a curve along the layers.
+Settings (`Budgeted`, `CostBudgeted`) give a number of tokens, a fraction, one for each image, FLOPs
+or KV bytes, counted as `budget_mode` says. A `Target` is that as a number for one sample on one
+decoder. `solver` meets it. Which layers tokens enter and leave is the method's part: `staged` has
+it for cuts after a few layers, `schedules` for a curve along the layers.
 """
 
 from __future__ import annotations
@@ -74,11 +70,9 @@ def token_target(tokens: float, layers: int, counted: Counted, *, whole: bool = 
     """`tokens` visual tokens a layer on average; with `whole` their total is rounded down."""
     amount = int(tokens * layers) if whole else tokens * layers
     words = f" tokens {counted} a layer"
-
-    def cost(flow: Flow) -> float:
-        return flow.total(counted)
-
-    return Target("target_token_num", tokens, layers, amount, cost, words)
+    return Target(
+        "target_token_num", tokens, layers, amount, lambda flow: flow.total(counted), words
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +129,8 @@ class Budgeted(Pruner):
             total = sum(self.image_targets(sizes))
         else:
             total = self._of(sum(sizes))
-        given = {"target_token_num": max(total, 1), "target_fraction": None}
-        return replace(self, **given, budget_per="sample")
+        tokens = max(total, 1)
+        return replace(self, target_token_num=tokens, target_fraction=None, budget_per="sample")
 
     def image_targets(self, sizes: Sequence[int]) -> list[float]:
         """T of each image of a sample when `budget_per` is "image", at most its tokens."""
@@ -215,22 +209,17 @@ class CostBudgeted(Budgeted):
     def target(self, shape: DecoderShape, n_visual: int, n_text: int) -> Target:
         """The budget of a sample of so many visual and text tokens."""
         layers = shape.layers
-        if self.target_flops is not None:
-            setting, value = "target_flops", self.target_flops
-
-            def cost(flow: Flow) -> float:
-                return prefill_flops(flow.entering, n_text, shape)
-
-        elif self.target_kv is not None:
-            setting, value = "target_kv", self.target_kv
-
-            def cost(flow: Flow) -> float:
-                return sum(flow.entering) + layers * n_text
-
-        else:
+        if not self.of_prompt:
             tokens = float(self.target_token_num)
             return replace(token_target(tokens, layers, self.counted), words="", slack=_SLACK)
-        dense = cost(Flow([n_visual] * layers, ()))
+
+        def cost(flow: Flow) -> float:
+            if self.target_kv is not None:
+                return sum(flow.entering) + layers * n_text
+            return prefill_flops(flow.entering, n_text, shape)
+
+        setting = "target_flops" if self.target_kv is None else "target_kv"
+        value, dense = getattr(self, setting), cost(Flow([n_visual] * layers, ()))
         return Target(setting, value, dense, value * dense, cost, slack=_SLACK)
 
 

@@ -2,22 +2,23 @@
 
 A method states its `Problem`: how many tokens it would keep at a scale, which tokens then enter
 and leave each layer, and the `Target`. `solve` bisects the scale, spends what rounding leaves over,
-and refuses a budget below the floor. A single token kept at each place is the floor.
+and refuses a budget below the floor.
 
 Paper (arXiv 2509.23931, section 3.3): a bisection of a global scale until the floors sum to the
-budget. The released code bisects only, see `Problem.early`.
+budget. The released code bisects only, see `Problem.released`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from .budget import Flow, Target
 
 Counts = tuple[int, ...]
+#: (problem, counts at or below the target, counts above it) -> counts to choose from
+Choices = Callable[["Problem", Counts, Counts], Iterator[Counts]]
 
 # Bisecting [0, 20] in double precision stops moving after about 57 halvings; more change nothing.
 _HALVINGS = 60
@@ -29,18 +30,16 @@ class Problem:
 
     keep:   tokens kept at each place that drops any, at a scale; never fewer at a larger one
     flow:   the flow that such counts make
-    target: see `Target`
     places: how many places there are; a single token kept at each is the floor
     n_visual, where: for messages: the visual tokens of the sample, and where one is kept at least
     high:   the scale from which on `keep` grows no more, or the first to try if it `grows`
     grows:  whether a scale above the given one keeps more
     full:   counts to go up to where even the scale `high` costs too little, if not its own
-    rounding: which counts to take of those on both sides of the target: "nearest" (the lower of
-        two that are equally near), "down" or "up"
-    spend:  instead, counts between both sides to take the nearest of, see `fill` and `top_up`
-    early:  stop at a cost within a hundredth of the target, or where twelve digits of the scale are
-        known, and take the nearest counts on the way, the first of equally near ones: AutoPrune as
-        released, whose recorded counts and scales depend on it. `spend` is for what is then left.
+    choices: of the counts on both sides of the target those to take the nearest of (of equally near
+        ones the first): `nearest`, `down`, `up`, `fill` or `top_up`
+    released: stop at a cost within a hundredth of the target, or where twelve digits of the scale
+        are known, and take the nearest counts on the way: AutoPrune as released, whose recorded
+        counts and scales depend on it. `choices` are for what is then left, None without.
     """
 
     keep: Callable[[float], Sequence[int]]
@@ -49,19 +48,18 @@ class Problem:
     places: int
     n_visual: int
     where: str
+    choices: Choices | None
     high: float = 1.0
     grows: Callable[[float], bool] = lambda scale: False
     full: Sequence[int] | None = None
-    rounding: Literal["nearest", "down", "up"] = "nearest"
-    spend: Callable[[Problem, Counts, Counts], Iterator[Counts]] | None = None
-    early: bool = False
+    released: bool = False
 
     def cost(self, counts: Sequence[int]) -> float:
         return self.target.cost(self.flow(counts))
 
     @property
     def floor(self) -> float:
-        """The least that can be had: a single token kept at each place."""
+        """The least that can be had."""
         return self.cost((1,) * self.places)
 
 
@@ -70,52 +68,54 @@ def solve(problem: Problem) -> tuple[float, Counts]:
 
     Raises BudgetError when even a single token kept at each place costs more than the target.
     """
-    target = problem.target
-    target.demand_reachable(problem.floor, problem.n_visual, problem.where)
+    amount = problem.target.amount
+    problem.target.demand_reachable(problem.floor, problem.n_visual, problem.where)
     if not problem.places:
         return 0.0, ()
-
     low, high = 0.0, problem.high
-    while problem.grows(high) and problem.cost(problem.keep(high)) < target.amount:
+    while problem.grows(high) and problem.cost(problem.keep(high)) < amount:
         low, high = high, high * 8
-    best_scale, best, best_gap = 0.0, (), math.inf
+    best: tuple[float, float, Counts] = (math.inf, 0.0, ())
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         counts = tuple(problem.keep(middle))
         cost = problem.cost(counts)
-        if abs(cost - target.amount) < best_gap:
-            best_scale, best, best_gap = middle, counts, abs(cost - target.amount)
-        if problem.early and best_gap < 0.01:
-            return best_scale, best
-        low, high = (middle, high) if cost <= target.amount else (low, middle)
-        if problem.early and high - low <= 1e-12 * high:
+        if abs(cost - amount) < best[0]:
+            best = (abs(cost - amount), middle, counts)
+        if problem.released and best[0] < 0.01:
+            return best[1:]
+        low, high = (middle, high) if cost <= amount else (low, middle)
+        if problem.released and high - low <= 1e-12 * high:
             break
-    if problem.early and not problem.spend:
-        return best_scale, best
+    if problem.choices is None:
+        return best[1:]
 
-    under = tuple(problem.keep(low))
-    reached = problem.full is None or high < problem.high
-    over = tuple(problem.keep(high) if reached else problem.full)
-    if problem.spend:
-        choices: Iterable[Counts] = problem.spend(problem, under, over)
-    elif problem.rounding == "nearest":
-        choices = (under, over)
-    else:
-        enough = problem.rounding == "down" or problem.cost(under) == target.amount
-        choices = (under if enough else over,)
-    return best_scale if problem.early else low, _nearest(problem, choices)
-
-
-def _nearest(problem: Problem, choices: Iterable[Counts]) -> Counts:
-    """Of `choices` the first whose cost is nearest to the target."""
-    best, best_gap = (), math.inf
-    for counts in choices:
-        gap = abs(problem.cost(counts) - problem.target.amount)
+    scale = best[1] if problem.released else low
+    full = problem.full if high == problem.high else None
+    over = tuple(problem.keep(high) if full is None else full)
+    best_gap = math.inf
+    for choice in problem.choices(problem, tuple(problem.keep(low)), over):
+        gap = abs(problem.cost(choice) - amount)
         if gap < best_gap:
-            best, best_gap = counts, gap
+            best_gap, counts = gap, choice
         if not gap:
             break
-    return best
+    return scale, counts
+
+
+def nearest(problem: Problem, under: Counts, over: Counts) -> Iterator[Counts]:
+    """The nearest, the lower of two that are equally near."""
+    yield from (under, over)
+
+
+def down(problem: Problem, under: Counts, over: Counts) -> Iterator[Counts]:
+    """The most that the target allows."""
+    yield under
+
+
+def up(problem: Problem, under: Counts, over: Counts) -> Iterator[Counts]:
+    """The fewest that reach the target."""
+    yield under if problem.cost(under) == problem.target.amount else over
 
 
 def fill(problem: Problem, under: Counts, over: Counts) -> Iterator[Counts]:
@@ -131,9 +131,7 @@ def fill(problem: Problem, under: Counts, over: Counts) -> Iterator[Counts]:
             yield tuple(counts)
 
 
-def top_up(
-    order: Sequence[int],
-) -> Callable[[Problem, Counts, Counts], Iterator[Counts]]:
+def top_up(order: Sequence[int]) -> Choices:
     """Raise counts a token at a time while the target allows, the first place of `order` that can.
 
     Unlike `fill` this goes on beyond the counts of the upper scale.
@@ -142,15 +140,15 @@ def top_up(
     def one_more(counts: Counts) -> list[Counts]:
         return [(*counts[:i], counts[i] + 1, *counts[i + 1 :]) for i in order]
 
-    def spend(problem: Problem, under: Counts, over: Counts) -> Iterator[Counts]:
+    def choices(problem: Problem, under: Counts, over: Counts) -> Iterator[Counts]:
         cost, amount = problem.cost, problem.target.amount
-        more: Counts | None = under if cost(over) > amount else None
+        if cost(over) <= amount:
+            yield from (under, over)
+            return
+        more: Counts | None = under
         while more:
-            under, now = more, cost(more)
-            more = next((c for c in one_more(under) if now < cost(c) <= amount), None)
-        yield under
-        yield over
-        if cost(over) > amount:
-            yield from one_more(under)
+            under, spent = more, cost(more)
+            more = next((c for c in one_more(under) if spent < cost(c) <= amount), None)
+        yield from (under, over, *one_more(under))
 
-    return spend
+    return choices

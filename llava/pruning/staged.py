@@ -25,7 +25,6 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from .cost import DecoderShape
 from .layout import Selection, TokenLayout
 from .schedules import recycled
 from .selectors import keep_top
-from .solver import Problem, solve, top_up
+from .solver import Choices, Problem, nearest, solve, top_up
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,6 @@ class Stages:
             leaving.append(current)
         return Flow([self.n_visual, *leaving[:-1]], leaving)
 
-    def total(self, keeps: Sequence[int], counted: Counted) -> int:
-        """Visual tokens entering or leaving the layers, summed over layers."""
-        return self.flow(keeps).total(counted)
-
     def fit(
         self,
         rule: Callable[[float], Sequence[int]],
@@ -94,9 +89,9 @@ class Stages:
         counted: Counted,
         *,
         spend: bool = False,
-        rounding: Literal["nearest", "down", "up"] = "nearest",
+        choices: Choices = nearest,
     ) -> tuple[int, ...]:
-        """What the cuts keep so that `target` tokens a layer are met as `rounding` says.
+        """What the cuts keep so that `target` tokens a layer are met as `choices` says.
 
         `rule` gives what each cut keeps for a number in [0, 1] and grows with it. With `spend`,
         leftover tokens are spent (see the module).
@@ -106,19 +101,16 @@ class Stages:
         ends = (*self.depths[1:], self.layers)
         longest_first = sorted(range(len(ends)), key=lambda i: self.depths[i] - ends[i])
         after = ", ".join(map(str, self.depths))
-        _, keeps = solve(
-            Problem(
-                keep=rule,
-                flow=self.flow,
-                target=token_target(target, self.layers, counted),
-                places=len(self.depths),
-                n_visual=self.n_visual,
-                where=f"after {after} of {self.layers} layers; raise the target or cut earlier",
-                rounding=rounding,
-                spend=top_up(longest_first) if spend else None,
-            )
+        problem = Problem(
+            keep=rule,
+            flow=self.flow,
+            target=token_target(target, self.layers, counted),
+            places=len(self.depths),
+            n_visual=self.n_visual,
+            where=f"after {after} of {self.layers} layers; raise the target or cut earlier",
+            choices=top_up(longest_first) if spend else choices,
         )
-        return keeps
+        return solve(problem)[1]
 
 
 def fit_single(
@@ -127,14 +119,14 @@ def fit_single(
     depth: int,
     target: float,
     counted: Counted = "entering",
-    rounding: Literal["nearest", "down", "up"] = "nearest",
+    choices: Choices = nearest,
 ) -> int:
-    """What a single cut keeps so that `target` tokens a layer are met as `rounding` says.
+    """What a single cut keeps so that `target` tokens a layer are met as `choices` says.
 
     Raises BudgetError when that is out of reach.
     """
     stages = Stages(n_visual, layers, (depth,))
-    return stages.fit(lambda x: [int(x * n_visual)], target, counted, rounding=rounding)[0]
+    return stages.fit(lambda x: [int(x * n_visual)], target, counted, choices=choices)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from llava import pruning
 from llava.analysis import attention, traced
 from llava.analysis.attention import AttentionMap, Probe, figure, look, main, paper_layers
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.pruning.methods.autoprune.method import AutoPrune
+from llava.pruning.methods.autoprune import AutoPrune
 from tests import tiny
 from tests.closeness import FLOAT32, assert_close
 

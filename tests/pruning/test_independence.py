@@ -25,7 +25,7 @@ def test_pruning_imports_neither_transformers_nor_the_model() -> None:
         f"llava.pruning.{file.stem}" for file in files if file.stem not in ("__init__", "cache")
     ]
     loaded = modules_after("llava.pruning", *names)
-    assert {"torch", "llava.pruning.methods.autoprune.method", "llava.pruning.arguments"} <= loaded
+    assert {"torch", "llava.pruning.methods.autoprune.run", "llava.pruning.arguments"} <= loaded
     foreign = {
         name
         for name in loaded

@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llava.pruning import ZipVL
 from llava.pruning.base import Observation
 from llava.pruning.budget import token_target
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.zipvl import curves, fewest, solve_tau
+from llava.pruning.methods.zipvl import ZipVL, curves, fewest, solve_tau
 
 from .common import layout, vicuna, walk
 

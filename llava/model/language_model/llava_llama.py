@@ -25,10 +25,11 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from ...mm_utils import stopping_at
-from ...pruning.base import Dense, Observation, Pruner
+from ...pruning.base import Observation, Pruner
 from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
 from ...pruning.layout import TokenLayout, apply
+from ...pruning.methods.dense import Dense
 from ..context import ContextEnd
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from .attention import LayersAhead, attention_rows, causal_mask, check_backend, kept_queries

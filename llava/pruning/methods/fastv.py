@@ -41,9 +41,12 @@ from ..checks import demand_count
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import TokenLayout
+from ..registry import register
+from ..solver import up
 from ..staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class FastV(StagedPruner):
     """Settings of FastV; see the module for `query` and `published_count`.
@@ -78,7 +81,7 @@ class FastV(StagedPruner):
         if self.strict:
             keep = fit_single(n_visual, layers, self.depth, target)
         elif self.published_count == "leaving":
-            keep = fit_single(n_visual, layers, self.depth, target, "leaving", "up")
+            keep = fit_single(n_visual, layers, self.depth, target, "leaving", up)
         return Stages(n_visual, layers, (self.depth,)).cuts([keep])
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> FastVRun:
@@ -103,6 +106,7 @@ class FastVRun(StagedRun):
 
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
         rows = observation.rows
+        assert rows is not None, "asked for at a cut"
         if self.config.query == "last":
             return rows[:, :, -1].mean(1)
         return text_relevance(rows, observation.layout.valid)

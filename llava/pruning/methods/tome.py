@@ -53,10 +53,12 @@ from ..budget import Budgeted
 from ..checks import BudgetError
 from ..cost import DecoderShape, TowerShape
 from ..layout import TokenLayout, precise, take
+from ..registry import register
 from ..tower import TowerPruned, view_counts
 from ..vision import Groups, TowerRun
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class ToMe(Budgeted):
     """Settings of `Budgeted`, and `proportional_attention`: step 5."""
@@ -147,6 +149,7 @@ class Merging(TowerRun):
         return self._size.log()[:, None, None, :]
 
     def patch(self) -> Tensor:
+        assert self._patch is not None, "patches are known once a layer ran"
         return self._patch[:, 1:]
 
     def after_attention(self, layer: int, hidden: Tensor, keys: Tensor) -> Tensor:

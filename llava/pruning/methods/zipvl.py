@@ -42,12 +42,14 @@ from ..checks import demand, demand_text_behind
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import Selection, TokenLayout
+from ..registry import register
 from ..selectors import keep_top
 from ..solver import Problem, fill, solve
 
 _WHERE = "after every layer that drops"
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class ZipVL(Budgeted):
     """Settings of ZipVL.
@@ -117,7 +119,7 @@ class ZipVLRun(PrunerRun):
         if observation.rows is None:
             return None
         layer, layout = observation.layer, observation.layout
-        mass = text_relevance(observation.rows, observation.row_mask)
+        mass = text_relevance(*observation.measured())
         if self.config.tau is not None:
             keep = [
                 int(fewest(curve, [self.config.tau])) if len(curve) else 0
@@ -177,7 +179,9 @@ def solve_tau(curve: Tensor, layers: int, drops: int, budget: Target) -> tuple[f
     visual = len(curve)
 
     def keep(tau: float) -> list[int]:
-        return fewest(curve, tau ** torch.arange(1, drops + 1, dtype=torch.float64)).tolist()
+        shares = tau ** torch.arange(1, drops + 1, dtype=torch.float64)
+        counts: list[int] = fewest(curve, shares).tolist()
+        return counts
 
     problem = Problem(
         keep=keep,
@@ -188,7 +192,7 @@ def solve_tau(curve: Tensor, layers: int, drops: int, budget: Target) -> tuple[f
         where=_WHERE,
         # Tokens that no probe looks at come in at no tau at all.
         full=[visual] * drops,
-        spend=fill,
+        choices=fill,
     )
     tau, counts = solve(problem)
     return tau, list(counts)

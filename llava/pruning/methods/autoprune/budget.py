@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from ...budget import largest
 from ...cost import DecoderShape
 from ...schedules import CURVES, Plan, Schedule, shares
 from ...solver import Problem, fill, solve
-
-if TYPE_CHECKING:
-    from .method import AutoPrune
+from .settings import AutoPruneSettings
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Budget:
     start: int
 
 
-def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -> Budget:
+def budget(config: AutoPruneSettings, shape: DecoderShape, n_visual: int, n_text: int) -> Budget:
     """Translate the settings into tokens for one sample, see `CostBudgeted.tokens`.
 
     For a FLOPs fraction the tokens only size the pre-selection, the schedule is solved in FLOPs.
@@ -33,17 +30,15 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
     Raises BudgetError when the budget is below what one token a layer costs.
     """
     tokens = config.tokens(shape, n_visual, n_text)
-    start = n_visual
-    if config.preselect_ratio is not None:
-        start = _preselected(config, tokens, n_visual)
-        if config.exact:
-            # Layer 0 runs all tokens and layer 1 the pre-selected ones: a pre-selection that alone
-            # would overspend gives way until one token a layer is affordable again.
-            def affordable(count: int) -> bool:
-                trial = _problem(config, shape, Budget(n_visual, n_text, tokens, count))
-                return trial.floor <= trial.target.amount
+    start = _preselected(config, tokens, n_visual)
+    if config.exact and config.preselect_ratio is not None:
+        # Layer 0 runs all tokens and layer 1 the pre-selected ones: a pre-selection that alone
+        # would overspend gives way until one token a layer is affordable again.
+        def affordable(count: int) -> bool:
+            trial = _problem(config, shape, Budget(n_visual, n_text, tokens, count))
+            return trial.floor <= trial.target.amount
 
-            start = largest(affordable, 1, start)
+        start = largest(affordable, 1, start)
     sized = Budget(n_visual, n_text, tokens, start)
     if tokens < n_visual:
         problem = _problem(config, shape, sized)
@@ -52,11 +47,14 @@ def budget(config: AutoPrune, shape: DecoderShape, n_visual: int, n_text: int) -
     return sized
 
 
-def _preselected(config: AutoPrune, tokens: float, n_visual: int) -> int:
+def _preselected(config: AutoPruneSettings, tokens: float, n_visual: int) -> int:
+    """Tokens left by the pre-selection, all without one."""
+    if config.preselect_ratio is None:
+        return n_visual
     return max(1, min(int(config.preselect_ratio * tokens), n_visual))
 
 
-def _least(config: AutoPrune, shape: DecoderShape, sized: Budget) -> float:
+def _least(config: AutoPruneSettings, shape: DecoderShape, sized: Budget) -> float:
     """The lowest cost that can be asked for, `sized` being the budget of less or as much.
 
     An exact budget's pre-selection has given way already. That of a published one is a multiple of
@@ -64,7 +62,7 @@ def _least(config: AutoPrune, shape: DecoderShape, sized: Budget) -> float:
     """
     while True:
         least = _problem(config, shape, sized).floor
-        if config.preselect_ratio is None or config.exact:
+        if config.exact:
             return least
         start = _preselected(config, least / shape.layers, sized.n_visual)
         if start <= sized.start:
@@ -73,7 +71,9 @@ def _least(config: AutoPrune, shape: DecoderShape, sized: Budget) -> float:
 
 
 @lru_cache(maxsize=8192)
-def solve_plan(config: AutoPrune, shape: DecoderShape, budget: Budget, k: float, x0: float) -> Plan:
+def solve_plan(
+    config: AutoPruneSettings, shape: DecoderShape, budget: Budget, k: float, x0: float
+) -> Plan:
     """The schedule of one sample, its curve having slope `k` and inflection `x0` (layers).
 
     An exact budget is missed by less than one token in one layer, unless the curve is saturated.
@@ -88,7 +88,7 @@ def solve_plan(config: AutoPrune, shape: DecoderShape, budget: Budget, k: float,
 
 
 def _problem(
-    config: AutoPrune, shape: DecoderShape, budget: Budget, schedule: Schedule | None = None
+    config: AutoPruneSettings, shape: DecoderShape, budget: Budget, schedule: Schedule | None = None
 ) -> Problem:
     """What the solver has to meet; of no schedule the flat one, for its floor."""
     if schedule is None:
@@ -102,13 +102,13 @@ def _problem(
         where="in every layer of the schedule",
         high=20.0,
         grows=schedule.grows,
-        spend=fill if config.exact else None,
-        early=True,
+        choices=fill if config.exact else None,
+        released=True,
     )
 
 
 def _schedule(
-    config: AutoPrune, shape: DecoderShape, budget: Budget, k: float, x0: float
+    config: AutoPruneSettings, shape: DecoderShape, budget: Budget, k: float, x0: float
 ) -> Schedule:
     layers = shape.layers
     pre_layer = 0 if config.needs_cls else None

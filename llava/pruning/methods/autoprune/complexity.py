@@ -5,18 +5,14 @@ All of them look at what one layer shows, and take the same rows of text.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from ...base import Observation
 from ...indicators import cosine_similarity, mean_attention, mutual_information
-
-if TYPE_CHECKING:
-    from .method import AutoPrune
+from .settings import AutoPruneSettings
 
 
-def indicator(config: AutoPrune, observation: Observation) -> Tensor:
+def indicator(config: AutoPruneSettings, observation: Observation) -> Tensor:
     """What `config.indicator` names, of each sample: (batch,). Static runs measure nothing."""
     rows, mask = text_rows(observation, config.mi_rows)
     visual = observation.layout.is_patch
@@ -27,7 +23,7 @@ def indicator(config: AutoPrune, observation: Observation) -> Tensor:
     return information(config, observation)
 
 
-def information(config: AutoPrune, observation: Observation) -> Tensor:
+def information(config: AutoPruneSettings, observation: Observation) -> Tensor:
     """Mutual information of each sample, summed or averaged over heads: (batch,)."""
     rows, mask = text_rows(observation, config.mi_rows)
     heads = mutual_information(
@@ -43,6 +39,5 @@ def information(config: AutoPrune, observation: Observation) -> Tensor:
 
 def text_rows(observation: Observation, which: str) -> tuple[Tensor, Tensor]:
     """The measured rows and their mask ("text"), or only those of the last token ("last")."""
-    if which == "last":
-        return observation.rows[:, :, -1:], observation.row_mask[:, -1:]
-    return observation.rows, observation.row_mask
+    rows, mask = observation.measured()
+    return (rows[:, :, -1:], mask[:, -1:]) if which == "last" else (rows, mask)

@@ -71,27 +71,16 @@ MI moves it earlier: a negative `beta` gives the sentence. Its constants are not
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from ...base import Observation, PrunerRun
 from ...budget import CostBudgeted
-from ...checks import demand, demand_text_behind
-from ...cost import DecoderShape
-from ...indicators import text_relevance
-from ...layout import Selection, TokenLayout
-from ...schedules import Plan
-from ...selectors import keep_top
-from .budget import budget, solve_plan
-from .complexity import indicator, information, text_rows
+from ...checks import demand
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoPrune(CostBudgeted):
+class AutoPruneSettings(CostBudgeted):
     """Settings of AutoPrune; the defaults are the released ones. See the module for each field.
 
     target_token_num: visual tokens per layer on average (tokens). How they are counted:
@@ -106,6 +95,25 @@ class AutoPrune(CostBudgeted):
 
     method: ClassVar[str] = "autoprune"
     depths: ClassVar[tuple[str, ...]] = ("x0",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "released": {},
+        "paper": {
+            "preselect_ratio": None,
+            "letterbox_mask": False,
+            "normalise_rows": True,
+            "mi_heads": "mean",
+            "log_base": math.e,
+            "mi_eps": 0.0,
+            "clamp_slope": False,
+            "inflection": "beta",
+            "amplitude": 1.0,
+            "analytic_area": True,
+            "rounding": "floor",
+            "recycle_ratio": 0.0,
+            "positions": "original",
+            "prune_last_layer": False,
+        },
+    }
 
     indicator: Literal["mutual_information", "mean_attention", "cosine_similarity", "static"] = (
         "mutual_information"
@@ -151,151 +159,3 @@ class AutoPrune(CostBudgeted):
     @property
     def needs_cls(self) -> bool:
         return self.preselect_ratio is not None
-
-    def start(self, layout: TokenLayout, shape: DecoderShape) -> AutoPruneRun:
-        return AutoPruneRun(self, layout, shape)
-
-
-#: What each preset changes against the defaults, which are the released settings.
-PRESETS: dict[str, dict[str, Any]] = {
-    "released": {},
-    "paper": {
-        "preselect_ratio": None,
-        "letterbox_mask": False,
-        "normalise_rows": True,
-        "mi_heads": "mean",
-        "log_base": math.e,
-        "mi_eps": 0.0,
-        "clamp_slope": False,
-        "inflection": "beta",
-        "amplitude": 1.0,
-        "analytic_area": True,
-        "rounding": "floor",
-        "recycle_ratio": 0.0,
-        "positions": "original",
-        "prune_last_layer": False,
-    },
-}
-
-
-class AutoPruneRun(PrunerRun):
-    """State of one prefill: the schedules, once the indicator is known."""
-
-    def __init__(self, config: AutoPrune, layout: TokenLayout, shape: DecoderShape) -> None:
-        self.config, self.shape = config, shape
-        self.positions = config.positions
-        if config.mi_layer >= shape.layers:
-            raise ValueError(f"mi_layer {config.mi_layer} of a decoder of {shape.layers} layers")
-        demand_text_behind(config.method, layout)
-        self.n_text = [n - v for n, v in zip(layout.lengths, layout.n_visual)]
-        self.own = [config.resolved(sizes) for sizes in layout.sizes]
-        self.targets = config.targets_in_images(layout.sizes)
-        self.budgets = [
-            budget(own, shape, visual, text) if visual else None
-            for own, visual, text in zip(self.own, layout.n_visual, self.n_text)
-        ]
-        # A sample is left alone when it has no visual tokens or fewer than it may keep.
-        self.active = [
-            b is not None and b.tokens < v for b, v in zip(self.budgets, layout.n_visual)
-        ]
-        if any(self.active) and config.needs_cls and layout.cls is None and not layout.mixed:
-            raise ValueError(
-                "the pre-selection ranks patches by the vision tower's CLS attention, which this "
-                "model does not give; set preselect_ratio to none (--set preselect_ratio=none)"
-            )
-        self.plans: list[Plan | None] = []
-        self.measured: list[dict[str, float]] = []
-        if config.indicator == "static" and any(self.active):
-            self._schedule([0.0] * layout.batch)
-
-    def rows(self, layer: int, layout: TokenLayout) -> int:
-        return max(layout.tail) if any(self.needed_by(layer, layout)) else 0
-
-    def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
-        if layer == 0 and self.config.needs_cls:
-            return self.active
-        if not self.plans:
-            return [active and layer == self.config.mi_layer for active in self.active]
-        return [p is not None and p.keep[layer] < p.entering[layer] for p in self.plans]
-
-    def after_layer(self, observation: Observation) -> Selection | None:
-        layer, layout = observation.layer, observation.layout
-        if observation.rows is None:
-            return None
-        if layer == self.config.mi_layer and not self.plans:
-            # Waits for the device: the only place that has to.
-            self._schedule(indicator(self.config, observation).tolist())
-        if layer == 0 and self.config.needs_cls:
-            keep = [
-                min(b.start, v) if on else v
-                for b, v, on in zip(self.budgets, layout.n_visual, self.active)
-            ]
-            scores = self._first_scores(observation)
-            return keep_top(layout, scores, keep, targets=self.targets)
-        if layer < self.config.mi_layer:
-            return None
-        pairs = list(zip(self.plans, layout.n_visual))
-        keep = [n if p is None else p.keep[layer] for p, n in pairs]
-        pools = [0 if p is None else p.pools[layer] for p, _ in pairs]
-        clusters = [0 if p is None else p.clusters[layer] for p, _ in pairs]
-        rows, mask = text_rows(observation, self.config.rank_rows)
-        return keep_top(
-            layout,
-            text_relevance(rows, mask),
-            keep,
-            pools=pools,
-            clusters=clusters,
-            features=observation.hidden,
-            targets=self.targets,
-        )
-
-    def _first_scores(self, observation: Observation) -> Tensor:
-        """CLS attention + 0.3 M0 x text attention, M0 = MI of layer 0 over heads / N_t.
-
-        Text attention alone where the tokens have no CLS attention.
-        """
-        layout, config = observation.layout, self.config
-        if layout.mixed:
-            return text_relevance(observation.rows, observation.row_mask)
-        scores = layout.cls
-        if config.tile_scores == "normalised" and layout.tile is not None:
-            scores = normalised_in_tiles(layout)
-        masked = config.letterbox_mask if layout.tile is None else config.border_mask
-        if masked and layout.letterbox is not None:
-            scores = scores.masked_fill(layout.letterbox, 0.0)
-        n_text = observation.row_mask.sum(-1).clamp(min=1)
-        weight = config.preselect_text * information(config, observation) / n_text
-        return scores + weight[:, None] * text_relevance(observation.rows, observation.row_mask)
-
-    def _schedule(self, measured: Sequence[float]) -> None:
-        """Solve every sample's schedule for its value of the indicator; 0 where static."""
-        config = self.config
-        static = config.indicator == "static"
-        name = {"mutual_information": "mi"}.get(config.indicator, config.indicator)
-        for i, value in enumerate(measured):
-            if not self.active[i]:
-                self.plans.append(None)
-                self.measured.append({})
-                continue
-            k = config.k0 - config.gamma * value
-            k = max(k, 0.0) if config.clamp_slope else k
-            shift = k if config.inflection == "slope" else config.beta * value
-            x0 = config.x0 if static else config.x0 + shift
-            plan = solve_plan(self.own[i], self.shape, self.budgets[i], k, x0)
-            self.plans.append(plan)
-            known = {} if static else {name: value}
-            self.measured.append({**known, "k": k, "x0": x0, "scale": plan.scale})
-
-    def complexity(self) -> list[dict[str, float]]:
-        return self.measured
-
-
-def normalised_in_tiles(layout: TokenLayout) -> Tensor:
-    """The CLS attention (batch, n) of tiled pictures, divided by its sum over each tile."""
-    most = max((max(own) for own in layout.sizes if own), default=1)
-    scores = layout.cls * layout.is_patch
-    # One number for each tile of each image; text and newlines add nothing wherever they go.
-    group = (layout.image.clamp(min=0) * most + layout.tile.clamp(min=0)).long()
-    images = max(map(len, layout.sizes))
-    sums = scores.new_zeros(layout.batch, max(images, 1) * most).scatter_add_(1, group, scores)
-    return scores / sums.gather(1, group).clamp(min=torch.finfo(scores.dtype).tiny)
