@@ -19,7 +19,7 @@ rises. A curve is `curve(x, k, x0, layers)`, x and x0 being depths in layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -203,7 +203,8 @@ def solve(problem: Problem) -> Plan:
     if problem.first > problem.last:
         return _finish(problem, [], 0.0)
 
-    best_scale, best_keep, best_gap = 0.0, None, math.inf
+    best_scale, best_gap = 0.0, math.inf
+    best_keep: list[int] = []
     low, high = 0.0, 20.0
     # A curve that is all but zero where it begins (early inflection, or one that rises) needs
     # more; from the scale that lifts its lowest point to 1 on, nothing changes any more.
@@ -264,7 +265,7 @@ def _keep(problem: Problem, scale: float) -> list[int]:
     return counts
 
 
-def _walk(problem: Problem, keep: Sequence[int]):
+def _walk(problem: Problem, keep: Sequence[int]) -> Iterator[tuple[int, int, int, int, int]]:
     """(entering, leaving, keep, pool, clusters) of every layer."""
     current = problem.n_visual
     for layer in range(problem.layers):

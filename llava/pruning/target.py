@@ -47,8 +47,8 @@ class Budgeted(Pruner):
             total = sum(self.image_targets(sizes))
         else:
             total = self._of(sum(sizes))
-        given = {"target_token_num": max(total, 1), "target_fraction": None}
-        return replace(self, **given, budget_per="sample")
+        total = max(total, 1)
+        return replace(self, target_token_num=total, target_fraction=None, budget_per="sample")
 
     def image_targets(self, sizes: Sequence[int]) -> list[float]:
         """T of each image of a sample when `budget_per` is "image", at most its tokens."""

@@ -44,7 +44,7 @@ def budget(config: AutoPruneSettings, shape: DecoderShape, n_visual: int, n_text
         tokens = _flops_tokens(config.target_flops, shape, n_visual, n_text)
     start = n_visual
     if config.preselect_ratio is not None:
-        start = _preselected(config, tokens, n_visual)
+        start = _preselected(config.preselect_ratio, tokens, n_visual)
         if _exact(config):
             # Layer 0 runs all tokens and layer 1 the pre-selected ones: a pre-selection that alone
             # would overspend gives way until one token a layer is affordable again.
@@ -62,8 +62,8 @@ def budget(config: AutoPruneSettings, shape: DecoderShape, n_visual: int, n_text
     return made
 
 
-def _preselected(config: AutoPruneSettings, tokens: float, n_visual: int) -> int:
-    return max(1, min(int(config.preselect_ratio * tokens), n_visual))
+def _preselected(ratio: float, tokens: float, n_visual: int) -> int:
+    return max(1, min(int(ratio * tokens), n_visual))
 
 
 def _least(config: AutoPruneSettings, shape: DecoderShape, made: Budget) -> float:
@@ -76,7 +76,7 @@ def _least(config: AutoPruneSettings, shape: DecoderShape, made: Budget) -> floa
         least = schedules.floor(_problem(config, shape, made, 0.0, 0.0))
         if config.preselect_ratio is None or _exact(config):
             return least
-        start = _preselected(config, least / shape.layers, made.n_visual)
+        start = _preselected(config.preselect_ratio, least / shape.layers, made.n_visual)
         if start <= made.start:
             return least
         made = replace(made, start=start)
