@@ -127,12 +127,11 @@ def _anyres(
         getattr(model_cfg, "image_grid_pinpoints", None), tile, "config.json"
     )
     reading = getattr(model_cfg, "anyres_reading", "llava")
-    pixels = []
+    tensors = []
     for picture in pictures:
         canvas = select_best_resolution(picture.size, pinpoints, reading)
-        pixels.append(_clip(views(picture, canvas, tile), image_processor))
-    same_number = len({len(tiles) for tiles in pixels}) == 1
-    return torch.stack(pixels) if same_number else pixels
+        tensors.append(_clip(views(picture, canvas, tile), image_processor))
+    return torch.stack(tensors) if len({len(pixels) for pixels in tensors}) == 1 else tensors
 
 
 def letterbox_mask(image_size: tuple[int, int], grid: int) -> Tensor:

@@ -218,15 +218,15 @@ def test_a_reader_finds_the_way_of_a_picture_and_of_a_budget() -> None:
 
 
 def test_the_commands_of_the_documents_exist() -> None:
-    """Modules, scripts and pictures that the documents name can be found."""
+    """Modules, sub-commands, scripts and pictures that the documents name can be found."""
     for document in ("README.md", "EVAL.md", "docs/architecture.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
         for module in set(re.findall(r"python -m (llava[\w.]*)", text)):
             path = ROOT / module.replace(".", "/")
             assert any(p.is_file() for p in (path.with_suffix(".py"), path / "__main__.py")), module
         commands = set(re.findall(r"^autoprune (\w+)|`autoprune (\w+) ", text, re.MULTILINE))
-        assert commands or document.startswith("docs/")
         assert {first or second for first, second in commands} <= SUB_COMMANDS.keys()
+        assert commands or document.startswith("docs/")
         for script in set(re.findall(r"bash (scripts/[\w/.]+\.sh)", text)):
             assert (ROOT / script).is_file(), (document, script)
         for picture in re.findall(r"!\[[^\]]*\]\(([^)#]+)\)", text):
