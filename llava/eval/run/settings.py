@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava import json_files
-from llava.anyres import MERGE_TYPES, READINGS
+from llava.constants import MERGE_TYPES, READINGS
 from llava.conversation import conv_templates
 
 #: What older versions always did and their records do not name.
