@@ -125,8 +125,10 @@ class QuestionFile:
         self.total = len(scan.lines)
         self._watched = WatchedFile(self.path, scan.status, scan.sha256)
         start, stop = chunk_bounds(self.total, num_chunks, chunk_idx)
-        self._offsets, self._lines = scan.offsets[start:stop], scan.lines[start:stop]
-        self._contents = scan.contents[start:stop]
+        columns = [scan.offsets, scan.lines, scan.contents]
+        if stop - start < self.total:
+            columns = [column[start:stop] for column in columns]
+        self._offsets, self._lines, self._contents = columns
 
     def __len__(self) -> int:
         return len(self._lines)

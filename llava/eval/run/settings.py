@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llava.anyres import MERGE_TYPES, READINGS
 from llava.common import json_files
+from llava.constants import MERGE_TYPES, READINGS
 from llava.conversation import conv_templates
 
 #: What older versions always did and their records do not name.

@@ -107,9 +107,9 @@ def read_once(
                 statuses = dict(_statuses(files(*args, **kwargs)))
                 if key in kept and kept[key][0] == statuses:
                     return kept[key][1]
+                trusted = time.time_ns() - _YOUNG
                 content = load(*args, **kwargs)
-                youngest = max((status[2] for status in statuses.values()), default=0)
-                if time.time_ns() - youngest > _YOUNG:
+                if all(modified < trusted for _, _, modified, _ in statuses.values()):
                     kept[key] = statuses, content
                 return content
 
