@@ -28,11 +28,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .constants import MERGE_TYPES as MERGE_TYPES
+from .constants import READINGS as READINGS
+
 #: What `token_order` writes for an `image_newline`.
 NEWLINE = -1
-
-MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
-READINGS = ("llava", "llava-hf")
 
 Size = tuple[int, int]
 

@@ -25,6 +25,7 @@ class SubCommand(NamedTuple):
 
 
 SUB_COMMANDS = {
+    "benchmark": SubCommand("llava.eval.benchmark", "answer a benchmark and score the answers"),
     "sweep": SubCommand("llava.eval.compare.sweep", "methods x budgets x benchmarks, as one table"),
     "tables": SubCommand("llava.eval.compare.tables", "the paper's tables, beside what it printed"),
     "report": SubCommand("llava.eval.compare.report", "finished runs as a table"),

@@ -18,3 +18,7 @@ DEFAULT_IM_END_TOKEN = "<im_end>"
 
 # Marks in a user's query where the image goes, as an alternative to "first".
 IMAGE_PLACEHOLDER = "<image-placeholder>"
+
+# LLaVA-1.6: orders of the tiles' tokens, and whose way of preparing pictures; see `llava.anyres`.
+MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+READINGS = ("llava", "llava-hf")

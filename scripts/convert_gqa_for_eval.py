@@ -1,4 +1,4 @@
-"""Writes GQA answers as GQA's own eval.py reads them; `llava.eval.eval_gqa` needs no such file.
+"""Writes GQA answers as GQA's own eval.py reads them; `llava.eval.score` needs no such file.
 
     python scripts/convert_gqa_for_eval.py --src ANSWERS.jsonl --dst PREDICTIONS.json
 

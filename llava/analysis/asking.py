@@ -6,19 +6,22 @@ import argparse
 from collections.abc import Sequence
 
 from llava.common import flags
-from llava.eval.compare.plan import PlannedRun, parse_runs, runs_in_decoder
+from llava.eval.compare.runs import (
+    CURVE,
+    PlannedRun,
+    add_curve_arguments,
+    parse_runs,
+    runs_in_decoder,
+)
 from llava.eval.run.arguments import add_checkpoint_arguments, add_depth_argument
-from llava.pruning import find
 
 DEMO = "playground/demo/llava-demo"
-
-_CURVE = ("x0", "k0", "gamma", "beta", "budget_mode")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which checkpoint to load, how, and how it is asked."""
     parser.add_argument("--max-new-tokens", type=flags.whole(1, 10**6), default=32)
-    add_checkpoint_arguments(parser, default=DEMO)
+    add_checkpoint_arguments(parser, model_path=DEMO)
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +41,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         help="budget of methods without one here",
     )
     group.add_argument("--budget-mode", choices=("published", "strict"))
-    for name in ("x0", "k0", "gamma", "beta"):
-        group.add_argument(
-            f"--{name}", type=flags.number(), help="see llava.eval.model_vqa_loader --help"
-        )
+    add_curve_arguments(group)
     add_depth_argument(group)
 
 
@@ -51,17 +51,10 @@ def planned(args: argparse.Namespace) -> list[PlannedRun]:
     Raises:
         ValueError: no such method, field or value, or the same method twice.
     """
-    flags = {name: getattr(args, name) for name in _CURVE}
-    return parse_runs([_with_budget(spec, args.target_token_num) for spec in args.method], flags)
+    shared = {name: getattr(args, name) for name in (*CURVE, "budget_mode")}
+    return parse_runs(args.method, shared, args.target_token_num)
 
 
 def scaled(runs: Sequence[PlannedRun], args: argparse.Namespace, layers: int) -> list[PlannedRun]:
     """The methods in a decoder of `layers` layers; says each depth that changed on stderr."""
     return runs_in_decoder(runs, layers, args.depth_layers)
-
-
-def _with_budget(spec: str, tokens: float | None) -> str:
-    method, at, settings = spec.partition("@")
-    if tokens is None or ":" in method or "target_" in settings:
-        return spec
-    return f"{method}:{tokens:g}{at}{settings}" if find(method).takes_budget() else spec

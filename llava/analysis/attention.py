@@ -36,7 +36,7 @@ from llava.pruning.cost import DecoderShape
 from llava.pruning.indicators import text_relevance
 from llava.pruning.layout import TokenLayout
 from llava.pruning.methods.autoprune import AutoPrune
-from llava.pruning.methods.autoprune.complexity import information
+from llava.pruning.methods.autoprune.run import information
 
 from . import asking, plotting, traced
 

@@ -28,7 +28,7 @@ from llava.eval.benchmarks.base import Benchmark
 from llava.eval.compare.comparison import compare, recorded_pruner
 from llava.eval.compare.report import add_runs_arguments, collect, natural_order, start_logging
 from llava.eval.compare.results import Result
-from llava.eval.run.arguments import OFFLINE, setting_defaults
+from llava.eval.run.arguments import add_settings, setting_defaults
 from llava.eval.run.models import load_model
 from llava.pruning.base import Pruner
 
@@ -172,8 +172,7 @@ def main(
     )
     parser.add_argument("--no-model", action="store_true", help="do not ask again: no pictures")
     parser.add_argument("--model-path", help="the checkpoint, where it is no longer in its place")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    parser.add_argument("--offline", action="store_true", help=OFFLINE)
+    add_settings(parser, ["device", "offline"])
     args = parser.parse_args(argv)
     try:
         if args.most < 0:

@@ -38,8 +38,7 @@ _TYPES = {
     **dict.fromkeys(("size", "crop_size"), (int, dict)),
     **dict.fromkeys(("image_mean", "image_std"), list),
     **dict.fromkeys(_FLAGS, bool),
-    "resample": int,
-    "rescale_factor": float,
+    **{"resample": int, "rescale_factor": float},
 }
 _MOST_PIXELS = 10_000  # along a side; no tower takes more, and memory is not endless
 

@@ -6,29 +6,19 @@ exit status it has, with room for longer answers: 1024 new tokens instead of 128
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from llava.common import program
 
 from .benchmarks import mmvet
-from .model_vqa_loader import answer, build_parser
-from .run.questions import QuestionFile
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = build_parser("llava.eval.model_vqa")
-    result.set_defaults(max_new_tokens=mmvet.BENCHMARK.max_new_tokens)
-    return result
+from .model_vqa_loader import answer, build_parser, read_question_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    tokens = mmvet.BENCHMARK.max_new_tokens
     return answer(
-        parser(),
-        argv,
-        lambda args: QuestionFile(args.question_file, args.num_chunks, args.chunk_idx),
+        build_parser("llava.eval.model_vqa", max_new_tokens=tokens), argv, read_question_file
     )
 
 

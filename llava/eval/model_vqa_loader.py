@@ -14,19 +14,20 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 from llava.common import flags, program
 from llava.pruning.arguments import add_pruning_arguments
 
 from .run.answers import QuestionSource
 from .run.arguments import (
+    CHECKPOINT,
+    DECODING,
+    HARDWARE,
+    SPEED,
     Help,
-    add_decoding_arguments,
     add_depth_argument,
-    add_device_arguments,
-    add_model_arguments,
-    setting_defaults,
+    add_settings,
     settings_given,
 )
 from .run.depths import pruner_in_decoder
@@ -41,8 +42,9 @@ from .run.sharding import launched, merge_chunks, run_launched
 def build_parser(
     program: str = "llava.eval.model_vqa_loader",
     questions: str = "a JSON-lines question file",
+    **defaults: Any,
 ) -> argparse.ArgumentParser:
-    """The command line of an answering `program`; defaults are those of `RunSettings`."""
+    """The command line of an answering `program`; `defaults` replace those of `RunSettings`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}",
         description=f"Answer {questions} with a LLaVA checkpoint, with or without pruning. Run "
@@ -51,14 +53,8 @@ def build_parser(
         allow_abbrev=False,
     )
     files = parser.add_argument_group("files")
-    add_model_arguments(files)
-    files.add_argument("--image-folder", type=Path, help="where the questions' images lie")
-    files.add_argument("--question-file", type=Path, required=True)
-    files.add_argument("--answers-file", type=Path, required=True, help="continued if it exists")
-    files.add_argument(
-        "--num-chunks", type=flags.whole(), help="parts the question file is split into"
-    )
-    files.add_argument("--chunk-idx", type=flags.whole(), help="the part to answer, from 0")
+    add_settings(files, [*CHECKPOINT, "image_folder", "question_file", "answers_file"])
+    add_settings(files, ["num_chunks", "chunk_idx"])
     files.add_argument(
         "--merge-chunks",
         type=flags.whole(),
@@ -66,14 +62,9 @@ def build_parser(
         help="answer nothing: merge ANSWERS/N_0.jsonl to N_<N-1>.jsonl into the answers file",
     )
 
-    add_decoding_arguments(parser)
-    add_device_arguments(parser)
-    parser.add_argument(
-        "--visual-token-num",
-        type=flags.whole(),
-        help="upper bound on the tokens that the vision tower hands over",
-    )
-    parser.set_defaults(**setting_defaults())
+    add_settings(parser.add_argument_group("prompt and decoding"), DECODING, **defaults)
+    add_settings(parser.add_argument_group("device and speed"), [*HARDWARE, *SPEED])
+    add_settings(parser, ["visual_token_num"])
     add_pruning_arguments(parser)
     add_depth_argument(parser)
     return parser
@@ -121,13 +112,14 @@ def _answer(
     return run(settings, lambda: read_questions(args))
 
 
+def read_question_file(args: argparse.Namespace) -> QuestionFile:
+    """The questions of a parsed command line; raises as `QuestionFile`."""
+    return QuestionFile(args.question_file, args.num_chunks, args.chunk_idx)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    return answer(
-        build_parser(),
-        argv,
-        lambda args: QuestionFile(args.question_file, args.num_chunks, args.chunk_idx),
-    )
+    return answer(build_parser(), argv, read_question_file)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,11 @@ from .run.question_list import TableQuestions
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = build_parser("llava.eval.model_vqa_mmbench", "a TSV file of MMBench or MMBench-CN")
+    result = build_parser(
+        "llava.eval.model_vqa_mmbench",
+        "a TSV file of MMBench or MMBench-CN",
+        max_new_tokens=mmbench.MMBENCH.max_new_tokens,
+    )
     result.add_argument(
         "--single-pred-prompt", action="store_true", help="ask for the option's letter alone"
     )
@@ -28,7 +32,6 @@ def parser() -> argparse.ArgumentParser:
         "--lang", choices=sorted(mmbench.INSTRUCTIONS), default="en", help="of --single-pred-prompt"
     )
     result.add_argument("--all-rounds", action="store_true", help="refused: the TSV is rotated")
-    result.set_defaults(max_new_tokens=mmbench.MMBENCH.max_new_tokens)
     return result
 
 

@@ -20,12 +20,13 @@ from .run.question_list import QuestionList
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = build_parser(
-        "llava.eval.model_vqa_science", "ScienceQA, a JSON array like llava_test_CQM-A.json,"
+        "llava.eval.model_vqa_science",
+        "ScienceQA, a JSON array like llava_test_CQM-A.json,",
+        max_new_tokens=scienceqa.BENCHMARK.max_new_tokens,
     )
     result.add_argument(
         "--single-pred-prompt", action="store_true", help="ask for the option's letter alone"
     )
-    result.set_defaults(max_new_tokens=scienceqa.BENCHMARK.max_new_tokens)
     return result
 
 

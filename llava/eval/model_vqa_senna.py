@@ -18,22 +18,19 @@ from .benchmarks.senna.questions import SennaQuestions
 from .model_vqa_loader import answer, build_parser
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = build_parser("llava.eval.model_vqa_senna", "Senna's questions about driving plans")
-    result.set_defaults(
-        max_new_tokens=senna.BENCHMARK.max_new_tokens, conv_mode=senna.BENCHMARK.conv_mode
-    )
-    return result
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    return answer(
-        parser(),
-        argv,
-        lambda args: SennaQuestions(args.question_file, args.num_chunks, args.chunk_idx),
+    parser = build_parser(
+        "llava.eval.model_vqa_senna",
+        "Senna's questions about driving plans",
+        max_new_tokens=senna.BENCHMARK.max_new_tokens,
+        conv_mode=senna.BENCHMARK.conv_mode,
     )
+    return answer(parser, argv, _questions)
+
+
+def _questions(args: argparse.Namespace) -> SennaQuestions:
+    return SennaQuestions(args.question_file, args.num_chunks, args.chunk_idx)
 
 
 if __name__ == "__main__":

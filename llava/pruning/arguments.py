@@ -124,7 +124,7 @@ def method_settings(args: argparse.Namespace) -> dict[str, Any]:
         name, separator, text = item.partition("=")
         if not separator:
             raise ValueError(f"--set takes FIELD=VALUE, got {shorten(item)}")
-        settings[name] = _parse(cls, name, text) if name in known else text
+        settings[name] = read_setting(cls, name, text) if name in known else text
     return settings
 
 
@@ -135,7 +135,7 @@ def _method(name: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _parse(cls: type[Pruner], name: str, text: str) -> Any:
+def read_setting(cls: type[Pruner], name: str, text: str) -> Any:
     """Read `text` as the declared type of a field; `none` where the field may be None."""
     options = declared_types(cls)[name]
     if text.lower() == "none" and type(None) in options:

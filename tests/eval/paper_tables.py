@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from llava.eval.compare.published import Column, Row, Table
+from llava.eval.compare.published import Column, PublishedRow, PublishedTable
 
 ALPHA = Column("a", "Alpha", "alpha", "percent")
 BETA = Column("b", "Beta", "beta", "points of 200")
 
-TABLE = Table(
+TABLE = PublishedTable(
     name="1",
     title="Table 1: tiny",
     model="llava-v1.5-tiny",
@@ -15,13 +15,15 @@ TABLE = Table(
     columns=(ALPHA, BETA),
     derived=("ratio", "flops"),
     rows=(
-        Row("Tiny", "none", 576, None, {"a": 80.0, "b": 150, "ratio": 100, "flops": 100}),
-        Row("Other", "magic", 32, "kept", {"a": 40.0}, {"row": "x", "a": "y"}, source="another"),
-        Row("Ours", "autoprune", 32, "leaving", {"a": 60.5, "b": 120}),
+        PublishedRow("Tiny", "none", 576, None, {"a": 80.0, "b": 150, "ratio": 100, "flops": 100}),
+        PublishedRow(
+            "Other", "magic", 32, "kept", {"a": 40.0}, {"row": "x", "a": "y"}, source="another"
+        ),
+        PublishedRow("Ours", "autoprune", 32, "leaving", {"a": 60.5, "b": 120}),
     ),
     notes={"x": "Copied.", "y": "Misprinted."},
 )
-ABLATION = Table(
+ABLATION = PublishedTable(
     name="4",
     title="Table 4: tiny",
     model="llava-v1.5-tiny",
@@ -31,8 +33,8 @@ ABLATION = Table(
         Column("a_16", "Alpha 16", "alpha", "percent", tokens=16),
     ),
     rows=(
-        Row("Late", "autoprune", None, "leaving", {"a_8": 1.5}, settings={"mi_layer": 2}),
-        Row("Ours", "autoprune", None, "leaving", {"a_8": 2.5, "a_16": 3.5}),
+        PublishedRow("Late", "autoprune", None, "leaving", {"a_8": 1.5}, settings={"mi_layer": 2}),
+        PublishedRow("Ours", "autoprune", None, "leaving", {"a_8": 2.5, "a_16": 3.5}),
     ),
 )
 TABLES = {"1": TABLE, "4": ABLATION}

@@ -12,7 +12,7 @@ import pytest
 from llava import pruning
 from llava.analysis import asking
 from llava.eval import model_vqa_loader
-from llava.eval.compare.plan import parse_runs, runs_in_decoder
+from llava.eval.compare.runs import parse_runs, runs_in_decoder
 from llava.eval.run.depths import in_decoder, pruner_in_decoder
 from llava.eval.run.models import decoder_layers, decoder_shape
 from llava.pruning.base import PrunerRun

@@ -9,7 +9,7 @@ import pytest
 
 from llava import pruning
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.compare.published import TABLES, Column, Row, Table
+from llava.eval.compare.published import TABLES, Column, PublishedRow, PublishedTable
 from llava.eval.compare.tables import planned
 from llava.pruning.cost import DecoderShape, prefill_flops
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
@@ -154,11 +154,14 @@ def test_runs_are_written_as_a_sweep_takes_them() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ((Row("A", "none", 8, None, {"b": 1.0}),), r"table t, A: no columns \['b'\]"),
-        ((Row("A", "none", 8, None, {}, {"b": "x"}),), r"no columns \['b'\]"),
-        ((Row("A", "none", 8, None, {}, {"a": "y"}),), "marks {'y'} but notes {'x'}"),
+        ((PublishedRow("A", "none", 8, None, {"b": 1.0}),), r"table t, A: no columns \['b'\]"),
+        ((PublishedRow("A", "none", 8, None, {}, {"b": "x"}),), r"no columns \['b'\]"),
+        ((PublishedRow("A", "none", 8, None, {}, {"a": "y"}),), "marks {'y'} but notes {'x'}"),
         (
-            (Row("A", "fastv", 8, "kept", {}, {"a": "x"}), Row("B", "fastv", 8, "kept")),
+            (
+                PublishedRow("A", "fastv", 8, "kept", {}, {"a": "x"}),
+                PublishedRow("B", "fastv", 8, "kept"),
+            ),
             "two rows are the run fastv:8",
         ),
     ],
@@ -166,4 +169,6 @@ def test_runs_are_written_as_a_sweep_takes_them() -> None:
 def test_a_table_that_contradicts_itself_is_refused(rows, message) -> None:
     notes = {"x": "wrong"} if any(row.marks for row in rows) else {}
     with pytest.raises(ValueError, match=message):
-        Table("t", "T", "m", "s", (Column("a", "A", "alpha", "percent"),), rows, notes=notes)
+        PublishedTable(
+            "t", "T", "m", "s", (Column("a", "A", "alpha", "percent"),), rows, notes=notes
+        )

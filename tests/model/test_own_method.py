@@ -28,6 +28,7 @@ class EveryOther(pruning.Pruner):
 
     method: ClassVar[str] = "every-other"
     depths: ClassVar[tuple[str, ...]] = ("layer",)
+    presets: ClassVar[dict[str, dict[str, int]]] = {"sparse": {"layer": 0, "step": 8}}
 
     layer: int = 1
     step: int = 2
@@ -68,6 +69,17 @@ def test_it_is_built_by_name_and_by_flags(registered) -> None:
     assert pruning.build(**EveryOther(step=3).to_dict()) == EveryOther(step=3)
     with pytest.raises(ValueError, match="did you mean 'every-other'"):
         pruning.build("every-othr")
+
+
+def test_it_has_presets_of_its_own(registered) -> None:
+    sparse = EveryOther(layer=2, step=8)
+    assert pruning.build("every-other", preset="sparse", layer=2) == sparse
+    flags = ("--method", "every-other", "--preset", "sparse", "--set", "layer=2")
+    assert parse(*flags) == sparse
+    with pytest.raises(ValueError, match="unknown preset 'paper'"):
+        pruning.build("every-other", preset="paper")
+    with pytest.raises(ValueError, match="unknown preset 'sparse'"):
+        pruning.build("autoprune", preset="sparse")
 
 
 def test_it_runs(registered) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..run.picture_cells import Cell, find_places, read_cell
 from ..run.question_list import Table, TableQuestions, file_digest
 from ..run.questions import Question
+from ..run.watched import read_once, the_path
 from .base import existing
 
 LETTERS = ("A", "B", "C", "D")
@@ -61,16 +62,22 @@ def read_questions(
         FileNotFoundError: no such file.
         ValueError: not such a file, an index twice, a wrong chunk; names the row.
     """
-    table = open_table(path)
-    rows = read_rows(table)
+    table, rows = load_rows(path)
     cells = {str(row.index): row.picture for row in rows}
     places = [find_places(str(row.index), cells) for row in rows]
     questions = [
-        _question(position, row, 1 if isinstance(found, str) else len(found), path, instruction)
-        for position, (row, found) in enumerate(zip(rows, places))
+        _question(position, row, 1 if isinstance(place, str) else len(place), path, instruction)
+        for position, (row, place) in enumerate(zip(rows, places))
     ]
     digest = file_digest(path, instruction)
     return TableQuestions(table, digest, questions, places, num_chunks, chunk_idx)
+
+
+@read_once(the_path)
+def load_rows(path: Path) -> tuple[Table, list[Row]]:
+    """The table in a TSV file and its rows; raises as `open_table` and `read_rows`."""
+    table = open_table(path)
+    return table, read_rows(table)
 
 
 def open_table(path: Path) -> Table:

@@ -27,11 +27,22 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 
 from ..run.question_list import QuestionList, file_digest
 from ..run.questions import Question
-from .base import Benchmark, existing, require_complete, require_fields
+from ..run.watched import read_once, the_path
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    existing,
+    question_list,
+    register,
+    require_complete,
+    require_fields,
+)
 from .scoring import percentage, percentages_by_group, texts_by_id
 
 NAME = "scienceqa"
 QUESTION_FILE = "llava_test_CQM-A.json"
+_FILES = ("pid_splits.json", "problems.json", QUESTION_FILE)
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
 FAILED = "FAILED"
@@ -95,6 +106,7 @@ def read_questions(
     return QuestionList(path, file_digest(path, instruction), questions, num_chunks, chunk_idx)
 
 
+@read_once(lambda folder, split="test": (folder / name for name in _FILES))
 def load_problems(folder: Path, split: str = "test") -> dict[str, Problem]:
     """The problems of a split, by id, in the order of `pid_splits.json`.
 
@@ -103,7 +115,7 @@ def load_problems(folder: Path, split: str = "test") -> dict[str, Problem]:
         ValueError: they are not ScienceQA's, have no such split, or contradict LLaVA's question
             file where that is in the folder too.
     """
-    splits, problems = (_read_json(folder / name) for name in ("pid_splits.json", "problems.json"))
+    splits, problems = (_read_json(folder / name) for name in _FILES[:2])
     ids = splits.get(split)
     if not isinstance(ids, list) or not all(isinstance(problem_id, str) for problem_id in ids):
         raise ValueError(
@@ -134,8 +146,8 @@ def parse_answer(text: str) -> str:
         return text
     if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
         return text[0]
-    found = _SENTENCE.findall(text)
-    return found[0] if len(found) == 1 else FAILED
+    letters = _SENTENCE.findall(text)
+    return letters[0] if len(letters) == 1 else FAILED
 
 
 def grade(
@@ -205,15 +217,28 @@ def score(
     return summarise(grade(problems, answers, allow_missing=allow_missing), len(problems))
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="ScienceQA",
-    folder="scienceqa",
-    images="images/test",
-    metric="img_accuracy",
-    load_questions=load_questions,
-    score=score,
-    max_new_tokens=1024,
+_DATA_SET = "data/scienceqa of lupantech/ScienceQA on GitHub"
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="ScienceQA",
+        folder="scienceqa",
+        splits=(
+            Split(
+                question_list("scienceqa", QUESTION_FILE),
+                File("images/test", "test.zip of ScienceQA, unpacked in images/", "images"),
+                (File("problems.json", _DATA_SET), File("pid_splits.json", _DATA_SET)),
+                scored_as=NAME,
+            ),
+        ),
+        metric="img_accuracy",
+        load_questions=load_questions,
+        score=score,
+        max_new_tokens=1024,
+        program="llava.eval.model_vqa_science",
+        flags=("--single-pred-prompt",),
+        script="sqa.sh",
+    )
 )
 
 
@@ -222,6 +247,7 @@ def _read_json(path: Path, expected: json_files.Types = dict) -> Any:
     return json_files.read(existing(path, f"it comes from {source}."), expected)
 
 
+@read_once(the_path)
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
     """The array's entries by id."""
     result: dict[str, dict[str, Any]] = {}

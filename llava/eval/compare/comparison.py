@@ -21,8 +21,8 @@ from llava.pruning import METHODS, Pruner, build
 from ..run.record import commit_label, commits, environments
 from ..run.settings import OLDER
 from .results import Result
+from .runs import CURVE
 
-_CURVE = ("x0", "k0", "gamma", "beta")
 _BUDGETS = ("target_fraction", "target_flops", "target_kv", "target_token_num")
 _SEED = "seed"
 
@@ -159,9 +159,11 @@ def recorded_pruner(answers_file: Path, values: Mapping[str, Any]) -> Pruner:
         ValueError: settings that this version does not have.
     """
     # A record has lists where settings have tuples.
-    own = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    settings: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+    }
     try:
-        return build(**own)
+        return build(**settings)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{answers_file}: the record's settings are not those of this version ({error}). Run "
@@ -178,9 +180,9 @@ def _identity(result: Result) -> str:
 
 
 def _cell(runs: Iterable[Result], name: str) -> Cell | None:
-    own = [run for run in runs if run.benchmark.name == name]
+    of_benchmark = [run for run in runs if run.benchmark.name == name]
     seen: dict[tuple[Any, Any], Result] = {}
-    for run in own:
+    for run in of_benchmark:
         seeds = run.pruner.get(_SEED), run.settings.get(_SEED)
         if seeds in seen:
             raise ValueError(
@@ -188,7 +190,7 @@ def _cell(runs: Iterable[Result], name: str) -> Cell | None:
                 f"on {name}: leave one out"
             )
         seen[seeds] = run
-    return Cell([seen[seeds] for seeds in sorted(seen, key=str)]) if own else None
+    return Cell([seen[seeds] for seeds in sorted(seen, key=str)]) if of_benchmark else None
 
 
 def _relative(cells: Mapping[str, Cell | None], dense: Mapping[str, Cell | None]) -> list[float]:
@@ -205,26 +207,26 @@ def _relative(cells: Mapping[str, Cell | None], dense: Mapping[str, Cell | None]
 
 def _common_curves(pruners: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """By method, settings of its curve that differ from the defaults alike in all its runs."""
-    found: dict[str, dict[str, Any]] = {}
+    common: dict[str, dict[str, Any]] = {}
     for pruner in pruners:
-        own = {k: v for k, v in settings_of(pruner).items() if k in _CURVE}
-        earlier = found.setdefault(pruner["method"], own)
-        found[pruner["method"]] = dict(earlier.items() & own.items())
-    return found
+        curve = {k: v for k, v in settings_of(pruner).items() if k in CURVE}
+        earlier = common.setdefault(pruner["method"], curve)
+        common[pruner["method"]] = dict(earlier.items() & curve.items())
+    return common
 
 
 def _describe(results: Sequence[Result], name: str) -> dict[str, Any]:
-    one = next(result for result in results if result.benchmark.name == name)
-    samples = one.score["samples"]
+    result = next(each for each in results if each.benchmark.name == name)
+    samples = result.score["samples"]
     return {
-        "title": one.benchmark.title,
-        "metric": one.benchmark.metric,
-        "best": one.best,
+        "title": result.benchmark.title,
+        "metric": result.benchmark.metric,
+        "best": result.best,
         "answered": samples,
-        "questions": samples + one.score["missing"],
-        "counted": one.counted,
-        "limit": one.settings.get("limit"),
-        "max_new_tokens": one.settings.get("max_new_tokens"),
+        "questions": samples + result.score["missing"],
+        "counted": result.counted,
+        "limit": result.settings.get("limit"),
+        "max_new_tokens": result.settings.get("max_new_tokens"),
     }
 
 
@@ -236,21 +238,21 @@ def _vision_apart(results: Sequence[Result]) -> bool | None:
 
 def _made_with(results: Sequence[Result]) -> dict[str, list[str]]:
     """Every value of what the runs were made with, in order of appearance."""
-    made: dict[str, dict[str, None]] = {}
+    origins: dict[str, dict[str, None]] = {}
     for result in results:
         settings, record = result.settings, result.record
-        made.setdefault("model", {})[Path(settings["model_path"]).name] = None
+        origins.setdefault("model", {})[Path(settings["model_path"]).name] = None
         merged = settings.get("merge_type", OLDER["merge_type"])
         if merged != OLDER["merge_type"]:
-            made.setdefault("merge_type", {})[merged] = None
+            origins.setdefault("merge_type", {})[merged] = None
         for name in ("dtype", "batch_size"):
-            made.setdefault(name, {})[str(settings.get(name))] = None
+            origins.setdefault(name, {})[str(settings.get(name))] = None
         for where in environments(record):
             told = {**where, "git_commit": commit_label(where)}
             for name in ("device_name", "threads", "torch", "transformers", "llava", "git_commit"):
                 if told.get(name) is not None:
-                    made.setdefault(name, {})[str(told[name])] = None
-    return {name: list(values) for name, values in made.items()}
+                    origins.setdefault(name, {})[str(told[name])] = None
+    return {name: list(values) for name, values in origins.items()}
 
 
 def _per_question(runs: Sequence[Result], name: str) -> float | None:

@@ -14,14 +14,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from .comparison import compare
-from .published import DERIVED, Column, Row, Table
+from .published import DERIVED, Column, PublishedRow, PublishedTable
 from .report import natural_order, row_label
 from .results import Result
 
 _COSTS = ("tokens_entering", "tokens_leaving")
 
 
-def fill(table: Table, results: Sequence[Result]) -> dict[str, Any]:
+def fill(table: PublishedTable, results: Sequence[Result]) -> dict[str, Any]:
     """The table as JSON, published and measured numbers apart.
 
     `columns` say what they count, published and measured; `rows` have, by the key of a column,
@@ -32,12 +32,12 @@ def fill(table: Table, results: Sequence[Result]) -> dict[str, Any]:
     Raises:
         ValueError: two runs measure the same row.
     """
-    own = [result for result in results if result.benchmark.name in table.benchmarks]
-    compared = compare(own)
-    found = _Measured(table, own, compared["rows"])
-    rows = [found.paper_row(row) for row in table.rows]
+    of_table = [result for result in results if result.benchmark.name in table.benchmarks]
+    compared = compare(of_table)
+    measured = _Measured(table, of_table, compared["rows"])
+    rows = [measured.paper_row(row) for row in table.rows]
     if not table.in_columns:
-        rows += [found.other_row(row) for row in sorted(found.unused(), key=natural_order)]
+        rows += [measured.other_row(row) for row in sorted(measured.unused(), key=natural_order)]
     models = compared["made_with"].get("model", [])
     return {
         "table": table.name,
@@ -45,7 +45,7 @@ def fill(table: Table, results: Sequence[Result]) -> dict[str, Any]:
         "source": table.source,
         "model": table.model,
         "same_model": all(_plain(table.model) in _plain(model) for model in models),
-        "columns": [_describe(column, own) for column in table.columns],
+        "columns": [_describe(column, of_table) for column in table.columns],
         "derived": list(table.derived),
         "budgets_in": "columns" if table.in_columns else "rows",
         "rows": rows,
@@ -59,7 +59,7 @@ class _Measured:
     """The rows of a comparison, found by what the rows of the table ask for."""
 
     def __init__(
-        self, table: Table, results: Sequence[Result], rows: Sequence[Mapping[str, Any]]
+        self, table: PublishedTable, results: Sequence[Result], rows: Sequence[Mapping[str, Any]]
     ) -> None:
         self._table = table
         self._by_file = {str(result.answers_file): result for result in results}
@@ -67,7 +67,7 @@ class _Measured:
         self._used: set[int] = set()
         self._dense = self._scores(self._find("none", {}, None))
 
-    def paper_row(self, row: Row) -> dict[str, Any]:
+    def paper_row(self, row: PublishedRow) -> dict[str, Any]:
         cells, runs = {}, []
         for column in self._table.columns:
             run = self._find(row.method, row.settings, row.budget(column))
@@ -113,25 +113,25 @@ class _Measured:
     def _find(
         self, method: str, settings: Mapping[str, Any], budget: float | None
     ) -> Mapping[str, Any] | None:
-        found = [
+        matching = [
             row
             for row in self._rows
             if (row["method"], row["settings"], row["budget"]) == (method, settings, budget)
         ]
-        if len(found) > 1:
+        if len(matching) > 1:
             files = [
                 file
-                for row in found
+                for row in matching
                 for cell in row["benchmarks"].values()
                 if cell
                 for file in cell["answers_files"]
             ]
             raise ValueError(
                 f"{', '.join(files)} measure the same row of table {self._table.name} "
-                f"({row_label(found[0])}): leave some out"
+                f"({row_label(matching[0])}): leave some out"
             )
-        self._used |= {id(row) for row in found}
-        return found[0] if found else None
+        self._used |= {id(row) for row in matching}
+        return matching[0] if matching else None
 
     def _scores(self, run: Mapping[str, Any] | None) -> dict[str, dict[str, Any] | None]:
         return {column.key: self._score(run, column) for column in self._table.columns}
@@ -182,7 +182,7 @@ def _metric(column: Column, result: Result) -> str:
 
 def _describe(column: Column, results: Sequence[Result]) -> dict[str, Any]:
     """What a column counts; what was asked, if any run has it."""
-    entry = {
+    entry: dict[str, Any] = {
         "key": column.key,
         "heading": column.heading,
         "benchmark": column.benchmark,
@@ -190,17 +190,17 @@ def _describe(column: Column, results: Sequence[Result]) -> dict[str, Any]:
         "tokens": column.tokens,
         "measured": None,
     }
-    one = next((r for r in results if r.benchmark.name == column.benchmark), None)
-    if one is not None:
-        samples, metric = one.score["samples"], _metric(column, one)
+    result = next((r for r in results if r.benchmark.name == column.benchmark), None)
+    if result is not None:
+        samples, metric = result.score["samples"], _metric(column, result)
         entry["measured"] = {
-            "title": one.benchmark.title,
+            "title": result.benchmark.title,
             "metric": metric,
-            "best": one.best if metric == one.benchmark.metric else None,
-            "prompts": one.score.get("prompts"),
+            "best": result.best if metric == result.benchmark.metric else None,
+            "prompts": result.score.get("prompts"),
             "answered": samples,
-            "questions": samples + one.score["missing"],
-            "limit": one.settings.get("limit"),
+            "questions": samples + result.score["missing"],
+            "limit": result.settings.get("limit"),
         }
     return entry
 

@@ -100,7 +100,12 @@ def write_csv(path: Path, table: Mapping[str, Any]) -> None:
         writer = csv.writer(file)
         writer.writerow(
             [
-                *("method", "run", "settings", "tokens", "counted", "marks"),
+                "method",
+                "run",
+                "settings",
+                "tokens",
+                "counted",
+                "marks",
                 *(f"{key}_{end}" for key in keys for end in ends),
                 *(key for _, key in _COSTS),
                 "git_commit",
@@ -152,8 +157,8 @@ def _column_note(column: Mapping[str, Any], *, in_columns: bool) -> str:
     if measured is None:
         return f"{text} Not measured."
     limit = "" if measured["limit"] is None else f" (--limit {measured['limit']})"
-    asked = f"{measured['answered']} of {measured['questions']} questions{limit}"
+    extent = f"{measured['answered']} of {measured['questions']} questions{limit}"
     best = "" if measured["best"] in (None, 100) else f" of {measured['best']:g}"
     prompts = "" if measured["prompts"] is None else f", prompts {measured['prompts']}"
     metric = f"{measured['metric']}{best}{prompts}"
-    return f"{text} Measured: {measured['title']}, {metric}, {asked}."
+    return f"{text} Measured: {measured['title']}, {metric}, {extent}."

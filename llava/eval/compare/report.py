@@ -78,15 +78,19 @@ def add_output_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def report(
-    paths: Sequence[Path], args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]
+    paths: Sequence[Path],
+    args: argparse.Namespace,
+    benchmarks: Mapping[str, Benchmark],
+    more: Mapping[str, Any] | None = None,
 ) -> int:
     """Print the table of these runs and write the files asked for; the exit status.
 
-    `args` has `data`, `csv` and `json`. Runs in a folder that are not complete are left out, with
-    a word on stderr; one that was named itself is an error.
+    `args` has `data`, `csv` and `json`; `more` are further fields of the table's JSON. Runs in a
+    folder that are not complete are left out, with a word on stderr; one that was named itself is
+    an error.
     """
     try:
-        table = compare(collect(paths, args.data, benchmarks))
+        table = compare(collect(paths, args.data, benchmarks)) | dict(more or {})
         if any(path.is_dir() for path in paths):
             table["rows"].sort(key=natural_order)
         text = json.dumps(table)
@@ -190,8 +194,8 @@ def provenance(table: Mapping[str, Any]) -> Iterator[str]:
     for method, settings in table["settings_of_all"].items():
         shown = ", ".join(f"{name} = {_value(value)}" for name, value in settings.items())
         yield f"- All {method} rows: {shown}."
-    made = "; ".join(f"{k} {' and '.join(v)}" for k, v in table["made_with"].items())
-    yield f"- Made with {made}."
+    origins = "; ".join(f"{k} {' and '.join(v)}" for k, v in table["made_with"].items())
+    yield f"- Made with {origins}."
 
 
 def start_logging() -> None:

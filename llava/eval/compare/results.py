@@ -29,6 +29,23 @@ _NEEDED = {
     "seconds": ("prefill",),
 }
 
+# The settings that the runs of a table share.
+_SAME = (
+    "model_path",
+    "model_base",
+    "vision_tower",
+    "load_4bit",
+    "load_8bit",
+    "dtype",
+    "conv_mode",
+    "visual_token_num",
+    "temperature",
+    "top_p",
+    "num_beams",
+    "merge_type",
+    "processing",
+)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -108,15 +125,15 @@ def read_result(answers_file: Path, data: Path, benchmarks: Mapping[str, Benchma
 
 def _absent(record: Mapping[str, Any]) -> Iterator[str]:
     """What a comparison looks at and the record does not have, with dotted names."""
-    found = {**record, "pruner": record["settings"].get("pruner")}
+    groups = {**record, "pruner": record["settings"].get("pruner")}
     for group, names in _NEEDED.items():
-        there = found.get(group)
-        if not isinstance(there, Mapping):
+        values = groups.get(group)
+        if not isinstance(values, Mapping):
             yield group
             continue
         # A mean of nothing is null; nothing else is.
         null = group == "tokens"
-        known = {name for name, value in there.items() if null or value is not None}
+        known = {name for name, value in values.items() if null or value is not None}
         yield from (f"{group}.{name}" for name in names if name not in known)
 
 
@@ -126,22 +143,18 @@ def find_runs(folder: Path) -> list[Path]:
     Raises:
         FileNotFoundError: there is none.
     """
-    found = [
+    files = [
         path.with_name(path.name.removesuffix(RECORD) + ".jsonl")
         for path in folder.rglob(f"*{RECORD}")
     ]
-    if not found:
+    if not files:
         raise FileNotFoundError(f"{folder} holds no runs: expected <benchmark>/<run>{RECORD} in it")
-    return sorted(found)
+    return sorted(files)
 
 
 def require_comparable(results: Sequence[Result]) -> None:
     """Raise a ValueError unless nothing but the pruning and the benchmark tells the runs apart."""
-    for name in (
-        *("model_path", "model_base", "vision_tower", "load_4bit", "load_8bit", "dtype"),
-        *("conv_mode", "visual_token_num", "temperature", "top_p", "num_beams"),
-        *("merge_type", "processing"),
-    ):
+    for name in _SAME:
         _require_same(results, name)
     by_benchmark: dict[str, list[Result]] = {}
     for result in results:
@@ -173,15 +186,16 @@ def find_benchmark(
     """
     if answers_file.parent.name in benchmarks:
         return benchmarks[answers_file.parent.name]
-    asked = Path(settings["question_file"])
+    question_file = Path(settings["question_file"])
     for benchmark in benchmarks.values():
-        if benchmark.folder == asked.parent.name:
+        if benchmark.folder == question_file.parent.name:
             try:
-                if benchmark.load_questions(data / benchmark.folder).path.name == asked.name:
-                    return benchmark
+                questions = benchmark.load_questions(data / benchmark.folder)
             except FileNotFoundError:  # of another variant of the benchmark
                 continue
+            if questions.path.name == question_file.name:
+                return benchmark
     raise ValueError(
-        f"{answers_file} answers {asked}, which is no benchmark's question file in {data}. "
+        f"{answers_file} answers {question_file}, which is no benchmark's question file in {data}. "
         f"Expected one of {', '.join(benchmarks)}, or answers in a folder of such a name."
     )

@@ -20,23 +20,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from llava.common import flags, program
+from llava.common import program
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
 from ..run.answers import QuestionSource
 from ..run.arguments import (
+    CHECKPOINT,
+    DECODING,
+    HARDWARE,
+    SPEED,
     Help,
-    add_decoding_arguments,
     add_depth_argument,
-    add_device_arguments,
-    add_model_arguments,
-    setting_defaults,
+    add_settings,
     settings_given,
 )
 from ..run.interruption import Interruption
@@ -52,10 +53,16 @@ from ..run.runner import (
 )
 from ..run.settings import RunSettings
 from ..run.subset import take
-from .plan import PlannedRun, parse_runs, runs_in_decoder
+from ..run.watched import LOADING
 from .report import add_output_arguments, report, start_logging
-
-_CURVE = ("x0", "k0", "gamma", "beta")
+from .runs import (
+    CURVE,
+    PlannedRun,
+    add_curve_arguments,
+    parse_runs,
+    runs_in_decoder,
+    with_shared,
+)
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,19 @@ class Task:
     """One run on one benchmark, and how many of its questions had no answer at the start."""
 
     benchmark: Benchmark
-    run: PlannedRun
+    planned: PlannedRun
     settings: RunSettings
     questions: QuestionSource
     left: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit status of a sweep, the answers of its whole runs, and how long it spent loading."""
+
+    code: int
+    complete: Sequence[Path] = ()
+    loading_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser:
@@ -78,51 +94,39 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
         formatter_class=Help,
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("comparison")
-    add_model_arguments(what)
-    what.add_argument("--data", type=Path, required=True, help="folder of the benchmarks' folders")
-    what.add_argument("--out", type=Path, required=True, help="answers and records go here")
-    what.add_argument(
+    comparison = parser.add_argument_group("comparison")
+    add_settings(comparison, CHECKPOINT)
+    comparison.add_argument(
+        "--data", type=Path, required=True, help="folder of the benchmarks' folders"
+    )
+    comparison.add_argument("--out", type=Path, required=True, help="answers and records go here")
+    comparison.add_argument(
         "--benchmarks",
         nargs="+",
         choices=list(benchmarks),
         metavar="NAME",
         help=f"of {', '.join(benchmarks)}; default: the first of each folder that is in --data",
     )
-    what.add_argument(
+    comparison.add_argument(
         "--runs",
         nargs="+",
         default=["none", "autoprune:192,128,64"],
         metavar="METHOD[:BUDGET,...][@FIELD=VALUE,...]",
         help="what to compare",
     )
-    what.add_argument(
-        "--limit",
-        type=flags.whole(),
-        metavar="N",
-        help="only N questions of each, spread over its file",
-    )
-    add_output_arguments(what)
+    add_settings(comparison, ["limit"])
+    add_output_arguments(comparison)
 
     curve = parser.add_argument_group("settings of every run that has them and says no other")
-    for name in _CURVE:
-        curve.add_argument(
-            f"--{name}", type=flags.number(), help="see llava.eval.model_vqa_loader --help"
-        )
+    add_curve_arguments(curve)
     add_depth_argument(curve)
-    add_decoding_arguments(parser)
-    add_device_arguments(parser)
+    # Benchmarks differ in how long an answer may be and in the prompt; a flag overrules them.
+    decoding = parser.add_argument_group("prompt and decoding")
+    add_settings(decoding, DECODING, max_new_tokens=None, conv_mode=None)
+    add_settings(parser.add_argument_group("device and speed"), [*HARDWARE, *SPEED])
     cache = parser.add_argument_group("features of the vision tower")
     cache.add_argument("--no-feature-cache", action="store_true", help="encode images in each run")
-    cache.add_argument(
-        "--feature-cache-gb",
-        type=flags.number(),
-        default=2.0,
-        metavar="GB",
-        help="memory for them",
-    )
-    # Benchmarks differ in how long an answer may be and in the prompt; a flag overrules them.
-    parser.set_defaults(**setting_defaults() | {"max_new_tokens": None, "conv_mode": None})
+    add_settings(cache, ["feature_cache_gb"], feature_cache_gb=2.0)
     return parser
 
 
@@ -134,44 +138,58 @@ def main(
     args = build_parser(benchmarks).parse_args(argv)
     with Interruption():
         try:
-            code, complete = run_all(args, benchmarks)
-            if code in (EXIT_USAGE, EXIT_INTERRUPTED) or not complete:
-                return code
-            return report(complete, args, benchmarks) or code
+            outcome = run_all(args, benchmarks)
+            if outcome.code in (EXIT_USAGE, EXIT_INTERRUPTED) or not outcome.complete:
+                return outcome.code
+            told = {"loading_seconds": outcome.loading_seconds}
+            return report(outcome.complete, args, benchmarks, told) or outcome.code
         except KeyboardInterrupt:
             _say("Interrupted; the same command continues.")
             return EXIT_INTERRUPTED
 
 
 def run_all(
-    args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]
-) -> tuple[int, list[Path]]:
-    """Do what the parsed command line asks for; the exit status, and the answers of whole runs."""
+    args: argparse.Namespace,
+    benchmarks: Mapping[str, Benchmark],
+    runs: Sequence[PlannedRun] | None = None,
+) -> Outcome:
+    """Do what the parsed command line asks for; `runs` are in place of its --runs."""
+    model, read_before = ModelOnce(), LOADING.seconds
     try:
-        tasks = list(_tasks(args, benchmarks))
+        shared = {name: getattr(args, name) for name in CURVE}
+        runs = parse_runs(args.runs, shared) if runs is None else with_shared(runs, shared)
+        tasks = list(_tasks(args, benchmarks, runs))
     except (ValueError, OSError) as error:
         _say(f"error: {error}")
-        return EXIT_USAGE, []
+        return Outcome(EXIT_USAGE)
     try:
-        code = _answer(tasks)
+        code, problems = _answer(tasks, model)
     except KeyboardInterrupt:
         _say("Interrupted between two runs; the same command continues.")
-        return EXIT_INTERRUPTED, []
+        return Outcome(EXIT_INTERRUPTED)
+    seconds = {"files": LOADING.seconds - read_before, "model": model.seconds}
+    _say(
+        f"Loading took {seconds['files']:.1f} s for questions and annotations, "
+        f"{seconds['model']:.1f} s for the model."
+    )
+    for problem in problems:
+        _say(problem)
     complete = [task.settings.answers_file for task in tasks if _is_complete(task)]
     if code == EXIT_COMPLETE and len(complete) < len(tasks):
         gone = next(file for task in tasks if (file := task.settings.answers_file) not in complete)
         _say(f"error: {gone} was complete, and something else has changed it since.")
-        return EXIT_STOPPED, complete
-    return code, complete
+        code = EXIT_STOPPED
+    return Outcome(code, complete, seconds)
 
 
-def _tasks(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> Iterator[Task]:
+def _tasks(
+    args: argparse.Namespace, benchmarks: Mapping[str, Benchmark], runs: Sequence[PlannedRun]
+) -> Iterator[Task]:
     """Everything to do, checked as far as it can be without the model.
 
     Raises:
         ValueError, OSError: wrong flags, questions or annotations, or answers of other settings.
     """
-    runs = parse_runs(args.runs, {name: getattr(args, name) for name in _CURVE})
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}.")
     runs = runs_in_decoder(runs, layers_to_scale_to(args), args.depth_layers)
@@ -207,40 +225,37 @@ def _chosen(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> li
     for benchmark in benchmarks.values():
         if benchmark.scored_here:
             first.setdefault(benchmark.folder, benchmark)
-    found = [first[folder] for folder in first if (args.data / folder).is_dir()]
-    if not found:
+    there = [first[folder] for folder in first if (args.data / folder).is_dir()]
+    if not there:
         raise FileNotFoundError(f"{args.data} has none of the folders {', '.join(first)}.")
-    return found
+    return there
 
 
-def _answer(tasks: Sequence[Task]) -> int:
-    """Do the tasks in their order; the exit status of the first that was not completed.
+def _answer(tasks: Sequence[Task], model: ModelOnce) -> tuple[int, list[str]]:
+    """Do the tasks in their order; the exit status of the first that was not completed, and lines
+    about what is not in the table.
 
     One that fails does not keep the others from being done, unless the model cannot be loaded.
     """
-    model, progress = ModelOnce(), _Progress(tasks)
-    first_failure, refused, holes = EXIT_COMPLETE, [], []
+    progress = _Progress(tasks)
+    first_failure = EXIT_COMPLETE
+    refused: list[str] = []
+    holes: list[str] = []
     for task in tasks:
         progress.begin(task)
-        summaries: list[dict[str, Any]] = []
-        code = run(
-            task.settings,
-            lambda task=task: task.questions,
-            load=model,
-            report=summaries.append,
-        )
-        progress.end(summaries)
+        code, summaries = _perform(task, model)
+        progress.end(task, summaries)
         first_failure = first_failure or code
         for summary in summaries:
-            name = f"{task.benchmark.name}, {task.run.name}"
+            name = f"{task.benchmark.name}, {task.planned.name}"
             if summary.get("refusal"):
-                refused.append(f"{name}: {summary['refusal']}.")
+                refused.append(f"Refused: {name}: {summary['refusal']}.")
             elif code == EXIT_SOME_FAILED:
                 listed = sibling(task.settings.answers_file, FAILURES)
                 counts = summary["counts"]
                 holes.append(
-                    f"{name}: {counts['failed']} of {counts['questions']} questions have no "
-                    f"answer, see {listed}."
+                    f"Left out: {name}: {counts['failed']} of {counts['questions']} questions "
+                    f"have no answer, see {listed}."
                 )
         if code in (EXIT_USAGE, EXIT_INTERRUPTED):
             break
@@ -249,11 +264,14 @@ def _answer(tasks: Sequence[Task]) -> int:
             f"The feature cache was full and dropped {model.features_dropped} images, which later "
             f"runs encoded again: a larger --feature-cache-gb saves that."
         )
-    for hole in holes:
-        _say(f"Left out: {hole}")
-    for reason in refused:
-        _say(f"Refused: {reason}")
-    return first_failure
+    return first_failure, [*holes, *refused]
+
+
+def _perform(task: Task, model: ModelOnce) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status of a run and its summary, none if it could not begin."""
+    summaries: list[dict[str, Any]] = []
+    code = run(task.settings, lambda: task.questions, load=model, report=summaries.append)
+    return code, summaries
 
 
 class _Progress:
@@ -265,17 +283,16 @@ class _Progress:
         self._left = sum(task.left for task in tasks)
         self._answered = 0
         self._seconds = 0.0
-        self._task: Task | None = None
         self._since = 0.0
 
     def begin(self, task: Task) -> None:
         self._number += 1
-        self._task, self._since = task, perf_counter()
+        self._since = perf_counter()
         about = f", about {_duration(self._estimate())} left" if self._answered else ""
-        _say(f"[{self._number}/{self._count}] {task.benchmark.name}: {task.run.name}{about}")
+        _say(f"[{self._number}/{self._count}] {task.benchmark.name}: {task.planned.name}{about}")
 
-    def end(self, summaries: Sequence[Mapping[str, Any]]) -> None:
-        self._left -= self._task.left
+    def end(self, task: Task, summaries: Sequence[Mapping[str, Any]]) -> None:
+        self._left -= task.left
         for summary in summaries:
             if new := summary["counts"]["answered"] - summary["counts"]["resumed"]:
                 self._answered += new

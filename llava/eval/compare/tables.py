@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -34,19 +34,19 @@ from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
 from ..run.interruption import Interruption
 from ..run.record import RECORD
-from ..run.runner import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_USAGE
+from ..run.runner import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_USAGE
 from . import sweep
 from .paper_table import fill
 from .paper_table_text import markdown, notes, write_csv
-from .plan import parse_runs
-from .published import TABLES, Table
+from .published import TABLES, PublishedTable
 from .report import add_output_arguments, collect, start_logging
+from .runs import PlannedRun, parse_runs
 
 FLOOR = ("no-image", "random", "uniform-grid")
 _SEEDS = (0, 1, 2)
 
 
-def build_parser(tables: Mapping[str, Table]) -> argparse.ArgumentParser:
+def build_parser(tables: Mapping[str, PublishedTable]) -> argparse.ArgumentParser:
     """The command line; what it does not know is the sweep's."""
     parser = argparse.ArgumentParser(
         prog=program.name("llava.eval.compare.tables"),
@@ -84,7 +84,7 @@ def build_parser(tables: Mapping[str, Table]) -> argparse.ArgumentParser:
 def main(
     argv: Sequence[str] | None = None,
     benchmarks: Mapping[str, Benchmark] = BENCHMARKS,
-    tables: Mapping[str, Table] = TABLES,
+    tables: Mapping[str, PublishedTable] = TABLES,
 ) -> int:
     """Run the command line and return its exit status."""
     start_logging()
@@ -109,7 +109,7 @@ def _main(
     args: argparse.Namespace,
     rest: Sequence[str],
     benchmarks: Mapping[str, Benchmark],
-    table: Table,
+    table: PublishedTable,
 ) -> int:
     code = 0
     try:
@@ -133,8 +133,8 @@ def _main(
     return code
 
 
-def planned(table: Table, methods: Sequence[str] | None = None) -> list[str]:
-    """The runs of a table, as `llava.eval.compare.plan` writes them, each once.
+def planned(table: PublishedTable, methods: Sequence[str] | None = None) -> list[str]:
+    """The runs of a table, as `llava.eval.compare.runs` reads them, each once.
 
     `methods` are names, of the table's rows or not; None are all of the table and the floor. The
     unpruned model comes first wherever rows are related to it.
@@ -154,7 +154,7 @@ def planned(table: Table, methods: Sequence[str] | None = None) -> list[str]:
     return list(dict.fromkeys(runs))
 
 
-def _beside(table: Table, method: str) -> list[str]:
+def _beside(table: PublishedTable, method: str) -> list[str]:
     """The runs of a method that has no rows in the table, at the table's budgets."""
     if method not in METHODS:
         raise ValueError(
@@ -169,37 +169,33 @@ def _beside(table: Table, method: str) -> list[str]:
 
 
 def _run(
-    table: Table,
+    table: PublishedTable,
     args: argparse.Namespace,
     rest: Sequence[str],
     benchmarks: Mapping[str, Benchmark],
 ) -> int:
-    runs, impossible = _possible(planned(table, args.methods))
-    command = [*rest, "--data", str(args.data), "--out", str(args.out), "--runs", *runs]
-    command += ["--benchmarks", *_asked(table, args, benchmarks)]
-    code, _ = sweep.run_all(sweep.build_parser(benchmarks).parse_args(command), benchmarks)
-    return code or (EXIT_SOME_FAILED if impossible else code)
-
-
-def _possible(runs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The runs whose settings are right, and the others, which are named on stderr."""
-    possible: list[str] = []
-    impossible: list[str] = []
-    for run in runs:
-        try:
-            parse_runs([run])
-        except ValueError as error:
-            impossible.append(run)
-            _say(f"Cannot be run, stays empty: {error}")
-        else:
-            possible.append(run)
-    if not possible:
+    specs = planned(table, args.methods)
+    runs = list(_possible(specs))
+    if not runs:
         raise ValueError("no run of the table is possible.")
-    return possible, impossible
+    command = [*rest, "--data", str(args.data), "--out", str(args.out)]
+    command += ["--benchmarks", *_chosen(table, args, benchmarks)]
+    flags = sweep.build_parser(benchmarks).parse_args(command)
+    outcome = sweep.run_all(flags, benchmarks, runs)
+    return outcome.code or (EXIT_SOME_FAILED if len(runs) < len(specs) else EXIT_COMPLETE)
 
 
-def _asked(
-    table: Table, args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]
+def _possible(specs: Sequence[str]) -> Iterator[PlannedRun]:
+    """The runs whose settings are right; the others are named on stderr."""
+    for spec in specs:
+        try:
+            yield from parse_runs([spec])
+        except ValueError as error:
+            _say(f"Cannot be run, stays empty: {error}")
+
+
+def _chosen(
+    table: PublishedTable, args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]
 ) -> list[str]:
     """The benchmarks to run.
 
@@ -223,15 +219,15 @@ def _asked(
     return there
 
 
-def _folders(out: Path, table: Table) -> list[Path]:
+def _folders(out: Path, table: PublishedTable) -> list[Path]:
     """The folders of RUNS with runs on the table's benchmarks: only these are scored."""
-    found = [out / name for name in table.benchmarks if any((out / name).rglob(f"*{RECORD}"))]
-    if not found:
+    folders = [out / name for name in table.benchmarks if any((out / name).rglob(f"*{RECORD}"))]
+    if not folders:
         raise FileNotFoundError(
             f"{out} holds no runs of table {table.name}: expected <benchmark>/<run>{RECORD} in it, "
             f"with one of {', '.join(table.benchmarks)}"
         )
-    return found
+    return folders
 
 
 def _say(message: str) -> None:

@@ -30,7 +30,7 @@ from .questions import Question
 from .settings import RunSettings
 
 #: An answer in LLaVA's schema, or why there is none.
-Result = dict[str, Any] | PromptError | BudgetError
+Reply = dict[str, Any] | PromptError | BudgetError
 
 
 class FirstTokenClock(StoppingCriteria):
@@ -89,7 +89,7 @@ class Answerer:
             self._features = None  # nothing to keep: its prefill includes the tower
         set_seed(settings.seed)
 
-    def __call__(self, batch: list[LoadedQuestion], waited: float) -> list[Result]:
+    def __call__(self, batch: list[LoadedQuestion], waited: float) -> list[Reply]:
         """What becomes of each question, in order; `waited` is how many seconds loading kept them.
 
         Times in the metadata are the batch's, shared out evenly; see `totals`. An answer
@@ -115,7 +115,7 @@ class Answerer:
             return PromptError(f"its prompt has places for {places} images, and {images} came")
         return ids
 
-    def _results(self, rows: list[tuple[LoadedQuestion, list[int]]], waited: float) -> list[Result]:
+    def _results(self, rows: list[tuple[LoadedQuestion, list[int]]], waited: float) -> list[Reply]:
         if not rows:
             return []
         try:
@@ -128,7 +128,7 @@ class Answerer:
 
     def _answers(
         self, batch: list[LoadedQuestion], rows: list[list[int]], waited: float
-    ) -> list[Result]:
+    ) -> list[Reply]:
         begin = perf_counter()
         encoded = self._padded(rows)
         pixels = [view for item in batch for view in item.pixels]
@@ -196,7 +196,7 @@ class Answerer:
         trace: Any,
         length: int,
         seconds: dict[str, float],
-    ) -> Result:
+    ) -> Reply:
         # What stands behind the context is padding up to the longest answer of the batch.
         room = None if self._context is None else max(self._context - length, 1)
         ids = ids[:room]

@@ -1,22 +1,50 @@
-"""The flags that answering programs share. Their defaults are those of `RunSettings`."""
+"""The flags of `RunSettings`, which declares them: programs name the settings they take.
+
+Defaults are those of the settings. A few lines instead of a library's parser, because names and
+spellings are LLaVA's (`--model-path`, but `--max_new_tokens`), and because what generates a parser
+from a dataclass (transformers' HfArgumentParser) brings all of transformers and knows no groups.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
-from llava.anyres import MERGE_TYPES, READINGS
 from llava.common import flags
-from llava.conversation import conv_templates
 
-from .settings import RunSettings
+from .settings import RunSettings, kinds
 
-#: Help of --offline.
-OFFLINE = "download nothing from the Hugging Face hub; its cache is read"
-
-# A sweep sets these; for the pruner there are flags of other names.
-_NO_FLAG = ("pruner", "limit", "feature_cache_gb")
+#: What names the checkpoint, and how it reads pictures.
+CHECKPOINT = (
+    "model_path",
+    "model_base",
+    "vision_tower",
+    "offline",
+    "merge_type",
+    "processing",
+)
+#: The conversation, how an answer is decoded, and its seed.
+DECODING = (
+    "conv_mode",
+    "temperature",
+    "top_p",
+    "num_beams",
+    "max_new_tokens",
+    "seed",
+)
+#: Device, number format and attention kernel.
+HARDWARE = (
+    "device",
+    "dtype",
+    "attn_implementation",
+    "load_4bit",
+    "load_8bit",
+)
+#: What decides the speed of many questions.
+SPEED = ("batch_size", "num_workers")
 
 
 class Help(argparse.HelpFormatter):
@@ -27,76 +55,36 @@ class Help(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)" if shown else action.help
 
 
-def add_model_arguments(group: argparse._ArgumentGroup, default: str | None = None) -> None:
-    """Add what names the checkpoint to a group; without a `default` it has to be named."""
-    group.add_argument(
-        "--model-path", required=default is None, default=default, help="checkpoint folder"
-    )
-    group.add_argument("--model-base", help="base checkpoint, for projector-only checkpoints")
-    group.add_argument(
-        "--vision-tower",
-        help="CLIP folder instead of the one the config names; to a checkpoint with a tower inside "
-        "it lends config and image processor",
-    )
-    group.add_argument("--offline", action="store_true", help=OFFLINE)
-    group.add_argument(
-        "--merge-type",
-        choices=MERGE_TYPES,
-        help="LLaVA-1.6: order of the tiles' tokens, in place of the checkpoint's own",
-    )
-    group.add_argument(
-        "--processing",
-        choices=READINGS,
-        help="prepare pictures and prompts as LLaVA does, or as llava-hf's processors do",
-    )
+def add_settings(
+    container: argparse._ActionsContainer, names: Iterable[str], **defaults: Any
+) -> None:
+    """Add the flags of these settings to a parser or a group; `defaults` replace their own."""
+    declared = {setting.name: setting for setting in fields(RunSettings)}
+    for name in names:
+        flag = dict(declared[name].metadata["flag"])
+        default = defaults.get(name, declared[name].default)
+        flag |= {"required": True} if default is MISSING else {"default": default}
+        kind, bounds = kinds()[name], declared[name].metadata["bounds"]
+        if kind is bool:
+            flag["action"] = "store_true"
+        elif kind is int:
+            # What is out of a setting's own bounds, the setting says.
+            flag["type"] = flags.whole(most=max(flags.MOST, bounds[1] if bounds else 0))
+        elif kind is float:
+            flag["type"] = flags.number()
+        elif kind is Path:
+            flag["type"] = Path
+        container.add_argument(flag.pop("name", "--" + name.replace("_", "-")), **flag)
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add conversation, decoding and its seed."""
-    decoding = parser.add_argument_group("prompt and decoding")
-    decoding.add_argument("--conv-mode", choices=sorted(conv_templates), metavar="TEMPLATE")
-    decoding.add_argument("--temperature", type=flags.number(), help="0 is greedy")
-    decoding.add_argument("--top_p", type=flags.number(), help="only with a temperature above 0")
-    decoding.add_argument("--num_beams", type=flags.whole())
-    decoding.add_argument("--max_new_tokens", type=flags.whole())
-    decoding.add_argument(
-        "--seed", type=flags.whole(most=2**32 - 1), help="only matters with a temperature above 0"
-    )
-
-
-def add_hardware_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add device, number format and attention kernel."""
-    device = parser.add_argument_group("device and speed")
-    device.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    device.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"))
-    device.add_argument(
-        "--attn-implementation", choices=("sdpa", "eager", "flash_attention_2"), metavar="KERNEL"
-    )
-    device.add_argument("--load-4bit", action="store_true", help="needs bitsandbytes")
-    device.add_argument("--load-8bit", action="store_true", help="needs bitsandbytes")
-    return device
-
-
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add device, number format and what decides the speed of many questions."""
-    device = add_hardware_arguments(parser)
-    device.add_argument("--batch-size", type=flags.whole(), help="questions answered at a time")
-    device.add_argument(
-        "--num-workers", type=flags.whole(), help="processes that prepare images ahead"
-    )
-
-
-def add_checkpoint_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Add the checkpoint, how it is loaded and its conversation, as answering programs have them.
 
-    What the program gave a default before keeps it. `default`: see `add_model_arguments`.
+    `defaults` replace those of the settings.
     """
     group = parser.add_argument_group("checkpoint")
-    add_model_arguments(group, default)
-    group.add_argument("--conv-mode", choices=sorted(conv_templates), metavar="TEMPLATE")
-    add_hardware_arguments(parser)
-    unset = {k: v for k, v in setting_defaults().items() if parser.get_default(k) is None}
-    parser.set_defaults(**unset)
+    add_settings(group, [*CHECKPOINT, "conv_mode"], **defaults)
+    add_settings(parser.add_argument_group("device and speed"), HARDWARE, **defaults)
 
 
 def add_depth_argument(parser: argparse._ActionsContainer) -> None:
@@ -112,15 +100,12 @@ def add_depth_argument(parser: argparse._ActionsContainer) -> None:
 
 
 def setting_defaults() -> dict[str, Any]:
-    """The default of every setting that has a flag and a default."""
-    return {
-        field.name: field.default
-        for field in fields(RunSettings)
-        if field.name not in _NO_FLAG and field.default is not MISSING
-    }
+    """The default of every setting that has one."""
+    defaults = {setting.name: setting.default for setting in fields(RunSettings)}
+    return {name: value for name, value in defaults.items() if value is not MISSING}
 
 
 def settings_given(args: argparse.Namespace) -> dict[str, Any]:
     """Of the parsed flags, those that are settings."""
-    names = {field.name for field in fields(RunSettings)} - set(_NO_FLAG)
+    names = {setting.name for setting in fields(RunSettings)}
     return {name: value for name, value in vars(args).items() if name in names}

@@ -90,17 +90,19 @@ class FeatureCache(nn.Module):
             return
         views = [image if image.dim() == 4 else image[None] for image in images]
         pixels = torch.cat(views)
-        found = {key: kept for key in keys if (kept := self._kept.get(key)) is not None}
-        known = {key: kept for key, kept in found.items() if kept.probes.keys() >= set(probe)}
+        remembered = {key: kept for key in keys if (kept := self._kept.get(key)) is not None}
+        known = {key: kept for key, kept in remembered.items() if kept.probes.keys() >= set(probe)}
         unknown = {key: i for i, key in enumerate(keys) if key not in known}
         if unknown:
-            earlier = {layer for key in unknown if key in found for layer in found[key].probes}
+            earlier = {
+                layer for key in unknown if key in remembered for layer in remembered[key].probes
+            }
             new = [views[i] for i in unknown.values()]
             fresh = self.tower(torch.cat(new), probe=sorted({*probe, *earlier}))
             self.encoded += len(unknown)
             ends = accumulate(map(len, new))
-            for key, own, end in zip(unknown, new, ends):
-                known[key] = _on_host(fresh, slice(end - len(own), end))
+            for key, new_views, end in zip(unknown, new, ends):
+                known[key] = _on_host(fresh, slice(end - len(new_views), end))
                 self._keep(key, known[key])
         rows = [known[key] for key in keys]
         device = pixels.device
@@ -148,11 +150,11 @@ class FeatureCache(nn.Module):
 def _on_host(features: VisionFeatures, views: slice) -> VisionFeatures:
     """The features of one image, as copies that do not keep those of the others alive."""
 
-    def own(tensor: Tensor) -> Tensor:
+    def copied(tensor: Tensor) -> Tensor:
         return tensor[views].to("cpu", copy=True)
 
-    probes = {layer: Probe(own(p.query), own(p.keys)) for layer, p in features.probes.items()}
-    return VisionFeatures(own(features.patches), own(features.token), features.ran, probes)
+    probes = {layer: Probe(copied(p.query), copied(p.keys)) for layer, p in features.probes.items()}
+    return VisionFeatures(copied(features.patches), copied(features.token), features.ran, probes)
 
 
 def _size(features: VisionFeatures) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,34 +60,39 @@ class ModelOnce:
     """Loads the model at the first call and hands out the same one afterwards.
 
     Where the settings ask for a feature cache, the model gets one, which then outlives the runs,
-    and has answered once before the first run does.
+    and has answered once before the first run does. `seconds` is how long all of that took.
     Raises what `load_model` raises, and ValueError for settings of another model.
     """
 
     def __init__(self, load: LoadModel = load_model) -> None:
+        self.seconds = 0.0
         self._load = load
         self._loaded: tuple[Any, Any, Any] | None = None
-        self._asked: dict[str, Any] = {}
+        self._identity: dict[str, Any] = {}
 
     def __call__(self, settings: RunSettings) -> tuple[Any, Any, Any]:
-        asked = {name: getattr(settings, name) for name in _OF_THE_MODEL}
+        identity = {name: getattr(settings, name) for name in _OF_THE_MODEL}
         if self._loaded is None:
+            since = perf_counter()
             self._loaded = self._load(settings)
-            self._asked = asked
+            self._identity = identity
             if settings.feature_cache_gb is not None:
                 # Imported here because it brings the model's code, thus transformers.
                 from .feature_cache import install
 
                 _warm_up(self._loaded[1])
                 install(self._loaded[1], settings.feature_cache_gb)
-        if asked != self._asked:
-            raise ValueError(f"the model was loaded for {self._asked}, but {asked} is asked for.")
+            self.seconds = perf_counter() - since
+        if identity != self._identity:
+            raise ValueError(
+                f"the model was loaded for {self._identity}, but {identity} is asked for."
+            )
         return self._loaded
 
     @property
     def features_dropped(self) -> int:
         """How many images the feature cache had no room for, 0 without one."""
-        if self._loaded is None or self._asked["feature_cache_gb"] is None:
+        if self._loaded is None or self._identity["feature_cache_gb"] is None:
             return 0
         return getattr(self._loaded[1].get_vision_tower(), "dropped", 0)
 
@@ -153,6 +159,15 @@ def _warm_up(model: Any) -> None:
 
 _WARM_UP_TEXT = 60  # tokens, about a question's
 _OF_THE_MODEL = (
-    *("model_path", "model_base", "vision_tower", "device", "dtype", "attn_implementation"),
-    *("load_8bit", "load_4bit", "feature_cache_gb", "merge_type", "processing"),
+    "model_path",
+    "model_base",
+    "vision_tower",
+    "device",
+    "dtype",
+    "attn_implementation",
+    "load_8bit",
+    "load_4bit",
+    "feature_cache_gb",
+    "merge_type",
+    "processing",
 )

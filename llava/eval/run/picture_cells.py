@@ -77,13 +77,13 @@ def _entries(text: str) -> list[str]:
     if not (text.startswith("[") and text.endswith("]")):
         return [text]
     try:
-        found = json_files.parse(text, "the cell")
+        entries = json_files.parse(text, "the cell")
     except ValueError:
         try:
-            found = ast.literal_eval(text)
+            entries = ast.literal_eval(text)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return [text]
-    return [entry if isinstance(entry, str) else json_files.shorten(entry) for entry in found]
+    return [entry if isinstance(entry, str) else json_files.shorten(entry) for entry in entries]
 
 
 def _reference(entry: str) -> str | None:

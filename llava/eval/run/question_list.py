@@ -63,8 +63,8 @@ class QuestionList:
     def position(self, index: int) -> int | None:
         """Position in this chunk of the question with this index, None if it is elsewhere."""
         position = bisect_left(self._questions, index, key=lambda question: question.index)
-        found = position < len(self) and self._questions[position].index == index
-        return position if found else None
+        is_here = position < len(self) and self._questions[position].index == index
+        return position if is_here else None
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
         """The RGB image at `folder` / question.image; raises what `open_in_folder` raises."""

@@ -23,7 +23,7 @@ from llava.common import json_files
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import without_image_tokens
 
-from .watched import ChangedError, WatchedFile, file_status
+from .watched import ChangedError, WatchedFile, file_status, read_once, the_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -120,14 +120,15 @@ class QuestionFile:
 
     def __init__(self, path: str | Path, num_chunks: int = 1, chunk_idx: int = 0) -> None:
         self.path = Path(path)
-        self._offsets = array("Q")
-        self._lines = array("Q")
-        self._contents = array("Q")
-        self._scan()
-        self.total = len(self._lines)
+        scan = _scan(self.path)
+        self.sha256 = scan.sha256
+        self.total = len(scan.lines)
+        self._watched = WatchedFile(self.path, scan.status, scan.sha256)
         start, stop = chunk_bounds(self.total, num_chunks, chunk_idx)
-        self._offsets, self._lines = self._offsets[start:stop], self._lines[start:stop]
-        self._contents = self._contents[start:stop]
+        columns = [scan.offsets, scan.lines, scan.contents]
+        if stop - start < self.total:
+            columns = [column[start:stop] for column in columns]
+        self._offsets, self._lines, self._contents = columns
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -136,9 +137,7 @@ class QuestionFile:
         if not 0 <= position < len(self):
             raise IndexError(position)
         try:
-            with self.path.open("rb") as file:
-                file.seek(self._offsets[position])
-                question = parse_question(file.readline(), self._lines[position], self.path)
+            question = _read(self.path, self._offsets[position], self._lines[position])
         except (ValueError, OSError) as error:
             raise ChangedError(f"{error} It was right when the file was read first.") from error
         if _hash(_content(question)) != self._contents[position]:
@@ -148,8 +147,8 @@ class QuestionFile:
     def position(self, index: int) -> int | None:
         """Position in this chunk of the question on line `index` of the file, None if elsewhere."""
         position = bisect_left(self._lines, index)
-        found = position < len(self) and self._lines[position] == index
-        return position if found else None
+        is_here = position < len(self) and self._lines[position] == index
+        return position if is_here else None
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
         """The RGB image at `folder` / question.image; raises what `open_in_folder` raises."""
@@ -162,66 +161,93 @@ class QuestionFile:
     def check_model(self, model: Any) -> None:
         """Every LLaVA model can be asked."""
 
-    def _scan(self) -> None:
-        """Check every line, and note where each question starts."""
-        if not self.path.is_file():
-            raise FileNotFoundError(
-                f"Question file {self.path} not found: expected a JSON-lines file. Those of "
-                f"LLaVA's benchmarks are in its eval.zip; EVAL.md says where they go."
-            )
-        status, digest, ids = file_status(self.path), hashlib.sha256(), array("Q")
-        blank, sanitised = _Mentions(), _Mentions()
-        offset = 0
-        with self.path.open("rb") as file:
-            for index, line in enumerate(file):
-                digest.update(line)
-                skip = len(_BOM) if index == 0 and line.startswith(_BOM) else 0
-                if line[skip:].strip():
-                    question = parse_question(line[skip:], index, self.path)
-                    self._offsets.append(offset + skip)
-                    self._lines.append(index)
-                    self._contents.append(_hash(_content(question)))
-                    ids.append(_hash(question.question_id))
-                    if question.model_text != question.text:
-                        sanitised.add(question)
-                else:
-                    blank.add(index + 1)
-                offset += len(line)
-        self.sha256 = digest.hexdigest()
-        self._watched = WatchedFile(self.path, status, self.sha256)
-        if not self._lines:
-            raise ValueError(f"{self.path} holds no question: expected one JSON object a line.")
-        self._refuse_identical()
-        distinct = len(np.unique(np.frombuffer(ids, np.uint64)))
-        if distinct < len(ids):
-            logger.warning(
-                "%s: question ids repeat (%d distinct in %d questions); answers are told apart by "
-                "line.",
-                *(self.path, distinct, len(ids)),
-            )
-        if blank.count:
-            logger.warning("%s: skipped %d blank, line %s.", self.path, blank.count, blank)
-        if sanitised.count:
-            logger.warning(
-                "%s: a literal %s was removed from what the model reads in %d: %s.",
-                *(self.path, DEFAULT_IMAGE_TOKEN, sanitised.count, sanitised),
-            )
 
-    def _refuse_identical(self) -> None:
-        """Raise for two lines that ask the same thing under the same id."""
-        hashes = np.array(self._contents, np.uint64)
-        values, counts = np.unique(hashes, return_counts=True)
-        first: dict[str, int] = {}
-        for position in np.flatnonzero(np.isin(hashes, values[counts > 1])):
-            index = self._lines[position]
-            content = _content(self[int(position)])
-            if content in first:
-                raise ValueError(
-                    f"{self.path}, lines {first[content] + 1} and {index + 1} are the same "
-                    f"question (question_id, image and text): {json_files.shorten(content)}. "
-                    f"Remove one of them."
-                )
-            first[content] = index
+@dataclass(frozen=True)
+class _Scan:
+    """What a file's questions are: where each starts, its line, and a hash of its content."""
+
+    status: tuple[int, ...]
+    sha256: str
+    offsets: array[int]
+    lines: array[int]
+    contents: array[int]
+
+
+@read_once(the_path)
+def _scan(path: Path) -> _Scan:
+    """Check every line, and note where each question starts; raises as `QuestionFile`."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Question file {path} not found: expected a JSON-lines file. Those of "
+            f"LLaVA's benchmarks are in its eval.zip; EVAL.md says where they go."
+        )
+    status, digest, ids = file_status(path), hashlib.sha256(), array("Q")
+    offsets, lines, contents = array("Q"), array("Q"), array("Q")
+    blank, sanitised = _Mentions(), _Mentions()
+    offset = 0
+    with path.open("rb") as file:
+        for index, line in enumerate(file):
+            digest.update(line)
+            skip = len(_BOM) if index == 0 and line.startswith(_BOM) else 0
+            if line[skip:].strip():
+                question = parse_question(line[skip:], index, path)
+                offsets.append(offset + skip)
+                lines.append(index)
+                contents.append(_hash(_content(question)))
+                ids.append(_hash(question.question_id))
+                if question.model_text != question.text:
+                    sanitised.add(question)
+            else:
+                blank.add(index + 1)
+            offset += len(line)
+    if not lines:
+        raise ValueError(f"{path} holds no question: expected one JSON object a line.")
+    scan = _Scan(status, digest.hexdigest(), offsets, lines, contents)
+    _refuse_identical(scan, path)
+    distinct = len(np.unique(np.frombuffer(ids, np.uint64)))
+    if distinct < len(ids):
+        logger.warning(
+            "%s: question ids repeat (%d distinct in %d questions); answers are told apart by "
+            "line.",
+            path,
+            distinct,
+            len(ids),
+        )
+    if blank.count:
+        logger.warning("%s: skipped %d blank, line %s.", path, blank.count, blank)
+    if sanitised.count:
+        logger.warning(
+            "%s: a literal %s was removed from what the model reads in %d: %s.",
+            path,
+            DEFAULT_IMAGE_TOKEN,
+            sanitised.count,
+            sanitised,
+        )
+    return scan
+
+
+def _refuse_identical(scan: _Scan, path: Path) -> None:
+    """Raise for two lines that ask the same thing under the same id."""
+    hashes = np.array(scan.contents, np.uint64)
+    values, counts = np.unique(hashes, return_counts=True)
+    first: dict[str, int] = {}
+    for position in np.flatnonzero(np.isin(hashes, values[counts > 1])):
+        index = scan.lines[position]
+        content = _content(_read(path, scan.offsets[position], index))
+        if content in first:
+            raise ValueError(
+                f"{path}, lines {first[content] + 1} and {index + 1} are the same "
+                f"question (question_id, image and text): {json_files.shorten(content)}. "
+                f"Remove one of them."
+            )
+        first[content] = index
+
+
+def _read(path: Path, offset: int, index: int) -> Question:
+    """The question that starts at this byte of the file, on line `index`."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return parse_question(file.readline(), index, path)
 
 
 def open_in_folder(question: Question, folder: Path) -> Image.Image:

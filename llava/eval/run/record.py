@@ -130,11 +130,11 @@ class RunRecord:
 
     def require_same(self, settings: dict[str, Any]) -> None:
         """Raise a ValueError unless `settings` give the answers that are already there."""
-        found = differences(self._data.get("settings", settings), settings)
-        if found:
+        differing = differences(self._data.get("settings", settings), settings)
+        if differing:
             raise ValueError(
                 f"{self._answers_file} holds answers made with other settings:\n  "
-                + "\n  ".join(found)
+                + "\n  ".join(differing)
                 + "\nRepeat the settings of the record to continue, give another --answers-file, "
                 f"or remove {self._answers_file} and {self.path} to start over."
             )
@@ -165,7 +165,9 @@ class RunRecord:
             for key in changed:
                 logger.warning(
                     "Continuing a run whose %s was %r and now is %r.",
-                    *(key, earlier.get(key), environment.get(key)),
+                    key,
+                    earlier.get(key),
+                    environment.get(key),
                 )
             self._data.setdefault("earlier_environments", []).append(earlier)
         self._data |= {"settings": settings, "environment": environment}

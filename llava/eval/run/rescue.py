@@ -21,8 +21,8 @@ def account_for(change: str, path: Path, fd: int, size: int, lines: int) -> str:
     fd: the open file; size, lines: what was written to it.
     """
     if change in ("gone", "replaced"):
-        what = "deleted or moved away" if change == "gone" else "replaced by another file"
-        return f"{path} was {what} while this run wrote to it. {_save(path, fd, size, lines)}"
+        fate = "deleted or moved away" if change == "gone" else "replaced by another file"
+        return f"{path} was {fate} while this run wrote to it. {_save(path, fd, size, lines)}"
     if change == "cut":
         left = sum(block.count(b"\n") for block in _blocks(fd, size))
         return (

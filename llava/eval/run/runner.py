@@ -132,8 +132,11 @@ class Session:
             self._questions.check_model(model)
             self._model = tokenizer, model
             self._dataset = QuestionImages(
-                *(self._questions, self._pending, self._settings.image_folder),
-                *(image_processor, model.config),
+                self._questions,
+                self._pending,
+                self._settings.image_folder,
+                image_processor,
+                model.config,
             )
             merged = getattr(model.config, "mm_patch_merge_type", None) or "flat"
             named = str(model.dtype).removeprefix("torch.")
@@ -278,7 +281,8 @@ class Session:
         if self._failures is not None and self._failures.count:
             listed = self._failures.path
             return (
-                *(INCOMPLETE, EXIT_SOME_FAILED),
+                INCOMPLETE,
+                EXIT_SOME_FAILED,
                 f"{self._failures.count} of {total} questions have no answer, see {listed} for the "
                 f"reasons. The same command tries these again.",
             )

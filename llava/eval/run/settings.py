@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from llava.common import json_files
+from llava.constants import MERGE_TYPES, READINGS
+from llava.conversation import conv_templates
 
 #: What older versions always did and their records do not name.
 OLDER = {
@@ -25,52 +27,30 @@ OLDER = {
 
 ALWAYS, SAMPLED, NEVER = "always", "sampled", "never"
 
-#: When a setting decides what the answers are: always, only where they are sampled, or never. Where
-#: files lie and how the work is spread changes no answer; greedy decoding depends neither on the
-#: seed nor on what else is in the batch. A feature cache changes what `prefill` measures, which
-#: `decisive` looks at by itself.
-DECIDES = {
-    "model_path": ALWAYS,
-    "question_file": NEVER,  # its digest decides
-    "answers_file": NEVER,
-    "image_folder": NEVER,
-    "model_base": ALWAYS,
-    "vision_tower": ALWAYS,
-    "load_4bit": ALWAYS,
-    "load_8bit": ALWAYS,
-    "dtype": ALWAYS,
-    "attn_implementation": ALWAYS,
-    "merge_type": ALWAYS,
-    "processing": ALWAYS,
-    "offline": NEVER,
-    "conv_mode": ALWAYS,
-    "visual_token_num": ALWAYS,
-    "pruner": ALWAYS,
-    "temperature": ALWAYS,
-    "top_p": SAMPLED,
-    "num_beams": ALWAYS,
-    "max_new_tokens": ALWAYS,
-    "seed": SAMPLED,
-    "num_chunks": ALWAYS,  # which questions the file answers
-    "chunk_idx": ALWAYS,
-    "batch_size": SAMPLED,
-    "num_workers": NEVER,
-    "device": NEVER,
-    "limit": ALWAYS,
-    "feature_cache_gb": NEVER,
-    "question_sha256": ALWAYS,
-}
-
-
-# Above these a number is a slip, which memory, arithmetic or random numbers would end in the middle
-# of a run.
-_MOST = {
-    **dict.fromkeys(("max_new_tokens", "batch_size"), 10**6),
-    **dict.fromkeys(("visual_token_num", "limit"), 10**9),
-    "num_beams": 1024,
-}
-_MOST_FROM_0 = {"temperature": 10**6, "num_workers": 1024, "seed": 2**32 - 1}
 _COLDEST = 1e-6  # what is divided by less may not be a number any more
+
+
+def _flag(
+    shown: str | None = None,
+    *,
+    decides: str = ALWAYS,
+    least: int | None = None,
+    most: float = math.inf,
+    **options: Any,
+) -> dict[str, Any]:
+    """Metadata of a field of `RunSettings`: its flag on every command line that has it, and more.
+
+    shown: help of the flag. `options` is what argparse takes besides, and `name` where that is not
+        the field's with dashes.
+    decides: when the setting decides what the answers are: always, only where they are sampled, or
+        never. Where files lie and how the work is spread changes no answer; greedy decoding depends
+        neither on the seed nor on what else is in the batch. A feature cache changes what `prefill`
+        measures, which `decisive` looks at by itself.
+    least, most: outside of these a number is a slip, which memory, arithmetic or random numbers
+        would end in the middle of a run.
+    """
+    bounds = None if least is None else (least, most)
+    return {"decides": decides, "bounds": bounds, "flag": {**options, "help": shown}}
 
 
 @dataclass(frozen=True)
@@ -90,46 +70,111 @@ class RunSettings:
         ValueError: a number out of its range, or both quantisations at once.
     """
 
-    model_path: str
-    question_file: Path
-    answers_file: Path
-    image_folder: Path = Path(".")
-    model_base: str | None = None
-    vision_tower: str | None = None
-    load_4bit: bool = False
-    load_8bit: bool = False
-    dtype: str = "auto"
-    attn_implementation: str = "sdpa"
-    merge_type: str | None = None
-    processing: str = "llava"
-    offline: bool = False
-    conv_mode: str = "vicuna_v1"
-    visual_token_num: int | None = None
-    pruner: Any = None
-    temperature: float = 0.0
-    top_p: float | None = None
-    num_beams: int = 1
-    max_new_tokens: int = 128
-    seed: int = 0
-    num_chunks: int = 1
-    chunk_idx: int = 0
-    batch_size: int = 1
-    num_workers: int = 2
-    device: str | None = None
-    limit: int | None = None
-    feature_cache_gb: float | None = None
+    model_path: str = field(metadata=_flag("checkpoint folder"))
+    question_file: Path = field(metadata=_flag(decides=NEVER))  # its digest decides
+    answers_file: Path = field(metadata=_flag("continued if it exists", decides=NEVER))
+    image_folder: Path = field(
+        default=Path("."), metadata=_flag("where the questions' images lie", decides=NEVER)
+    )
+    model_base: str | None = field(
+        default=None, metadata=_flag("base checkpoint, for projector-only checkpoints")
+    )
+    vision_tower: str | None = field(
+        default=None,
+        metadata=_flag(
+            "CLIP folder instead of the one the config names; to a checkpoint with a tower "
+            "inside it lends config and image processor"
+        ),
+    )
+    load_4bit: bool = field(default=False, metadata=_flag("needs bitsandbytes"))
+    load_8bit: bool = field(default=False, metadata=_flag("needs bitsandbytes"))
+    dtype: str = field(
+        default="auto", metadata=_flag(choices=("auto", "float32", "float16", "bfloat16"))
+    )
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata=_flag(choices=("sdpa", "eager", "flash_attention_2"), metavar="KERNEL"),
+    )
+    merge_type: str | None = field(
+        default=None,
+        metadata=_flag(
+            "LLaVA-1.6: order of the tiles' tokens, in place of the checkpoint's own",
+            choices=MERGE_TYPES,
+        ),
+    )
+    processing: str = field(
+        default="llava",
+        metadata=_flag(
+            "prepare pictures and prompts as LLaVA does, or as llava-hf's processors do",
+            choices=READINGS,
+        ),
+    )
+    offline: bool = field(
+        default=False,
+        metadata=_flag(
+            "download nothing from the Hugging Face hub; its cache is read", decides=NEVER
+        ),
+    )
+    conv_mode: str = field(
+        default="vicuna_v1", metadata=_flag(choices=sorted(conv_templates), metavar="TEMPLATE")
+    )
+    visual_token_num: int | None = field(
+        default=None,
+        metadata=_flag(
+            "upper bound on the tokens that the vision tower hands over", least=1, most=10**9
+        ),
+    )
+    # Its flags are those of `llava.pruning.arguments`.
+    pruner: Any = field(default=None, metadata=_flag())
+    temperature: float = field(default=0.0, metadata=_flag("0 is greedy", least=0, most=10**6))
+    top_p: float | None = field(
+        default=None,
+        metadata=_flag("only with a temperature above 0", decides=SAMPLED, name="--top_p"),
+    )
+    num_beams: int = field(default=1, metadata=_flag(least=1, most=1024, name="--num_beams"))
+    max_new_tokens: int = field(
+        default=128, metadata=_flag(least=1, most=10**6, name="--max_new_tokens")
+    )
+    seed: int = field(
+        default=0,
+        metadata=_flag(
+            "only matters with a temperature above 0", decides=SAMPLED, least=0, most=2**32 - 1
+        ),
+    )
+    # Chunks decide which questions the file answers.
+    num_chunks: int = field(default=1, metadata=_flag("parts the question file is split into"))
+    chunk_idx: int = field(default=0, metadata=_flag("the part to answer, from 0"))
+    batch_size: int = field(
+        default=1,
+        metadata=_flag("questions answered at a time", decides=SAMPLED, least=1, most=10**6),
+    )
+    num_workers: int = field(
+        default=2,
+        metadata=_flag("processes that prepare images ahead", decides=NEVER, least=0, most=1024),
+    )
+    device: str | None = field(
+        default=None,
+        metadata=_flag("cpu, cuda, cuda:1, mps; default: the best there is", decides=NEVER),
+    )
+    limit: int | None = field(
+        default=None,
+        metadata=_flag(
+            "only N questions of each, spread over its file", least=1, most=10**9, metavar="N"
+        ),
+    )
+    feature_cache_gb: float | None = field(
+        default=None, metadata=_flag("memory for them", decides=NEVER, metavar="GB")
+    )
 
     def __post_init__(self) -> None:
-        for name, most in _MOST.items():
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-            if value is not None and value > most:
-                raise ValueError(f"{name} must be at most {most:,}, got {value}.")
-        for name, most in _MOST_FROM_0.items():
-            value = getattr(self, name)
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}.")
+        for setting in fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if value is None or setting.metadata["bounds"] is None:
+                continue
+            least, most = setting.metadata["bounds"]
+            if value < least:
+                bound = f"be at least {least}" if least else "not be negative"
+                raise ValueError(f"{name} must {bound}, got {value}.")
             if not value <= most:
                 raise ValueError(f"{name} must be at most {most:,}, got {value}.")
         if 0 < self.temperature < _COLDEST:
@@ -165,7 +210,7 @@ class RunSettings:
 
     def to_dict(self, question_sha256: str) -> dict[str, Any]:
         """Every setting as JSON values, with the questions' digest and the model's full path."""
-        result = {field.name: getattr(self, field.name) for field in fields(self)}
+        result = {setting.name: getattr(self, setting.name) for setting in fields(self)}
         for name, value in result.items():
             if isinstance(value, Path):
                 result[name] = str(value)
@@ -178,15 +223,27 @@ class RunSettings:
         return json.loads(json.dumps(result))  # what a record on disk can be compared with
 
 
+#: When each setting of a record decides what the answers are.
+DECIDES: dict[str, str] = {
+    **{setting.name: setting.metadata["decides"] for setting in fields(RunSettings)},
+    "question_sha256": ALWAYS,
+}
+
+
+@cache
+def kinds() -> dict[str, type]:
+    """The type of each setting, where it is not None."""
+    return {
+        name: next(t for t in (*typing.get_args(hint), hint) if t is not type(None))
+        for name, hint in typing.get_type_hints(RunSettings).items()
+    }
+
+
 @cache
 def recorded_types() -> dict[str, json_files.Types]:
     """What each setting is in a record, where it is not null."""
-    types: dict[str, json_files.Types] = {"pruner": dict, "question_sha256": str}
-    for name, hint in typing.get_type_hints(RunSettings).items():
-        kind = next(t for t in (*typing.get_args(hint), hint) if t is not type(None))
-        if name not in types:
-            types[name] = str if kind is Path else kind
-    return types
+    types = {name: str if kind is Path else kind for name, kind in kinds().items()}
+    return {**types, "pruner": dict, "question_sha256": str}
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:

@@ -96,16 +96,16 @@ def run_launched(
     """
     if settings.num_chunks != 1:
         raise ValueError("a launcher of several processes splits the questions: no --num-chunks")
-    own = shard_settings(settings, launch.size, launch.rank)
-    if own.device is None and torch.cuda.is_available():
-        own = replace(own, device=f"cuda:{launch.local_rank % torch.cuda.device_count()}")
+    share = shard_settings(settings, launch.size, launch.rank)
+    if share.device in (None, "cuda") and torch.cuda.is_available():
+        share = replace(share, device=f"cuda:{launch.local_rank % torch.cuda.device_count()}")
     chunk = argparse.Namespace(**vars(args))
     chunk.num_chunks, chunk.chunk_idx = launch.size, launch.rank
     # gloo on any device: nothing but "I am done" is exchanged
     with ends_at_once():
         distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        code = run(own, lambda: read(chunk))
+        code = run(share, lambda: read(chunk))
         if code == EXIT_INTERRUPTED:  # the others need not wait for this one
             return code
         codes = _codes_of_all(code, launch.size)
@@ -236,10 +236,10 @@ def _checked_record(shard: RunSettings, questions: QuestionSource) -> dict[str, 
     json_files.check(record, where, {"counts": dict, "seconds": dict})
     json_files.check(record["counts"], f"{where}, counts", {"answered": int, "resumed": int})
     json_files.check(record["seconds"], f"{where}, seconds", {"total": float})
-    if found := differences(record["settings"], shard.to_dict(questions.sha256)):
+    if differing := differences(record["settings"], shard.to_dict(questions.sha256)):
         raise ValueError(
             f"{shard.answers_file} holds answers made with other settings:\n  "
-            + "\n  ".join(found)
+            + "\n  ".join(differing)
             + "\nMerge with the settings that the processes had."
         )
     return record

@@ -75,8 +75,8 @@ class Subset:
         if within is None:
             return None
         position = bisect_left(self._positions, within)
-        found = position < len(self) and self._positions[position] == within
-        return position if found else None
+        is_here = position < len(self) and self._positions[position] == within
+        return position if is_here else None
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
         """The question's RGB image; raises what the whole list raises."""

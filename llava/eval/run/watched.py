@@ -1,11 +1,20 @@
-"""Whether a file that a run reads again and again is still what the run began with."""
+"""Whether files that are read again and again are still what they were: if so, once is enough."""
 
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 _BLOCK = 1 << 20  # bytes read at a time for a digest
+# A file system may not tell two changes within so many nanoseconds from one.
+_YOUNG = 2 * 10**9
+
+Params = ParamSpec("Params")
+Content = TypeVar("Content")
 
 
 class ChangedError(RuntimeError):
@@ -55,3 +64,68 @@ class WatchedFile:
         if sha256 != self._sha256 and (self._sha256 is not None or status != self._status):
             raise ChangedError(f"{self._path} is not what it was when it was read first")
         self._status, self._sha256 = status, sha256
+
+
+class Loading:
+    """How long this process has spent in functions that `read_once` decorates; `seconds` of it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if not self._depth:
+            self._since = time.perf_counter()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.seconds += time.perf_counter() - self._since
+
+
+#: That of this process.
+LOADING = Loading()
+
+
+def read_once(
+    files: Callable[..., Iterable[Path]],
+) -> Callable[[Callable[Params, Content]], Callable[Params, Content]]:
+    """Decorator of a function that loads files: called again, it loads them only if they changed.
+
+    files: which ones these are, for the function's arguments; they need not exist. Each argument
+        can be hashed. Callers share what is loaded, so nobody changes it.
+    """
+
+    def decorate(load: Callable[Params, Content]) -> Callable[Params, Content]:
+        kept: dict[object, tuple[dict[Path, tuple[int, ...]], Content]] = {}
+
+        @wraps(load)
+        def loaded(*args: Params.args, **kwargs: Params.kwargs) -> Content:
+            with LOADING:
+                key = args, tuple(kwargs.items())
+                statuses = dict(_statuses(files(*args, **kwargs)))
+                if key in kept and kept[key][0] == statuses:
+                    return kept[key][1]
+                trusted = time.time_ns() - _YOUNG
+                content = load(*args, **kwargs)
+                if all(modified < trusted for _, _, modified, _ in statuses.values()):
+                    kept[key] = statuses, content
+                return content
+
+        return loaded
+
+    return decorate
+
+
+def the_path(path: Path) -> Iterable[Path]:
+    """`files` of a function whose argument is a file."""
+    return (path,)
+
+
+def _statuses(files: Iterable[Path]) -> Iterator[tuple[Path, tuple[int, ...]]]:
+    for path in files:
+        try:
+            yield path, file_status(path)
+        except OSError:  # missing, which is what loading it says
+            continue

@@ -1,4 +1,4 @@
-"""One file a method; `autoprune` is a folder, with its settings, run, budget and complexity."""
+"""One file a method; `autoprune` is a folder, with its settings, run and budget."""
 
 from importlib import import_module
 from pkgutil import iter_modules

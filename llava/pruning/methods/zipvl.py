@@ -151,11 +151,11 @@ def curves(mass: Tensor, layout: TokenLayout) -> list[Tensor]:
     """
     mass = (mass * layout.is_patch).masked_fill(~layout.is_visual, -1)
     ranked = mass.sort(dim=1, descending=True).values
-    found = []
+    per_sample = []
     for row, tokens in zip(ranked.cpu().double(), layout.n_visual):
         summed = row[:tokens].cumsum(0)
-        found.append(summed / summed[-1:].clamp(min=torch.finfo(torch.float32).tiny))
-    return found
+        per_sample.append(summed / summed[-1:].clamp(min=torch.finfo(torch.float32).tiny))
+    return per_sample
 
 
 def fewest(curve: Tensor, shares: Sequence[float] | Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 
 from ...run.question_list import QuestionList, file_digest
 from ...run.questions import Question
+from ...run.watched import read_once, the_path
 from .plan import MARK, Plan, annotated_plan
 
 
@@ -58,6 +59,7 @@ class SennaQuestions(QuestionList):
             )
 
 
+@read_once(the_path)
 def read_entries(path: Path) -> list[Entry]:
     """The plan questions of a file, in its order.
 

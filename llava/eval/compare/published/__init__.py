@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from . import official_page, table1, table2, table3, table4
-from .base import DERIVED, ROW, Column, Row, Table
+from .base import DERIVED, ROW, Column, PublishedRow, PublishedTable
 
-TABLES: dict[str, Table] = {
+TABLES: dict[str, PublishedTable] = {
     table.name: table
     for table in (
         table1.TABLE,
@@ -18,4 +18,4 @@ TABLES: dict[str, Table] = {
     )
 }
 
-__all__ = ["DERIVED", "ROW", "TABLES", "Column", "Row", "Table"]
+__all__ = ["DERIVED", "ROW", "TABLES", "Column", "PublishedRow", "PublishedTable"]

@@ -35,7 +35,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """A method at a budget.
 
     `method` and `settings` are the run that measures the row here: a method of `llava.pruning`
@@ -61,14 +61,14 @@ class Row:
         return self.tokens if column is None or column.tokens is None else column.tokens
 
     def run(self, budget: int | None) -> str:
-        """The run as `llava.eval.plan` writes it."""
+        """The run as `llava.eval.compare.runs` reads it."""
         settings = ",".join(f"{name}={value}" for name, value in self.settings.items())
         tokens = "" if budget is None else f":{budget}"
         return self.method + tokens + (settings and f"@{settings}")
 
 
 @dataclass(frozen=True)
-class Table:
+class PublishedTable:
     """A published table. `source` is that of every number whose row names none of its own.
 
     Raises:
@@ -80,7 +80,7 @@ class Table:
     model: str
     source: str
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    rows: Sequence[PublishedRow]
     derived: Sequence[str] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
 
@@ -111,8 +111,8 @@ class Table:
     @property
     def budgets(self) -> list[int]:
         """The budgets of rows or columns, in their order, each once."""
-        found = (row.budget(column) for row in self.rows if row.counted for column in self.columns)
-        return list(dict.fromkeys(budget for budget in found if budget is not None))
+        budgets = (row.budget(c) for row in self.rows if row.counted for c in self.columns)
+        return list(dict.fromkeys(budget for budget in budgets if budget is not None))
 
     @property
     def in_columns(self) -> bool:

@@ -9,7 +9,7 @@ than in Table 1.
 
 from __future__ import annotations
 
-from .base import Counted, Row, Table
+from .base import Counted, PublishedRow, PublishedTable
 from .columns import GQA, MMB, MMB_CN, MME_PERCEPTION, POPE, SQA, TEXTVQA, VQAV2
 
 _LLAVA = "LLaVA's model zoo (haotian-liu/LLaVA, docs/MODEL_ZOO.md)"
@@ -28,15 +28,15 @@ _METHODS: dict[str, tuple[str, Counted]] = {
 }
 
 
-def _rows(methods: tuple[str, ...], budgets: tuple[int, ...]) -> tuple[Row, ...]:
+def _rows(methods: tuple[str, ...], budgets: tuple[int, ...]) -> tuple[PublishedRow, ...]:
     return tuple(
-        Row(_METHODS[method][0], method, tokens, _METHODS[method][1])
+        PublishedRow(_METHODS[method][0], method, tokens, _METHODS[method][1])
         for tokens in budgets
         for method in methods
     )
 
 
-EXTENDED = Table(
+EXTENDED = PublishedTable(
     name="extended",
     title="Extended table of the official page: LLaVA-1.5-7B, seven benchmarks",
     model="llava-v1.5-7b",
@@ -44,8 +44,8 @@ EXTENDED = Table(
     columns=(GQA, SQA, TEXTVQA, POPE, MME_PERCEPTION, MMB, MMB_CN),
     derived=("ratio",),
     rows=(
-        Row(
-            *("LLaVA-1.5-7B", "none", 576, None),
+        PublishedRow(
+            "LLaVA-1.5-7B", "none", 576, None,
             {
                 "gqa": 62.0, "sqa": 66.8, "textvqa": 58.2, "pope": 85.9, "mme": 1510.7,
                 "mmb": 64.3, "mmb_cn": 58.3,
@@ -54,8 +54,8 @@ EXTENDED = Table(
             source=_LLAVA,
         ),
         *_rows(tuple(_METHODS), (128, 64)),
-        Row(
-            *("no image", "no-image", 0, None),
+        PublishedRow(
+            "no image", "no-image", 0, None,
             {"gqa": 37.38, "sqa": 63.06, "textvqa": 41.43, "pope": 47.21, "mme": 719.1},
             {"textvqa": "b"},
             source=_FASTERVLM,
@@ -67,7 +67,7 @@ EXTENDED = Table(
     },
 )  # fmt: skip
 
-THIRTEEN_B = Table(
+THIRTEEN_B = PublishedTable(
     name="13b",
     title="13B table of the official page: LLaVA-1.5-13B, five benchmarks",
     model="llava-v1.5-13b",
@@ -75,8 +75,11 @@ THIRTEEN_B = Table(
     columns=(VQAV2, GQA, TEXTVQA, POPE, MME_PERCEPTION),
     derived=("ratio",),
     rows=(
-        Row(
-            *("LLaVA-1.5-13B", "none", 576, None),
+        PublishedRow(
+            "LLaVA-1.5-13B",
+            "none",
+            576,
+            None,
             {"vqav2": 80.0, "gqa": 63.3, "textvqa": 61.3, "pope": 85.9, "mme": 1531.3},
             source=_LLAVA,
         ),

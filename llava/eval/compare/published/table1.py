@@ -9,7 +9,7 @@ not printed anywhere say so.
 
 from __future__ import annotations
 
-from .base import ROW, Counted, Row, Table
+from .base import ROW, Counted, PublishedRow, PublishedTable
 from .columns import GQA, MMB, MME_SUM, SQA, TEXTVQA
 
 _COLUMNS = (MME_SUM, MMB, SQA, GQA, TEXTVQA)
@@ -24,32 +24,34 @@ def _row(
     counted: Counted | None,
     values: tuple[float, ...],
     **marks: str,
-) -> Row:
-    return Row(label, method, tokens, counted, dict(zip(_KEYS, values, strict=True)), marks)
+) -> PublishedRow:
+    return PublishedRow(
+        label, method, tokens, counted, dict(zip(_KEYS, values, strict=True)), marks
+    )
 
 
-def _tome(tokens: int, *values: float) -> Row:
+def _tome(tokens: int, *values: float) -> PublishedRow:
     return _row("ToMe", "tome", tokens, "entering", values, **{ROW: "a"}, ratio="g")
 
 
-def _fastv(tokens: int, *values: float, **marks: str) -> Row:
+def _fastv(tokens: int, *values: float, **marks: str) -> PublishedRow:
     return _row("FastV", "fastv", tokens, "leaving", values, **{ROW: "b"}, **marks)
 
 
-def _sparsevlm(tokens: int, *values: float, **marks: str) -> Row:
+def _sparsevlm(tokens: int, *values: float, **marks: str) -> PublishedRow:
     return _row("SparseVLM", "sparsevlm", tokens, "leaving", values, **marks)
 
 
-def _pdrop(tokens: int, *values: float, **marks: str) -> Row:
+def _pdrop(tokens: int, *values: float, **marks: str) -> PublishedRow:
     return _row("PDrop", "pdrop", tokens, "entering", values, **marks)
 
 
-def _ours(tokens: int, *values: float, **marks: str) -> Row:
+def _ours(tokens: int, *values: float, **marks: str) -> PublishedRow:
     always = {"sqa": "e", "flops": "f", ROW: "h"}
     return _row("AutoPrune", "autoprune", tokens, "leaving", values, **always, **marks)
 
 
-TABLE = Table(
+TABLE = PublishedTable(
     name="1",
     title="Table 1: training-free pruning of LLaVA-1.5-7B",
     model="llava-v1.5-7b",

@@ -6,7 +6,7 @@ Footnotes a and b compare with the table of Theia-4869/FasterVLM (f5d5f12), digi
 
 from __future__ import annotations
 
-from .base import Counted, Row, Table
+from .base import Counted, PublishedRow, PublishedTable
 from .columns import GQA, MME_PERCEPTION, POPE, TEXTVQA, VQAV2
 
 _COLUMNS = (VQAV2, GQA, TEXTVQA, POPE, MME_PERCEPTION)
@@ -21,31 +21,37 @@ def _row(
     counted: Counted | None,
     *values: float,
     **marks: str,
-) -> Row:
-    return Row(label, method, tokens, counted, dict(zip(_KEYS, values, strict=True)), marks)
+) -> PublishedRow:
+    return PublishedRow(
+        label, method, tokens, counted, dict(zip(_KEYS, values, strict=True)), marks
+    )
 
 
-def _fastv(tokens: int, *values: float) -> Row:
+def _fastv(tokens: int, *values: float) -> PublishedRow:
     return _row("FastV", "fastv", tokens, "kept", *values, row="a")
 
 
-def _sparsevlm(tokens: int, *values: float, **marks: str) -> Row:
+def _sparsevlm(tokens: int, *values: float, **marks: str) -> PublishedRow:
     return _row("SparseVLM", "sparsevlm", tokens, "leaving", *values, **marks)
 
 
-def _visionzip(tokens: int, *values: float) -> Row:
+def _visionzip(tokens: int, *values: float) -> PublishedRow:
     return _row("VisionZip", "visionzip", tokens, "entering", *values)
 
 
-def _fastervlm(tokens: int, *values: float) -> Row:
+def _fastervlm(tokens: int, *values: float) -> PublishedRow:
     return _row("FasterVLM", "fastervlm", tokens, "entering", *values, row="b")
 
 
-def _ours(tokens: int, *values: float, **marks: str) -> Row:
+def _ours(tokens: int, *values: float, **marks: str) -> PublishedRow:
     return _row("AutoPrune", "autoprune", tokens, "leaving", *values, row="c", **marks)
 
 
-TABLE = Table(
+def _dense(*values: float, **marks: str) -> PublishedRow:
+    return _row("LLaVA-NeXT-7B", "none", 2880, None, *values, **marks)
+
+
+TABLE = PublishedTable(
     name="2",
     title="Table 2: training-free pruning of LLaVA-NeXT-7B",
     model="llava-v1.6-vicuna-7b",
@@ -53,10 +59,7 @@ TABLE = Table(
     columns=_COLUMNS,
     derived=_DERIVED,
     rows=(
-        _row(
-            *("LLaVA-NeXT-7B", "none", 2880, None, 81.2, 62.9, 59.6, 86.3, 1513.8, 100.0),
-            textvqa="e",
-        ),
+        _dense(81.2, 62.9, 59.6, 86.3, 1513.8, 100.0, textvqa="e"),
         _fastv(640, 78.9, 60.4, 58.4, 83.1, 1477.3, 97.0),
         _sparsevlm(640, 78.2, 59.1, 56.2, 80.9, 1456.3, 94.9),
         _visionzip(640, 79.2, 60.1, 58.5, 82.2, 1468.4, 96.7),

@@ -7,7 +7,7 @@ Source: "Each Complexity Deserves a Pruning Policy", NeurIPS 2025, arXiv 2509.23
 
 from __future__ import annotations
 
-from .base import Counted, Row, Table
+from .base import Counted, PublishedRow, PublishedTable
 from .columns import SENNA
 
 VIEWS = 6
@@ -15,19 +15,21 @@ VIEWS = 6
 PRINTED = (26, 32, 38, 45, 51)
 
 
-def _rows(label: str, method: str, counted: Counted, *ratios: float, **marks: str) -> list[Row]:
+def _rows(
+    label: str, method: str, counted: Counted, *ratios: float, **marks: str
+) -> list[PublishedRow]:
     return [
-        Row(label, method, VIEWS * tokens, counted, {"ratio": ratio}, marks)
+        PublishedRow(label, method, VIEWS * tokens, counted, {"ratio": ratio}, marks)
         for tokens, ratio in zip(PRINTED, ratios, strict=True)
     ]
 
 
-def _in_order(*methods: list[Row]) -> tuple[Row, ...]:
+def _in_order(*methods: list[PublishedRow]) -> tuple[PublishedRow, ...]:
     """By budget, then by method, as the other tables are."""
     return tuple(row for same in zip(*methods, strict=True) for row in same)
 
 
-TABLE = Table(
+TABLE = PublishedTable(
     name="3",
     title="Table 3: planning accuracy of Senna",
     model="Senna",
@@ -35,7 +37,7 @@ TABLE = Table(
     columns=(SENNA,),
     derived=("ratio",),
     rows=(
-        Row("Senna", "none", 768, None, {"ratio": 100.0}, {"row": "a"}),
+        PublishedRow("Senna", "none", 768, None, {"ratio": 100.0}, {"row": "a"}),
         *_in_order(
             _rows("FasterVLM", "fastervlm", "entering", 55.05, 52.81, 47.19, 45.50, 49.43, row="b"),
             _rows("SparseVLM", "sparsevlm", "leaving", 84.29, 93.83, 95.52, 97.76, 101.13),

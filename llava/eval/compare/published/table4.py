@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .base import Column, Row, Table
+from .base import Column, PublishedRow, PublishedTable
 from .columns import GQA, TEXTVQA
 
 
@@ -22,13 +22,13 @@ def _at(column: Column, tokens: int) -> Column:
 _COLUMNS = tuple(_at(column, tokens) for column in (TEXTVQA, GQA) for tokens in (64, 128))
 
 
-def _row(label: str, settings: dict[str, str], *values: float) -> Row:
+def _row(label: str, settings: dict[str, str], *values: float) -> PublishedRow:
     keys = (column.key for column in _COLUMNS)
     scores = dict(zip(keys, values, strict=True))
-    return Row(label, "autoprune", None, "leaving", scores, settings=settings)
+    return PublishedRow(label, "autoprune", None, "leaving", scores, settings=settings)
 
 
-TABLE_A = Table(
+TABLE_A = PublishedTable(
     name="4a",
     title="Table 4a: indicators of complexity, LLaVA-1.5-7B",
     model="llava-v1.5-7b",
@@ -42,7 +42,7 @@ TABLE_A = Table(
     ),
 )
 
-TABLE_B = Table(
+TABLE_B = PublishedTable(
     name="4b",
     title="Table 4b: curves of the schedule, LLaVA-1.5-7B",
     model="llava-v1.5-7b",

@@ -1,4 +1,4 @@
-"""AutoPrune: its `settings`, the `run` of a prefill, its `budget` and its `complexity`."""
+"""AutoPrune: its `settings`, the `run` of a prefill, and its `budget`."""
 
 from __future__ import annotations
 

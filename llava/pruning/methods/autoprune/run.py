@@ -1,4 +1,7 @@
-"""One prefill of AutoPrune: the pre-selection, the indicator, and the cuts of the schedule."""
+"""One prefill of AutoPrune: the pre-selection, the complexity of the samples, the schedule's cuts.
+
+The complexity is what one layer shows by a measure of `indicators`, over the settings' text rows.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,15 @@ from ... import schedules
 from ...base import Observation, PrunerRun
 from ...checks import demand_text_behind
 from ...cost import DecoderShape
-from ...indicators import text_relevance
+from ...indicators import (
+    cosine_similarity,
+    mean_attention,
+    mutual_information,
+    text_relevance,
+)
 from ...layout import Selection, TokenLayout
 from ...selectors import keep_top
 from .budget import budget, solve_plan
-from .complexity import indicator, information, text_rows
 from .settings import AutoPruneSettings
 
 
@@ -132,6 +139,37 @@ class AutoPruneRun(PrunerRun):
 
     def complexity(self) -> list[dict[str, float]]:
         return self.measured
+
+
+def indicator(config: AutoPruneSettings, observation: Observation) -> Tensor:
+    """What `config.indicator` names, of each sample: (batch,). Static runs measure nothing."""
+    rows, mask = text_rows(observation, config.mi_rows)
+    visual = observation.layout.is_patch
+    if config.indicator == "mean_attention":
+        return mean_attention(rows, mask, visual)
+    if config.indicator == "cosine_similarity":
+        return cosine_similarity(observation.hidden, mask, visual)
+    return information(config, observation)
+
+
+def information(config: AutoPruneSettings, observation: Observation) -> Tensor:
+    """Mutual information of each sample, summed or averaged over heads: (batch,)."""
+    rows, mask = text_rows(observation, config.mi_rows)
+    heads = mutual_information(
+        rows,
+        mask,
+        observation.layout.is_patch,
+        normalise=config.normalise_rows,
+        eps=config.mi_eps,
+        base=config.log_base,
+    )
+    return heads.sum(-1) if config.mi_heads == "sum" else heads.mean(-1)
+
+
+def text_rows(observation: Observation, which: str) -> tuple[Tensor, Tensor]:
+    """The measured rows and their mask ("text"), or only those of the last token ("last")."""
+    rows, mask = observation.measured()
+    return (rows[:, :, -1:], mask[:, -1:]) if which == "last" else (rows, mask)
 
 
 def normalised_in_tiles(layout: TokenLayout) -> Tensor:

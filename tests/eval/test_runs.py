@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llava import pruning
-from llava.eval.compare.plan import parse_runs
+from llava.eval.compare.runs import parse_runs
 
 
 def test_budgets_fields_and_presets() -> None:
