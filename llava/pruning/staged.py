@@ -65,13 +65,13 @@ class Stages:
 
     def cuts(self, keeps: Sequence[int]) -> tuple[Cut, ...]:
         """The cuts that keep `keeps[i]` tokens each, or as many as are there."""
-        made, current = [], self.n_visual
+        cuts, current = [], self.n_visual
         for depth, keep in zip(self.depths, keeps, strict=True):
             keep = max(1, min(keep, current - self.strictly))
             pool, clusters = recycled(current - keep, self.recycle)
-            made.append(Cut(depth - 1, keep, pool, clusters))
+            cuts.append(Cut(depth - 1, keep, pool, clusters))
             current = keep + clusters
-        return tuple(made)
+        return tuple(cuts)
 
     def flow(self, keeps: Sequence[int]) -> Flow:
         """Visual tokens entering and leaving each layer."""
