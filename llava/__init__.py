@@ -1,6 +1,6 @@
 """AutoPrune for LLaVA: complexity-adaptive visual-token pruning on current transformers."""
 
-from . import signals
+from .common import signals
 
 __version__ = "0.1.0"
 

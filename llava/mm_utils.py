@@ -23,10 +23,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.anyres import read_pinpoints, select_best_resolution, views
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import image_prompt, without_image_tokens
-from llava.image_processor import CLIP_IMAGE_SIZE, load_image_processor
-from llava.images import (
+from llava.common.image_processor import CLIP_IMAGE_SIZE, load_image_processor
+from llava.common.images import (
     MAX_PIXELS,
     check_size,
     expand2square,
@@ -35,6 +33,8 @@ from llava.images import (
     resized_square,
     to_rgb,
 )
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import image_prompt, without_image_tokens
 from llava.pruning.checks import PromptError
 
 __all__ = [
@@ -127,11 +127,11 @@ def _anyres(
         getattr(model_cfg, "image_grid_pinpoints", None), tile, "config.json"
     )
     reading = getattr(model_cfg, "anyres_reading", "llava")
-    made = []
+    tensors = []
     for picture in pictures:
         canvas = select_best_resolution(picture.size, pinpoints, reading)
-        made.append(_clip(views(picture, canvas, tile), image_processor))
-    return torch.stack(made) if len({len(pixels) for pixels in made}) == 1 else made
+        tensors.append(_clip(views(picture, canvas, tile), image_processor))
+    return torch.stack(tensors) if len({len(pixels) for pixels in tensors}) == 1 else tensors
 
 
 def letterbox_mask(image_size: tuple[int, int], grid: int) -> Tensor:
@@ -242,7 +242,7 @@ def ask(
         pixels = process_images(images, image_processor, model.config)
         there = {"device": model.device, "dtype": model.dtype}
         tiled = isinstance(pixels, list)
-        inputs["images"] = [one.to(**there) for one in pixels] if tiled else pixels.to(**there)
+        inputs["images"] = [tiles.to(**there) for tiles in pixels] if tiled else pixels.to(**there)
         inputs["image_sizes"] = [image.size for image in images]
     return inputs
 

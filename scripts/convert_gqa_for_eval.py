@@ -1,4 +1,4 @@
-"""Writes GQA answers as GQA's own eval.py reads them; `llava.eval.eval_gqa` needs no such file.
+"""Writes GQA answers as GQA's own eval.py reads them; `llava.eval.score` needs no such file.
 
     python scripts/convert_gqa_for_eval.py --src ANSWERS.jsonl --dst PREDICTIONS.json
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava import program
+from llava.common import program
 from llava.eval.benchmarks import gqa
 from llava.eval.benchmarks.scoring import answers_in
 

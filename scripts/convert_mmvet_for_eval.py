@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava import program
+from llava.common import program
 from llava.eval.benchmarks import mmvet
 from llava.eval.benchmarks.scoring import answers_in
 

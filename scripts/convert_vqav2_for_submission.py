@@ -18,11 +18,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava import program
+from llava.common import program
 from llava.eval.benchmarks import vqav2
 from llava.eval.benchmarks.scoring import answers_in
-
-TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.ckpt and args.split:
         args.src = args.src or args.dir / "answers" / args.split / args.ckpt / "merge.jsonl"
-        args.test_file = args.test_file or args.dir / TEST_FILE
+        args.test_file = args.test_file or args.dir / vqav2.TEST_FILE
         args.dst = args.dst or args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"
         args.question_file = args.question_file or args.dir / f"{args.split}.jsonl"
     elif not (args.src and args.test_file and args.dst):
@@ -42,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.dst,
                 answers,
                 args.test_file,
-                asked_file=args.question_file,
+                question_file=args.question_file,
                 allow_missing=args.allow_missing,
             )
     except (ValueError, OSError) as error:

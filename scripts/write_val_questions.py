@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 from llava.eval.benchmarks import vizwiz, vqav2
 
 SHORT = "Answer the question using a single word or phrase."

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llava.model.checkpoint import main
-from llava.model.weights import original_names, read_tensors, rename
+from llava.model.tensor_names import original_names, rename
+from llava.model.weights import read_tensors
 
 from . import checkpoints
 

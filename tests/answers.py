@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
@@ -50,10 +51,23 @@ def ask(loaded: tuple) -> Answer:
     """Answer PROMPT with what `load_pretrained_model` returned."""
     model = loaded[1]
     ids, pixels = inputs(loaded)
+    entering: list[Tensor] = []
+    hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
     with torch.no_grad():
-        logits = model(input_ids=ids, images=pixels, use_cache=False).logits[0]
+        model(input_ids=ids, images=pixels, use_cache=False)
+        hook.remove()
         tokens = model.generate(ids, images=pixels, do_sample=False, max_new_tokens=12)
-    return Answer(tokens[0].tolist(), logits[:, : tiny.VOCAB])
+    return Answer(tokens[0].tolist(), logits_of(entering[0][0], model.lm_head))
+
+
+def logits_of(hidden: Tensor, head: nn.Module) -> Tensor:
+    """(n, tiny.VOCAB) of what enters the head (n, d).
+
+    Of its first rows alone: with those that llava-hf appends it is another product, and on some
+    processors one with other last bits.
+    """
+    with torch.no_grad():
+        return linear(hidden, head.weight[: tiny.VOCAB])
 
 
 def answer(folder: Path, model_base: Path | None = None, **options: Any) -> Answer:

@@ -39,9 +39,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import llava.eval.run.answering
 import llava.eval.run.loading
 import llava.model.builder
+from llava.common.signals import EXIT_INTERRUPTED, begin_program
 from llava.eval.model_vqa_loader import main as answer
 from llava.eval.run.sharding import shard_file
-from llava.signals import EXIT_INTERRUPTED, begin_program
 from tests.eval.stub import StubModel, command, write_data
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +217,7 @@ class Killer:
             time.sleep(0.002)
         text = process.stderr.read_text(errors="replace")
         # Python's start is not ours, until this package has taken the signals.
-        ours = str(ROOT / "llava") in text and "from . import signals" not in text
+        ours = str(ROOT / "llava") in text and "from .common import signals" not in text
         reached = ours or not process.importing
         if reached and (wrong := [words for words in FORBIDDEN if words in text]):
             raise WrongError(f"{wrong} in {process.stderr}:\n{text}")

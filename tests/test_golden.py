@@ -19,7 +19,7 @@ from llava.model import LlavaConfig, LlavaLlamaModel
 from llava.pruning.cache import PrunedCache
 from llava.pruning.indicators import mutual_information
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.autoprune.method import AutoPruneRun
+from llava.pruning.methods.autoprune import AutoPruneRun
 from llava.pruning.schedules import logistic
 from tests.closeness import FLOAT32, assert_close
 

@@ -12,7 +12,7 @@ from llava.anyres import get_anyres_image_grid_shape
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import load_image_processor, process_images
 from llava.model import LlavaLlamaForCausalLM
-from llava.model.weights import rename
+from llava.model.tensor_names import rename
 
 from . import tiny
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from llava import flags
+from llava.common import flags
 from llava.eval.compare.runs import (
     CURVE,
     PlannedRun,

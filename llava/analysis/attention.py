@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from llava import flags, program, pruning
+from llava import pruning
+from llava.common import flags, program
 from llava.eval.run.arguments import Help
 from llava.eval.run.depths import PUBLISHED_LAYERS
 from llava.eval.run.models import load_model
@@ -34,8 +35,8 @@ from llava.pruning.base import Observation, Pruner, PrunerRun
 from llava.pruning.cost import DecoderShape
 from llava.pruning.indicators import text_relevance
 from llava.pruning.layout import TokenLayout
-from llava.pruning.methods.autoprune.complexity import information
-from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
+from llava.pruning.methods.autoprune import AutoPrune
+from llava.pruning.methods.autoprune.run import information
 
 from . import asking, plotting, traced
 
@@ -76,8 +77,8 @@ class AttentionMap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(Pruner):
-    """Prunes nothing; leaves a map of the first sample in `found` for each of the `layers`.
+class AttentionProbe(Pruner):
+    """Prunes nothing; leaves a map of the first sample in `maps` for each of the `layers`.
 
     `measure` has the convention of the mutual information. One probe serves one prefill.
     """
@@ -86,7 +87,7 @@ class Probe(Pruner):
 
     layers: tuple[int, ...]
     measure: AutoPrune = field(default_factory=AutoPrune)
-    found: dict[int, AttentionMap] = field(default_factory=dict)
+    maps: dict[int, AttentionMap] = field(default_factory=dict)
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
         if wrong := [layer for layer in self.layers if not 0 <= layer < shape.layers]:
@@ -97,7 +98,7 @@ class Probe(Pruner):
 
 
 class _ProbeRun(PrunerRun):
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: AttentionProbe) -> None:
         self._probe = probe
 
     def rows(self, layer: int, layout: TokenLayout) -> int:
@@ -107,7 +108,7 @@ class _ProbeRun(PrunerRun):
         if observation.rows is None:
             return
         weights = text_relevance(observation.rows, observation.row_mask)[0]
-        self._probe.found[observation.layer] = AttentionMap(
+        self._probe.maps[observation.layer] = AttentionMap(
             layer=observation.layer,
             weights=tuple(weights[observation.layout.is_visual[0]].tolist()),
             mutual_information=float(information(self._probe.measure, observation)[0]),
@@ -115,7 +116,7 @@ class _ProbeRun(PrunerRun):
 
 
 @dataclass(frozen=True)
-class Row:
+class Panels:
     """A question, what kind it is, the answer, the square seen, and the maps by layer."""
 
     kind: str
@@ -140,7 +141,7 @@ def look(
     measure: AutoPrune,
     conv_mode: str = "vicuna_v1",
     max_new_tokens: int = 32,
-) -> list[Row]:
+) -> list[Panels]:
     """Ask the unpruned model each question, named by its kind, and look at its attention.
 
     Raises:
@@ -149,16 +150,23 @@ def look(
     tokenizer, model, image_processor = loaded
     rows = []
     for kind, question in questions.items():
-        probe = Probe(layers=tuple(layers), measure=measure)
+        probe = AttentionProbe(layers=tuple(layers), measure=measure)
         answer = traced.run(
-            *(model, tokenizer, image_processor, image, question, probe, conv_mode, max_new_tokens)
+            model,
+            tokenizer,
+            image_processor,
+            image,
+            question,
+            probe,
+            conv_mode,
+            max_new_tokens,
         )
-        maps = [probe.found[layer] for layer in layers]
-        rows.append(Row(kind, question, answer.text, answer.picture, answer.grid, maps))
+        maps = [probe.maps[layer] for layer in layers]
+        rows.append(Panels(kind, question, answer.text, answer.picture, answer.grid, maps))
     return rows
 
 
-def figure(rows: Sequence[Row]) -> Figure:
+def figure(rows: Sequence[Panels]) -> Figure:
     """Heat maps over the picture; a row of panels for each question.
 
     Raises:
@@ -171,21 +179,21 @@ def figure(rows: Sequence[Row]) -> Figure:
     for part, row in zip(parts, rows):
         part.suptitle(f'{row.kind}: {row.question} "{row.answer}"', fontsize="medium")
         panels = part.subplots(1, columns, squeeze=False)[0]
-        for axes, found in zip(panels, row.maps):
-            _draw(axes, row, found)
+        for axes, attention_map in zip(panels, row.maps):
+            _draw(axes, row, attention_map)
     return result
 
 
-def _draw(axes: Any, row: Row, found: AttentionMap) -> None:
+def _draw(axes: Any, row: Panels, attention_map: AttentionMap) -> None:
     grid = row.grid
     grey = row.picture.convert("L")
     whole = (0, grid, grid, 0)
     axes.imshow(grey, cmap="gray", extent=whole, vmin=0, vmax=255)
-    heat = [found.weights[start : start + grid] for start in range(0, grid * grid, grid)]
+    heat = [attention_map.weights[start : start + grid] for start in range(0, grid * grid, grid)]
     axes.imshow(heat, cmap="inferno", extent=whole, alpha=1 - _FAINT, vmin=0, interpolation="none")
     axes.set_title(
-        f"layer {found.layer}, MI {found.mutual_information:.3f}\n"
-        f"{found.share:.0%} on picture, half on {found.half}",
+        f"layer {attention_map.layer}, MI {attention_map.mutual_information:.3f}\n"
+        f"{attention_map.share:.0%} on picture, half on {attention_map.half}",
         fontsize="small",
     )
     axes.set_axis_off()
@@ -194,7 +202,7 @@ def _draw(axes: Any, row: Row, found: AttentionMap) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input or without matplotlib."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.attention",
+        prog=program.name("llava.analysis.attention"),
         description="Draw the attention of text to a picture, layer by layer, for two questions.",
         formatter_class=Help,
         allow_abbrev=False,
@@ -211,7 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="instead of the paper's, from 0",
     )
     parser.add_argument(
-        "--preset", choices=sorted(PRESETS), default="released", help="how MI is measured"
+        "--preset",
+        choices=sorted(AutoPrune.presets),
+        default="released",
+        help="how MI is measured",
     )
     parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     asking.add_model_arguments(parser)
@@ -239,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "kind": row.kind,
             "question": row.question,
             "answer": row.answer,
-            "layers": [_told(found) for found in row.maps],
+            "layers": [_told(attention_map) for attention_map in row.maps],
         }
         for row in rows
     ]
@@ -247,12 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _told(found: AttentionMap) -> dict[str, float]:
+def _told(attention_map: AttentionMap) -> dict[str, float]:
     return {
-        "layer": found.layer,
-        "mutual_information": found.mutual_information,
-        "share": found.share,
-        "half": found.half,
+        "layer": attention_map.layer,
+        "mutual_information": attention_map.mutual_information,
+        "share": attention_map.share,
+        "half": attention_map.half,
     }
 
 

@@ -20,10 +20,14 @@ def chart(drawn: Sequence[Series], name: str, heading: str) -> str:
     A line a series; one that has no such number is left out. Empty if none has.
     """
     placed = [
-        (number, one, [(getattr(p, name), p) for p in one.points if getattr(p, name) is not None])
-        for number, one in enumerate(drawn)
+        (
+            number,
+            series,
+            [(getattr(p, name), p) for p in series.points if getattr(p, name) is not None],
+        )
+        for number, series in enumerate(drawn)
     ]
-    placed = [(number, one, points) for number, one, points in placed if points]
+    placed = [(number, series, points) for number, series, points in placed if points]
     if not placed:
         return ""
     every = [(x, point.accuracy) for _, _, points in placed for x, point in points]
@@ -52,16 +56,16 @@ def chart(drawn: Sequence[Series], name: str, heading: str) -> str:
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     place = f'x="{middle}" y="{_HEIGHT - 6}"'
     parts.append(f'<text {place} text-anchor="middle">{escape(heading)}</text>')
-    for number, one, points in placed:
-        look = f'class="{line_class(number, one)}"'
-        if one.kind == "level":
+    for number, series, points in placed:
+        look = f'class="{line_class(number, series)}"'
+        if series.kind == "level":
             parts.append(f'<path {look} d="M{_LEFT} {down(points[0][1].accuracy):.1f}')
             parts.append(f'H{_WIDTH - _RIGHT}"/>')
         else:
-            line = " ".join(f"{across(x):.1f},{down(p.accuracy):.1f}" for x, p in points)
-            parts.append(f'<polyline {look} points="{line}"/>')
+            corners = " ".join(f"{across(x):.1f},{down(p.accuracy):.1f}" for x, p in points)
+            parts.append(f'<polyline {look} points="{corners}"/>')
         for x, point in points:
-            label = f"{one.label} {point.budget}".strip()
+            label = f"{series.label} {point.budget}".strip()
             parts.append(
                 f'<circle {look} cx="{across(x):.1f}" cy="{down(point.accuracy):.1f}" r="4">'
                 f"<title>{escape(label)}: {point.accuracy:.1f} at {x:.1f}</title></circle>"
@@ -69,9 +73,9 @@ def chart(drawn: Sequence[Series], name: str, heading: str) -> str:
     return "".join(parts) + "</svg>"
 
 
-def line_class(number: int, one: Series) -> str:
+def line_class(number: int, series: Series) -> str:
     """The style of a series: its colour, its kind, and how often the colours went round before."""
-    return f"c{number % COLOURS} {one.kind} round{number // COLOURS}"
+    return f"c{number % COLOURS} {series.kind} round{number // COLOURS}"
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 from llava.eval.compare.comparison import budget as recorded_budget
 from llava.eval.compare.comparison import recorded_pruner
 from llava.eval.compare.report import budget_text
@@ -34,8 +34,8 @@ from llava.eval.run.linefile import read_lines
 from llava.eval.run.models import decoder_shape
 from llava.eval.run.record import read_record
 from llava.pruning.cost import DecoderShape
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
-from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
 
 from . import plotting
 
@@ -47,7 +47,7 @@ _LARGEST = 10**9  # of tokens, and of what was measured
 
 
 @dataclass(frozen=True)
-class Curve:
+class SampleCurve:
     """A sample: its mutual information, and visual tokens by layer as the budget counts them."""
 
     mutual_information: float
@@ -66,7 +66,7 @@ class Panel:
     title: str
     counted: str
     budget: float | None
-    curves: Sequence[Curve]
+    curves: Sequence[SampleCurve]
     whole: int
 
     @property
@@ -87,21 +87,20 @@ def read(answers_file: Path, model_path: str | None = None) -> Panel:
     settings = read_record(answers_file)["settings"]
     config = _config(answers_file, settings)
     shape = decoder_shape(settings["model_path"] if model_path is None else model_path)
-    strict = config.budget_mode == "strict"
     curves, budgets, whole = [], set(), 0
     for number, _, answer in read_lines(answers_file):
         where = f"{answers_file}, line {number}"
         metadata = _metadata(answer, where)
         try:
-            own = config.resolved((metadata["n_visual"],))
-            found = _curve(own, shape, metadata, strict)
+            resolved = config.resolved((metadata["n_visual"],))
+            curve = _curve(resolved, shape, metadata)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        if found is None:
+        if curve is None:
             whole += 1
         else:
-            curves.append(found)
-            budgets.add(own.target_token_num)
+            curves.append(curve)
+            budgets.add(resolved.target_token_num)
     if not curves:
         raise ValueError(
             f"{answers_file}: no sample was pruned, so there is no curve. Give a run of a smaller "
@@ -110,7 +109,7 @@ def read(answers_file: Path, model_path: str | None = None) -> Panel:
     tokens = config.target_flops is None and config.target_kv is None and len(budgets) == 1
     return Panel(
         title=_title(answers_file, config),
-        counted="entering" if strict else "leaving",
+        counted=config.counted,
         budget=budgets.pop() if tokens else None,
         curves=curves,
         whole=whole,
@@ -160,14 +159,14 @@ def _config(answers_file: Path, settings: Mapping[str, Any]) -> AutoPrune:
 
 
 def _curve(
-    config: AutoPrune, shape: DecoderShape, metadata: Mapping[str, Any], strict: bool
-) -> Curve | None:
+    config: AutoPrune, shape: DecoderShape, metadata: Mapping[str, Any]
+) -> SampleCurve | None:
     """The curve of a sample from its answer's metadata; `config` has its budget as a number."""
     measured = metadata["complexity"]
     if not measured:
         return None
-    own = budget(config, shape, metadata["n_visual"], metadata["n_text"])
-    plan = solve_plan(config, shape, own, measured["k"], measured["x0"])
+    target = budget(config, shape, metadata["n_visual"], metadata["n_text"])
+    plan = solve_plan(config, shape, target, measured["k"], measured["x0"])
     cost = metadata["cost"]
     for name in ("entering", "leaving"):
         now, then = sum(getattr(plan, name)) / shape.layers, cost[f"tokens_{name}"]
@@ -178,14 +177,15 @@ def _curve(
                 "or name the checkpoint with --model-path), or each of several pictures had a "
                 "budget of its own, which is not recorded."
             )
-    return Curve(measured["mi"], plan.entering if strict else plan.leaving)
+    return SampleCurve(measured["mi"], getattr(plan, config.counted))
 
 
 def _title(answers_file: Path, config: AutoPrune) -> str:
     values = config.to_dict()
-    named = [n for n, own in PRESETS.items() if own and own.items() <= values.items()]
-    preset = named[0] if named else "released"
-    mode = " strict" if config.budget_mode == "strict" else ""
+    presets = AutoPrune.presets.items()
+    changed = [name for name, fields in presets if fields and fields.items() <= values.items()]
+    preset = changed[0] if changed else "released"
+    mode = " strict" if config.strict else ""
     return f"{answers_file.parent.name}: {preset}, {budget_text(recorded_budget(values))}{mode}"
 
 
@@ -238,7 +238,7 @@ def _top(panel: Panel) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input or without matplotlib."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.curves",
+        prog=program.name("llava.analysis.curves"),
         description="Draw the retention curves of finished runs of AutoPrune.",
         allow_abbrev=False,
     )

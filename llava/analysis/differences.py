@@ -15,8 +15,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
 from llava.analysis.question_metadata import METADATA, is_right, read_metadata
+from llava.common import json_files
 from llava.eval.compare.comparison import budget, settings_of
 from llava.eval.compare.report import budget_text, row_label
 from llava.eval.compare.results import Result
@@ -85,7 +85,7 @@ class Changes:
     method: str
     budget: str
     hardness: str
-    asked: int
+    questions: int
     lost: int
     gained: int
     other: int
@@ -110,19 +110,19 @@ def find(results: Sequence[Result], data: Path) -> tuple[list[Difference], list[
     Raises:
         ValueError, OSError: answers of an older version or of other questions, or wrong metadata.
     """
-    found, changes = [], []
+    differences, changes = [], []
     for name in dict.fromkeys(result.benchmark.name for result in results):
-        own = [result for result in results if result.benchmark.name == name]
-        dense = next((result for result in own if result.pruner["method"] == "none"), None)
+        runs = [result for result in results if result.benchmark.name == name]
+        dense = next((result for result in runs if result.pruner["method"] == "none"), None)
         if dense is None:
             continue
         known = _Known(dense, data)
         first = {}
-        for result in own:
+        for result in runs:
             if result.pruner["method"] not in _LEVELS:
                 first.setdefault((method_of(result), budget_of(result)), result)
         # Without the metadata: all answers of a benchmark are held at once.
-        before = {i: Answer(one.text, one.right, {}) for i, one in known.answers(dense)}
+        before = {i: Answer(answer.text, answer.right, {}) for i, answer in known.answers(dense)}
         for result in first.values():
             counts: Counter[tuple[str, str]] = Counter()
             for index, pruned in known.answers(result):
@@ -131,35 +131,40 @@ def find(results: Sequence[Result], data: Path) -> tuple[list[Difference], list[
                 if index not in before or _plain(before[index].text) == _plain(pruned.text):
                     continue
                 question, reference = known.question(index), known.reference(index)
-                one = Difference(result, question, hardness, reference, before[index], pruned)
-                counts[hardness, one.change] += 1
-                found.append(one)
+                difference = Difference(
+                    result, question, hardness, reference, before[index], pruned
+                )
+                counts[hardness, difference.change] += 1
+                differences.append(difference)
             changes += [
                 Changes(
-                    *(name, method_of(result), budget_of(result), hardness, asked),
+                    name,
+                    method_of(result),
+                    budget_of(result),
+                    hardness,
+                    questions,
                     *(counts[hardness, change] for change in (LOST, GAINED, OTHER)),
                 )
-                for (hardness, change), asked in sorted(counts.items())
+                for (hardness, change), questions in sorted(counts.items())
                 if not change
             ]
-    return found, changes
+    return differences, changes
 
 
-def most_different(found: Sequence[Difference], most: int) -> list[Difference]:
+def most_different(differences: Sequence[Difference], most: int) -> list[Difference]:
     """At most `most` of them, as many of each benchmark, run and hardness as can be.
 
     Those whose right answer was lost or found come first, then those whose texts differ most.
     """
     groups: dict[tuple[str, ...], list[Difference]] = {}
-    for one in found:
-        key = one.result.benchmark.name, one.method, one.budget, one.hardness
-        groups.setdefault(key, []).append(one)
+    for d in differences:
+        groups.setdefault((d.result.benchmark.name, d.method, d.budget, d.hardness), []).append(d)
     for group in groups.values():
-        group.sort(key=lambda one: (one.change == OTHER, -one.distance, one.question.index))
+        group.sort(key=lambda d: (d.change == OTHER, -d.distance, d.question.index))
     rounds = zip_longest(*groups.values())
-    chosen = [one for row in rounds for one in row if one is not None][:most]
-    order = {id(one): number for number, one in enumerate(found)}
-    return sorted(chosen, key=lambda one: (one.change == OTHER, order[id(one)]))
+    chosen = [d for row in rounds for d in row if d is not None][:most]
+    order = {id(d): number for number, d in enumerate(differences)}
+    return sorted(chosen, key=lambda d: (d.change == OTHER, order[id(d)]))
 
 
 class _Known:

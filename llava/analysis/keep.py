@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.run.arguments import Help
 from llava.eval.run.models import load_model
 from llava.mm_utils import load_image
@@ -122,7 +122,7 @@ def frames(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.keep",
+        prog=program.name("llava.analysis.keep"),
         description="Draw the patches that survive in each layer.",
         formatter_class=Help,
         allow_abbrev=False,
@@ -151,8 +151,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer, model, image_processor = load_model(args)
         answers = {
             run.name: traced.run(
-                *(model, tokenizer, image_processor, image, args.question, run.pruner),
-                *(args.conv_mode, args.max_new_tokens),
+                model,
+                tokenizer,
+                image_processor,
+                image,
+                args.question,
+                run.pruner,
+                args.conv_mode,
+                args.max_new_tokens,
             )
             for run in asking.scaled(runs, args, model.config.num_hidden_layers)
         }
@@ -163,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = {"append_images": rest, "duration": _FRAME_MS, "loop": 0}
             first.save(args.out, save_all=True, **options)
         else:
-            made = sheet(answers, args.question, args.layers, **size)
-            made.save(args.out, optimize=True, quality=_QUALITY)
+            drawn = sheet(answers, args.question, args.layers, **size)
+            drawn.save(args.out, optimize=True, quality=_QUALITY)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

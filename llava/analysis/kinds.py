@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 
 from ..eval.compare.markdown import table as write_table
 from ..eval.run.record import commits
-from .complexity_samples import find_runs
+from .information_samples import find_runs
 from .question_metadata import Answered, read_answered
 
 _ALL = "all"
@@ -71,9 +71,9 @@ def count(runs: Mapping[str, Sequence[Answered]], by: str) -> dict[str, Counts]:
         ValueError: runs that answer different questions, or metadata without that field.
     """
     first, *others = runs
-    asked = {run: {a.question.index for a in answers} for run, answers in runs.items()}
+    questions = {run: {a.question.index for a in answers} for run, answers in runs.items()}
     for run in others:
-        if asked[run] != asked[first]:
+        if questions[run] != questions[first]:
             raise ValueError(f"{first} and {run} answer different questions: run both on the same.")
     groups: dict[str, dict[str, list[Answered]]] = {}
     for run, answers in runs.items():
@@ -85,16 +85,16 @@ def count(runs: Mapping[str, Sequence[Answered]], by: str) -> dict[str, Counts]:
             value = json_files.shorten(answered.known[by])
             group = groups.setdefault(value, {name: [] for name in runs})
             group[run].append(answered)
-    found = {group: _count(answers) for group, answers in sorted(groups.items())}
-    return {_ALL: _sum(list(found.values())), **found} if found else {}
+    counts = {group: _count(answers) for group, answers in sorted(groups.items())}
+    return {_ALL: _sum(list(counts.values())), **counts} if counts else {}
 
 
 def _count(group: Mapping[str, Sequence[Answered]]) -> Counts:
-    asked = next(iter(group.values()))
-    listed = [len(_OPTION.findall(answered.question.text)) for answered in asked]
+    answers = next(iter(group.values()))
+    listed = [len(_OPTION.findall(answered.question.text)) for answered in answers]
     return Counts(
-        questions=len(asked),
-        single=max(Counter(answered.known["answer"] for answered in asked).values()),
+        questions=len(answers),
+        single=max(Counter(answered.known["answer"] for answered in answers).values()),
         guessed=sum(1 / n for n in listed) if all(listed) else None,
         right={run: sum(bool(a.right) for a in answers) for run, answers in group.items()},
     )
@@ -110,11 +110,11 @@ def _sum(parts: Sequence[Counts]) -> Counts:
     )
 
 
-def table(found: Mapping[str, Mapping[str, Counts]]) -> str:
+def table(by_benchmark: Mapping[str, Mapping[str, Counts]]) -> str:
     """Counts by benchmark and group as a Markdown table of shares."""
     rows = [
         {"benchmark": benchmark, "": group, **counts.shares()}
-        for benchmark, groups in found.items()
+        for benchmark, groups in by_benchmark.items()
         for group, counts in groups.items()
     ]
     heads = list(rows[0]) if rows else []
@@ -145,17 +145,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 answered = read_answered(folder, path, args.data)
                 answers.setdefault(folder, {})[run] = answered.answers
                 records.append(answered.record)
-        found = {folder: count(runs, args.by) for folder, runs in answers.items()}
+        by_benchmark = {folder: count(runs, args.by) for folder, runs in answers.items()}
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{table(found)}\n")
+    print(f"{table(by_benchmark)}\n")
     made_with = commits(records)
     if made_with:
         print(f"Made with git_commit {' and '.join(made_with)}.\n")
     shares: dict[str, Any] = {
         folder: {group: counts.shares() for group, counts in groups.items()}
-        for folder, groups in found.items()
+        for folder, groups in by_benchmark.items()
     }
     print(json.dumps({"by": args.by, "git_commits": made_with, "benchmarks": shares}))
     return 0

@@ -33,7 +33,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaModel
 from transformers import __version__ as transformers_version
 
-from .. import flags, program, pruning
+from .. import pruning
+from ..common import flags, program
 from ..eval.run.arguments import add_depth_argument
 from ..eval.run.depths import pruner_in_decoder
 from ..eval.run.environment import device_name, peak_memory_bytes, synchronize
@@ -180,10 +181,10 @@ def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, An
         runs: dict[Any, Callable[[], None]] = {"dense": dense}
         for target in targets:
             chosen = replace(pruner, target_token_num=target) if pruner.takes_budget() else pruner
-            own, layout = make_input(args, batch, shape.hidden, chosen)
+            pruned, layout = make_input(args, batch, shape.hidden, chosen)
 
             def prefill(
-                target=target, chosen=chosen, embeds=own, layout=layout, traces=traces
+                target=target, chosen=chosen, embeds=pruned, layout=layout, traces=traces
             ) -> None:
                 cache = PrunedCache(chosen, layout)
                 ours(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
@@ -249,7 +250,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.latency",
+        prog=program.name("llava.analysis.latency"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

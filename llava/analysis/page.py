@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.compare.comparison import compare, recorded_pruner
@@ -40,7 +40,11 @@ from .tradeoff import series
 
 _MOST = 120
 _NOT_SHOWN = (
-    *("question_file", "answers_file", "image_folder", "pruner", "question_sha256"),
+    "question_file",
+    "answers_file",
+    "image_folder",
+    "pruner",
+    "question_sha256",
     "offline",
 )
 
@@ -74,26 +78,28 @@ class Asker:
         self._data = data
         self._questions: dict[str, Any] = {}
 
-    def __call__(self, one: Difference) -> TracedAnswer:
+    def __call__(self, difference: Difference) -> TracedAnswer:
         """The pruned answer with its trace.
 
         Raises:
             ValueError, OSError: the picture cannot be read, or the record's settings of pruning
                 are not those of this version.
         """
-        benchmark, settings = one.result.benchmark, one.result.settings
+        benchmark, settings = difference.result.benchmark, difference.result.settings
         folder = self._data / benchmark.folder
         if benchmark.name not in self._questions:
             self._questions[benchmark.name] = benchmark.load_questions(folder)
-        image = self._questions[benchmark.name].open_image(one.question, folder / benchmark.images)
+        image = self._questions[benchmark.name].open_image(
+            difference.question, folder / benchmark.images
+        )
         bound = settings.get("visual_token_num")
         return traced.run(
             self._model,
             self._tokenizer,
             self._processor,
             image,
-            one.question.model_text,
-            _pruner(one.result),
+            difference.question.model_text,
+            _pruner(difference.result),
             settings.get("conv_mode", "vicuna_v1"),
             settings.get("max_new_tokens", benchmark.max_new_tokens),
             **({} if bound is None else {"visual_token_num": bound}),
@@ -123,11 +129,14 @@ def gather(
     table = compare(results)
     table["rows"].sort(key=natural_order)
     drawn, left_out = series(table)
-    found, changes = find(results, data)
-    chosen = most_different(found, most)
+    differences, changes = find(results, data)
+    chosen = most_different(differences, most)
     shown = chosen if ask is None else tqdm(chosen, unit="question", desc="asked again")
     # Patches of several pictures would need as many squares: such questions are shown as text.
-    cards = [Card(one, None if ask is None or one.question.views else ask(one)) for one in shown]
+    cards = [
+        Card(difference, None if ask is None or difference.question.views else ask(difference))
+        for difference in shown
+    ]
     names = [entry["title"].partition(" (")[0] for entry in table["benchmarks"].values()]
     return Content(
         title=title or f"{', '.join(table['made_with']['model'])}: {', '.join(names)}",
@@ -137,7 +146,7 @@ def gather(
         settings={_name(result): _settings(result) for result in results},
         changes=changes,
         cards=cards,
-        found=len(found),
+        differences=len(differences),
     )
 
 
@@ -147,7 +156,7 @@ def main(
     """Run the command line; 2 on wrong input."""
     start_logging()
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.page",
+        prog=program.name("llava.analysis.page"),
         description="Write a report of finished runs as one HTML file.",
         allow_abbrev=False,
     )
@@ -169,9 +178,9 @@ def main(
         if args.most < 0:
             raise ValueError(f"--most must be 0 or more, got {args.most}")
         results = collect(args.runs, args.data, benchmarks)
-        asked = not args.no_model and args.most
+        asks_model = not args.no_model and args.most
         place = args.data, args.model_path, args.device, args.offline
-        ask = Asker(results[0], *place) if asked else None
+        ask = Asker(results[0], *place) if asks_model else None
         content = gather(results, args.data, args.most, title=args.title, ask=ask)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         # Half of a surrogate pair, which JSON can hold and UTF-8 cannot, is shown as "?".
@@ -183,7 +192,7 @@ def main(
         "out": str(args.out),
         "bytes": args.out.stat().st_size,
         "rows": len(content.table["rows"]),
-        "differences": content.found,
+        "differences": content.differences,
         "shown": len(content.cards),
         "answered_as_recorded": sum(
             card.trace is not None and card.trace.text == card.difference.pruned.text

@@ -50,7 +50,7 @@ class Content:
     settings: Mapping[str, Mapping[str, Any]]
     changes: Sequence[Changes]
     cards: Sequence[Card]
-    found: int
+    differences: int
 
 
 def render(content: Content) -> str:
@@ -103,9 +103,9 @@ def _plots(content: Content) -> str:
         )
     )
     legend = "".join(
-        f'<li><svg viewBox="0 0 32 10" aria-hidden="true"><path class="{line_class(n, one)}" '
-        f'stroke-width="2" d="M0 5H32"/></svg> {escape(one.label)}</li>'
-        for n, one in enumerate(content.drawn)
+        f'<li><svg viewBox="0 0 32 10" aria-hidden="true"><path class="{line_class(n, line)}" '
+        f'stroke-width="2" d="M0 5H32"/></svg> {escape(line.label)}</li>'
+        for n, line in enumerate(content.drawn)
     )
     note = "".join(
         f"<li>Left out, for it lacks a benchmark or tokens: {escape(row)}.</li>"
@@ -126,10 +126,16 @@ def _changes(changes: Sequence[Changes]) -> str:
     headings += ["right → wrong", "wrong → right", "another answer"]
     rows = [
         [
-            *(one.method, one.budget, one.benchmark, one.hardness, str(one.asked)),
-            *(str(one.lost), str(one.gained), str(one.other)),
+            change.method,
+            change.budget,
+            change.benchmark,
+            change.hardness,
+            str(change.questions),
+            str(change.lost),
+            str(change.gained),
+            str(change.other),
         ]
-        for one in changes
+        for change in changes
     ]
     return (
         _table("What pruning changed", headings, rows)
@@ -143,23 +149,25 @@ def _cards(content: Content, pictures: Mapping[int, str]) -> str:
     if not content.changes:
         return f"<p>{_ALONE}</p>"
     if not content.cards:
-        return f"<p>{content.found} answers differ from the unpruned model's; none is shown.</p>"
+        return (
+            f"<p>{content.differences} answers differ from the unpruned model's; none is shown.</p>"
+        )
     shown = [card.difference for card in content.cards]
     options = {
-        "benchmark": (one.result.benchmark.name for one in shown),
-        "hardness": (one.hardness for one in shown),
-        "method": (one.method for one in shown),
-        "budget": (one.budget for one in shown),
-        "change": (one.change for one in shown),
+        "benchmark": (difference.result.benchmark.name for difference in shown),
+        "hardness": (difference.hardness for difference in shown),
+        "method": (difference.method for difference in shown),
+        "budget": (difference.budget for difference in shown),
+        "change": (difference.change for difference in shown),
     }
     selects = "".join(_select(name, values) for name, values in options.items())
     articles = "".join(
         _card(number, card, pictures.get(number)) for number, card in enumerate(content.cards)
     )
     return (
-        f"<p>{len(shown)} of {content.found} answers that differ from the unpruned model's. Move "
-        "a slider to see the patches that enter each layer: dropped ones are dark, a framed one is "
-        "the mean of several, tinted ones are in it, lines mark padding.</p>"
+        f"<p>{len(shown)} of {content.differences} answers that differ from the unpruned model's. "
+        "Move a slider to see the patches that enter each layer: dropped ones are dark, a framed "
+        "one is the mean of several, tinted ones are in it, lines mark padding.</p>"
         f'<form id="filters">{selects}<button type="reset">Show all</button>'
         f'<output id="shown" aria-live="polite"></output></form>'
         "<noscript><p>Filters and sliders need JavaScript.</p></noscript>"
@@ -178,36 +186,37 @@ def _select(name: str, values: Iterable[str]) -> str:
 
 
 def _card(number: int, card: Card, picture: str | None) -> str:
-    one, trace = card.difference, card.trace
+    difference, trace = card.difference, card.trace
     data = {
-        "benchmark": one.result.benchmark.name,
-        "hardness": one.hardness,
-        "method": one.method,
-        "budget": one.budget,
-        "change": one.change,
+        "benchmark": difference.result.benchmark.name,
+        "hardness": difference.hardness,
+        "method": difference.method,
+        "budget": difference.budget,
+        "change": difference.change,
     }
-    cost = one.pruned.metadata["cost"]
+    cost = difference.pruned.metadata["cost"]
     facts = [f"{cost['tokens_entering']:.1f} tokens enter a layer"]
     facts.append(f"{cost['prefill_flops'] / cost['dense_prefill_flops']:.1%} of the prefill FLOPs")
-    measured = one.pruned.metadata.get("complexity") or {}
+    measured = difference.pruned.metadata.get("complexity") or {}
     if "mi" in measured:
         facts.append(f"MI {measured['mi']:.3f}")
     asked_again = ""
-    if trace is not None and trace.text != one.pruned.text:
+    if trace is not None and trace.text != difference.pruned.text:
         asked_again = f"<dt>asked again</dt><dd>{escape(trace.text)}</dd>"
     reference = ""
-    if one.reference is not None:
-        reference = f"<dt>reference</dt><dd>{escape(one.reference)}</dd>"
+    if difference.reference is not None:
+        reference = f"<dt>reference</dt><dd>{escape(difference.reference)}</dd>"
     attributes = " ".join(f'data-{key}="{escape(value)}"' for key, value in data.items())
-    heading = one.method + (f" at {one.budget}" if one.budget else "")
+    heading = difference.method + (f" at {difference.budget}" if difference.budget else "")
     return (
         f'<article id="card-{number}" {attributes}>'
-        f"<h3>{escape(one.result.benchmark.name)}, {escape(one.hardness)}, {escape(heading)}: "
-        f'<span class="{one.change}">{_CHANGE[one.change]}</span></h3>'
+        f"<h3>{escape(difference.result.benchmark.name)}, {escape(difference.hardness)}, "
+        f"{escape(heading)}: "
+        f'<span class="{difference.change}">{_CHANGE[difference.change]}</span></h3>'
         f"{_seen(number, card, picture)}"
-        f'<p class="question">{escape(one.question.model_text)}</p>'
-        f"<dl>{reference}<dt>unpruned</dt><dd>{escape(one.dense.text)}</dd>"
-        f"<dt>pruned</dt><dd>{escape(one.pruned.text)}</dd>{asked_again}</dl>"
+        f'<p class="question">{escape(difference.question.model_text)}</p>'
+        f"<dl>{reference}<dt>unpruned</dt><dd>{escape(difference.dense.text)}</dd>"
+        f"<dt>pruned</dt><dd>{escape(difference.pruned.text)}</dd>{asked_again}</dl>"
         f'<p class="small">{", ".join(facts)}</p></article>'
     )
 
@@ -229,8 +238,10 @@ def _seen(number: int, card: Card, picture: str | None) -> str:
 
 
 def _settings(content: Content) -> str:
-    made = [(name, ", ".join(values)) for name, values in content.table["made_with"].items()]
-    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in made)
+    facts = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(', '.join(values))}</dd>"
+        for name, values in content.table["made_with"].items()
+    )
     runs = "".join(
         f'<details><summary>{escape(name)}</summary><dl class="facts">'
         + "".join(
@@ -266,8 +277,8 @@ def _pictures(cards: Sequence[Card]) -> tuple[str, dict[int, str]]:
     for number, card in enumerate(cards):
         if card.trace is None:
             continue
-        one, grid = card.difference, card.trace.grid
-        key = one.result.benchmark.folder, one.question.image
+        difference, grid = card.difference, card.trace.grid
+        key = difference.result.benchmark.folder, difference.question.image
         if key not in ids:
             ids[key] = f"picture-{len(ids)}"
             parts.append(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava import flags
+from llava.common import flags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

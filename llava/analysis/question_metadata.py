@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava import json_files
+from llava.common import json_files
 
 from ..eval.benchmarks import BENCHMARKS, Benchmark
 from ..eval.benchmarks.answer_normaliser import normalise
@@ -91,15 +91,15 @@ def read_answered(name: str, answers_file: Path, data: Path) -> AnsweredRun:
         where = f"{answers_file}, line {number}"
         index = answered_index(answer)
         question = None if index is None else questions.get(index)
-        asked = (answer.get("question_id"), answer.get("prompt"))
+        identity = (answer.get("question_id"), answer.get("prompt"))
         # Older versions logged MMBench's prompts with the instruction.
-        if question is None or asked not in (
+        if question is None or identity not in (
             (question.question_id, prompt) for prompt in (question.prompt, question.text)
         ):
             raise ValueError(
                 f"{where}: no answer to a question of {source}: index {index}, question_id "
-                f"{json_files.shorten(asked[0])}, prompt {json_files.shorten(asked[1])}. Was the "
-                f"run made with these files?"
+                f"{json_files.shorten(identity[0])}, prompt {json_files.shorten(identity[1])}. Was "
+                f"the run made with these files?"
             )
         if index in seen:
             raise ValueError(f"{where}: a second answer to {question}. Remove one of them.")

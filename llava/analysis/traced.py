@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList
 
+from llava.common.images import resized_square, to_rgb
 from llava.eval.run.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.run.environment import synchronize
-from llava.images import resized_square, to_rgb
 from llava.mm_utils import ask, letterbox_mask
 from llava.pruning.base import Pruner
 from llava.pruning.cost import Cost, DecoderShape, measure
@@ -134,27 +134,27 @@ def run(
 
 
 def groups(
-    kept: Sequence[Sequence[int]], made: Sequence[Mapping[int, Sequence[int]]]
+    kept: Sequence[Sequence[int]], merged: Sequence[Mapping[int, Sequence[int]]]
 ) -> list[dict[int, tuple[int, ...]]]:
     """The merged tokens that enter each layer, and that are left after the last.
 
     Args:
         kept: by layer and after the last, ids of the tokens that are there.
-        made: by layer, what was merged after it: id of the centre -> ids of the tokens.
+        merged: by layer, what was merged after it: id of the centre -> ids of the tokens.
 
     Returns:
         By layer, id of each merged token -> ascending, all original patches that are averaged in
         it, also those of merged tokens that were merged again.
     """
-    found: list[dict[int, tuple[int, ...]]] = [{}]
-    for there, new in zip(kept[1:], made, strict=True):
-        before = found[-1]
+    by_layer: list[dict[int, tuple[int, ...]]] = [{}]
+    for there, new in zip(kept[1:], merged, strict=True):
+        before = by_layer[-1]
         now = {patch: before[patch] for patch in there if patch in before and patch not in new}
         for centre, sources in new.items():
             original = {patch for source in sources for patch in before.get(source, (source,))}
             now[centre] = tuple(sorted(original))
-        found.append(now)
-    return found
+        by_layer.append(now)
+    return by_layer
 
 
 def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Image:

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from llava import json_files, program
+from llava.common import json_files, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.compare.comparison import compare
@@ -86,11 +86,11 @@ def series(table: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
         point = Point(costs[0], 100 * costs[1], fmean(scores), budget, time)
         points.setdefault(label, []).append(point)
     drawn = [
-        Series(label, kinds[label], sorted(own, key=lambda point: point.tokens))
-        for label, own in points.items()
+        Series(label, kinds[label], sorted(points_of, key=lambda point: point.tokens))
+        for label, points_of in points.items()
     ]
     order = ("level", "floor", "method")
-    return sorted(drawn, key=lambda one: order.index(one.kind)), left_out
+    return sorted(drawn, key=lambda line: order.index(line.kind)), left_out
 
 
 _MARKERS = "osD^v"
@@ -116,10 +116,10 @@ def figure(drawn: Sequence[Series], title: str, vision_apart: bool | None) -> Fi
             f"prefill, ms a question{tower[vision_apart]}",
         ),
     ):
-        for number, one in enumerate(drawn):
+        for number, line in enumerate(drawn):
             # after ten colours the next marker tells lines of the same colour apart
             look = f"C{number % 10}", _MARKERS[number // 10 % len(_MARKERS)]
-            _draw(axes, one, name, *look)
+            _draw(axes, line, name, *look)
         axes.set_xlabel(heading)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, % of the best")
@@ -184,8 +184,13 @@ def _check_table(table: Mapping[str, Any], path: Path) -> None:
 
 _COLUMNS = frozenset(
     {
-        *("method", "settings", "budget", "benchmarks"),
-        *("tokens_entering", "prefill_flops_ratio", "prefill_ms"),
+        "method",
+        "settings",
+        "budget",
+        "benchmarks",
+        "tokens_entering",
+        "prefill_flops_ratio",
+        "prefill_ms",
     }
 )
 
@@ -196,7 +201,7 @@ def main(
     """Run the command line; 2 on wrong input or without matplotlib."""
     start_logging()
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.tradeoff",
+        prog=program.name("llava.analysis.tradeoff"),
         description="Draw accuracy against visual tokens entering a layer, FLOPs and time.",
         allow_abbrev=False,
     )
@@ -228,7 +233,9 @@ def main(
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps({"out": str(args.out), "series": [asdict(one) for one in drawn]}), flush=True)
+    print(
+        json.dumps({"out": str(args.out), "series": [asdict(line) for line in drawn]}), flush=True
+    )
     return 0
 
 
@@ -243,17 +250,17 @@ def _comparison(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -
     return compare(collect(args.runs, args.data, benchmarks))
 
 
-def _draw(axes: Any, one: Series, name: str, colour: str, marker: str) -> None:
-    points = [point for point in one.points if getattr(point, name) is not None]
+def _draw(axes: Any, line: Series, name: str, colour: str, marker: str) -> None:
+    points = [point for point in line.points if getattr(point, name) is not None]
     if not points:
         return
     x, y = [getattr(point, name) for point in points], [point.accuracy for point in points]
-    if one.kind == "level":
+    if line.kind == "level":
         axes.axhline(y[0], color=colour, linestyle=":", linewidth=1)
-        axes.plot(x, y, color=colour, marker="*", linestyle="none", label=one.label)
+        axes.plot(x, y, color=colour, marker="*", linestyle="none", label=line.label)
         return
-    style = "--" if one.kind == "floor" else "-"
-    axes.plot(x, y, color=colour, marker=marker, linestyle=style, label=one.label)
+    style = "--" if line.kind == "floor" else "-"
+    axes.plot(x, y, color=colour, marker=marker, linestyle=style, label=line.label)
 
 
 def _kind(method: str) -> Kind:

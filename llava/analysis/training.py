@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 from llava.eval.run.linefile import read_lines
 
 from . import plotting
@@ -39,7 +39,7 @@ _MARKED = ("validation",)  # one value a stage
 
 
 @dataclass(frozen=True)
-class Stage:
+class LoggedStage:
     """A stage's name, the minute in which it begins, and its lines of the log."""
 
     name: str
@@ -55,13 +55,13 @@ class Stage:
         return {"stage": self.name, "steps": self.lines[-1]["step"], "minutes": minutes, **last}
 
 
-def read(log: Path) -> list[Stage]:
+def read(log: Path) -> list[LoggedStage]:
     """The stages of a log, in order.
 
     Raises:
         ValueError, OSError: no such file, or lines that the trainer does not write.
     """
-    stages: list[Stage] = []
+    stages: list[LoggedStage] = []
     minutes = 0.0
     for number, _, line in read_lines(log):
         name, now = line.get("stage"), line.get("minutes")
@@ -73,7 +73,7 @@ def read(log: Path) -> list[Stage]:
                 f"{json_files.shorten(line)}"
             )
         if not stages or stages[-1].name != name:
-            stages.append(Stage(name, minutes, []))
+            stages.append(LoggedStage(name, minutes, []))
         stages[-1].lines.append(line)
         minutes = now
     if not stages:
@@ -81,7 +81,7 @@ def read(log: Path) -> list[Stage]:
     return stages
 
 
-def figure(stages: Sequence[Stage]) -> Figure:
+def figure(stages: Sequence[LoggedStage]) -> Figure:
     """Loss above, shares in percent below.
 
     Raises:
@@ -91,12 +91,12 @@ def figure(stages: Sequence[Stage]) -> Figure:
     above, below = result.subplots(2, 1, sharex=True)
 
     def draw(axes: Axes, name: str, factor: float, **style: Any) -> None:
-        found = [
+        curves = [
             [(line["minutes"], factor * line[name]) for line in stage.lines if name in line]
             for stage in stages
         ]
         # a line does not cross stages that do not measure it
-        runs = [[point for points in found for point in points]] if name in _MARKED else found
+        runs = [[point for points in curves for point in points]] if name in _MARKED else curves
         for points in filter(None, runs):
             minutes, values = zip(*points, strict=True)
             axes.plot(minutes, values, **style)

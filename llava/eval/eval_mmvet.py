@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava import program
+from llava.common import program
 
 from .benchmarks import mmvet
 

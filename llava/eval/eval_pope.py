@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import program
+from llava.common import program
 
 from .benchmarks import pope
 from .benchmarks.scoring import answers_in

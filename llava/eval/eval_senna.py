@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava import program
+from llava.common import program
 
 from .benchmarks.scoring import answers_in
 from .benchmarks.senna import benchmark as senna

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava import program
+from llava.common import program
 
 from .benchmarks import mmvet
 from .model_vqa_loader import answer, build_parser, read_question_file

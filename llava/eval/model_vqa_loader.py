@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.pruning.arguments import add_pruning_arguments
 
 from .run.answers import QuestionSource

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from llava import program
+from llava.common import program
 
 from .benchmarks import scienceqa
 from .model_vqa_loader import answer, build_parser

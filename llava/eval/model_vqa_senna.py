@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from llava import program
+from llava.common import program
 
 from .benchmarks.senna import benchmark as senna
 from .benchmarks.senna.questions import SennaQuestions

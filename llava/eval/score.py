@@ -3,7 +3,8 @@
     python -m llava.eval.score [--benchmark NAME --data FOLDER] ANSWERS.jsonl [--allow-missing]
 
 FOLDER holds the benchmark's official files (playground/data/eval/<folder>). Answers with a run
-record beside them need neither flag: the record names the questions. Prints the headline
+record beside them need neither flag: the record names the questions. With --submission FILE the
+answers are not scored but written as whoever scores them takes them. Prints the headline
 metric, out of what a perfect model gets, and the other numbers of the score; rates are in percent.
 The last line on stdout is the whole score as JSON, with the name of its headline as `metric`.
 """
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 
 from .benchmarks import BENCHMARKS, Benchmark
 from .benchmarks.scoring import answers_in
@@ -60,6 +61,25 @@ def recorded(answers_file: Path) -> tuple[str, Path]:
         raise ValueError(f"give --benchmark and --data: {error}") from None
 
 
+def write_submission(
+    benchmark: Benchmark, folder: Path, answers_file: Path, target: Path, question_file: Path | None
+) -> dict[str, Any]:
+    """Write what whoever scores the answers takes, and tell about it; its counts and `file`.
+
+    Raises:
+        ValueError: the split of the questions is scored here; what is wrong with the answers.
+        OSError: a file cannot be read or written.
+    """
+    split = benchmark.split_of(folder, question_file)
+    if split.submission is None:
+        raise ValueError(f"answers to {split.questions.path} are scored here: no --submission")
+    with answers_in(answers_file) as answers:
+        questions = question_file or folder / split.questions.path
+        counts = split.submission.write(target, folder, questions, answers)
+    print(split.submission.note.format(file=target), file=sys.stderr)
+    return {**counts, "file": str(target)}
+
+
 def describe(benchmark: Benchmark, result: dict[str, Any]) -> list[str]:
     """The score in lines to read: title, headline, counts and every other single number."""
     best = result.get("best", benchmark.best)
@@ -77,7 +97,7 @@ def describe(benchmark: Benchmark, result: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if everything was scored, 2 on wrong input."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.score",
+        prog=program.name("llava.eval.score"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -88,13 +108,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--allow-missing", action="store_true", help="score what is answered, ignore the rest"
     )
+    parser.add_argument("--submission", type=Path, metavar="FILE", help="for whoever scores them")
+    parser.add_argument("--question-file", type=Path, help="of a --submission, if not the folder's")
     args = parser.parse_args(argv)
     try:
         name, folder = args.benchmark, args.data
         if name is None or folder is None:
-            found = recorded(args.answers)
-            name, folder = name or found[0], folder or found[1]
+            recorded_name, recorded_folder = recorded(args.answers)
+            name, folder = name or recorded_name, folder or recorded_folder
         benchmark = BENCHMARKS[name]
+        if args.submission is not None:
+            written = write_submission(
+                benchmark, folder, args.answers, args.submission, args.question_file
+            )
+            print(json.dumps(written))
+            return 0
         result = score_file(benchmark, folder, args.answers, allow_missing=args.allow_missing)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""LLaVA on current transformers: vision tower, projector, patched Llama decoder, loading."""
+"""LLaVA itself: loading and checking, vision tower, projector, and the pruned Llama decoder."""
 
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM, LlavaLlamaModel
 

@@ -12,8 +12,8 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from ..anyres import READINGS
+from ..common.image_processor import check_image_size, load_image_processor
 from ..constants import DEFAULT_IMAGE_TOKEN
-from ..image_processor import check_image_size, load_image_processor
 from .config_json import choose_merge_type
 from .context import context_length
 from .hf_tokenizer import HfTokenizer
@@ -22,8 +22,8 @@ from .language_model.attention import check_backend
 from .language_model.llava_llama import LlavaLlamaForCausalLM
 from .reading import Checkpoint, read_checkpoint, resolve
 from .shapes import make_config
+from .tensor_names import rename
 from .tokenizer import LlavaTokenizer, load_tokenizer
-from .weights import rename
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -97,22 +97,22 @@ def load_pretrained_model(
         raise ImportError("4-bit and 8-bit loading need bitsandbytes: pip install bitsandbytes")
 
     folder = resolve(model_path, offline=offline)
-    found = read_checkpoint(folder, vision_tower, model_base, offline=offline)
-    choose_merge_type(found.config, merge_type, str(folder))
-    if "unpad" not in (found.config.get("mm_patch_merge_type") or ""):
-        found.state.pop("model.image_newline", None)
+    checkpoint = read_checkpoint(folder, vision_tower, model_base, offline=offline)
+    choose_merge_type(checkpoint.config, merge_type, str(folder))
+    if "unpad" not in (checkpoint.config.get("mm_patch_merge_type") or ""):
+        checkpoint.state.pop("model.image_newline", None)
     if processing == "llava-hf":
-        found.config.update(_as_hf(found.config))
-        tokenizer = HfTokenizer(found.tokenizer_folder)
+        checkpoint.config.update(_as_hf(checkpoint.config))
+        tokenizer = HfTokenizer(checkpoint.tokenizer_folder)
     else:
-        tokenizer = load_tokenizer(found.tokenizer_folder)
-    rows = len(found.state["model.embed_tokens.weight"])
-    add_image_tokens(tokenizer, found.config, rows, f"{folder}/config.json")
-    image_processor = load_image_processor(found.processor_folder)
-    side = found.config["mm_vision_config"]["image_size"]
-    aspect_ratio = found.config.get("image_aspect_ratio")
-    check_image_size(image_processor, found.processor_folder, side, aspect_ratio)
-    wanted = _dtype(dtype, found.config, found.state)
+        tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
+    rows = len(checkpoint.state["model.embed_tokens.weight"])
+    add_image_tokens(tokenizer, checkpoint.config, rows, f"{folder}/config.json")
+    image_processor = load_image_processor(checkpoint.processor_folder)
+    side = checkpoint.config["mm_vision_config"]["image_size"]
+    aspect_ratio = checkpoint.config.get("image_aspect_ratio")
+    check_image_size(image_processor, checkpoint.processor_folder, side, aspect_ratio)
+    wanted = _dtype(dtype, checkpoint.config, checkpoint.state)
 
     options: dict[str, Any] = {}
     if load_8bit or load_4bit:
@@ -123,8 +123,8 @@ def load_pretrained_model(
         options["device_map"] = device_map
     model, info = LlavaLlamaForCausalLM.from_pretrained(
         None,
-        config=make_config(found.config),
-        state_dict={rename(k, "original", "module"): v for k, v in found.state.items()},
+        config=make_config(checkpoint.config),
+        state_dict={rename(k, "original", "module"): v for k, v in checkpoint.state.items()},
         dtype=wanted,
         attn_implementation=attn_implementation,
         output_loading_info=True,
@@ -136,7 +136,7 @@ def load_pretrained_model(
     if device_map is None:
         model.to(device or default_device())
     model.eval()
-    _set_generation(model, tokenizer, found)
+    _set_generation(model, tokenizer, checkpoint)
     return tokenizer, model, image_processor, context_length(model.config)
 
 

@@ -20,25 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import json_files, program
 from ..anyres import read_pinpoints
-from ..image_processor import PLAIN_FILE, describe_processor
+from ..common import json_files, program
+from ..common.image_processor import PLAIN_FILE, describe_processor
 from .config_json import OWN_KEYS
 from .language_model.llava_llama import LlavaConfig
 from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter
 from .reading import Checkpoint, assemble, read_checkpoint, read_config, resolve
 from .shapes import EMBEDDING, HEAD
+from .tensor_names import VISION, original_names, rename
 from .vision_tower import was_trained
-from .weights import (
-    VISION,
-    original_names,
-    read_projector,
-    read_tensors,
-    rename,
-    write_json,
-    write_tensors,
-    write_vision_tower,
-)
+from .weights import read_projector, read_tensors, write_json, write_tensors, write_vision_tower
 
 #: Rows that llava-hf appends to the vocabulary: <image>, <pad>, and padding to a multiple of 64.
 EXTRA_ROWS = 64
@@ -235,7 +227,7 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
         text.pop(key, None)
     text.update(model_type="llama", vocab_size=len(state["model.embed_tokens.weight"]))
     # What a missing key means differs: the class's values in the original format.
-    own = {key: config.get(key, getattr(LlavaConfig, key)) for key in OWN_KEYS}
+    llava_keys = {key: config.get(key, getattr(LlavaConfig, key)) for key in OWN_KEYS}
     kind = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
     if _tiles(config):
         tile = config["mm_vision_config"]["image_size"]
@@ -259,7 +251,7 @@ def _to_hf(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict, dict
         "text_config": text,
         "vision_config": {**config["mm_vision_config"], "model_type": "clip_vision_model"},
         "dtype": text.get("dtype") or text.get("torch_dtype"),
-        **own,
+        **llava_keys,
     }, {rename(k, "original", "llava-hf"): v for k, v in state.items()}
 
 
@@ -270,7 +262,9 @@ def _add_offline(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llava.model.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program.name("llava.model.checkpoint"), description=__doc__
+    )
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("convert", help="write a checkpoint in another format")
     command.add_argument("source")

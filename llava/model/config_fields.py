@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.activations import ACT2FN
 
-from .. import json_files
+from ..common import json_files
 
 _DECODER_SIZES = (
     "hidden_size",

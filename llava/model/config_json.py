@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import json_files
 from ..anyres import MERGE_TYPES, read_pinpoints
+from ..common import json_files
 from .weights import vision_config
 
 #: Keys that llava-hf's format of LLaVA-1.5 has no place for, with the values its checkpoints stand
@@ -100,8 +100,8 @@ def choose_merge_type(config: dict[str, Any], merge_type: str | None, where: str
 
     Raises ValueError for one that this checkpoint cannot have.
     """
-    own = config.get("mm_patch_merge_type") or "flat"
-    if merge_type is None or merge_type == own:
+    trained = config.get("mm_patch_merge_type") or "flat"
+    if merge_type is None or merge_type == trained:
         return
     if merge_type not in MERGE_TYPES:
         raise ValueError(f"merge_type must be one of {', '.join(MERGE_TYPES)}, got {merge_type!r}")
@@ -113,7 +113,7 @@ def choose_merge_type(config: dict[str, Any], merge_type: str | None, where: str
     if "unpad" in merge_type:
         raise ValueError(
             f"merge_type {merge_type!r} needs an image_newline, which {where} does not have (its "
-            f"mm_patch_merge_type is {own!r})"
+            f"mm_patch_merge_type is {trained!r})"
         )
     config["mm_patch_merge_type"] = merge_type
 
@@ -210,9 +210,9 @@ def from_hf(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             "default",
         ),
     }
-    for key, (found, expected) in only.items():
-        if found != expected:
-            raise ValueError(f"{folder}/config.json: {key} must be {expected!r}, got {found!r}")
+    for key, (value, expected) in only.items():
+        if value != expected:
+            raise ValueError(f"{folder}/config.json: {key} must be {expected!r}, got {value!r}")
     vision, keys = vision_config(vision), _NEXT_KEYS if tiled else OWN_KEYS
     pinpoints = values.get("image_grid_pinpoints") or _PINPOINTS
     image_tokens = (values.get("image_token_index"), values.get("image_token_id"), 32000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -11,38 +10,25 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
-from ..constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from ..mm_utils import letterbox_mask
-from ..pruning.base import Dense, Pruner
+from ..pruning.base import Pruner
 from ..pruning.cost import TowerShape
-from ..pruning.layout import Segment, TokenLayout
-from ..pruning.vision import Reduced, TowerRun, VisionFeatures
+from ..pruning.layout import TokenLayout
 from .context import demand_context
+from .encoding import (
+    adapted_tokens,
+    best_tokens,
+    demand_whole_pictures,
+    execution_device,
+    read_pictures,
+    reduce_views,
+    reduced_tokens,
+)
 from .image_tokens import check_ids
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .multimodal_projector.builder import build_vision_projector
-from .senna import TokenAdapter, demand_mixed_tokens
-from .tiles import (
-    ImageTokens,
-    Tiling,
-    best,
-    in_order,
-    nested,
-    of_reduced,
-    project_together,
-    spans,
-    stack_views,
-    tilings,
-)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """embeds (batch, n, d), left-padded; the layout of its tokens; labels (batch, n) or None."""
-
-    embeds: Tensor
-    layout: TokenLayout
-    labels: Tensor | None = None
+from .senna import TokenAdapter
+from .splicing import EmbeddedPrompt, count_images, embed_samples, splice, unpadded
+from .tiles import EncodedImage, spans
 
 
 class LlavaMetaModel:
@@ -115,7 +101,7 @@ class LlavaMetaForCausalLM:
         pruner: Pruner | None = None,
         groups: Sequence[int] | None = None,
         visual_token_num: int | None = None,
-    ) -> list[ImageTokens]:
+    ) -> list[EncodedImage]:
         """Encode preprocessed images into the tokens the decoder gets.
 
         images: (images, 3, h, w); of a model that tiles, a list of (views, 3, h, w).
@@ -135,108 +121,20 @@ class LlavaMetaForCausalLM:
             raise ValueError("this checkpoint has no vision tower (mm_vision_tower in config.json)")
         if visual_token_num is not None and visual_token_num < 1:
             raise ValueError(f"visual_token_num must be at least 1, got {visual_token_num}")
-        pixels, views = stack_views(images)
-        if image_sizes is not None and len(image_sizes) != len(images):
-            raise ValueError(f"{len(images)} images but {len(image_sizes)} image_sizes")
-        groups = [1] * len(images) if groups is None else groups
-        each, tiled = tower.grid**2, None
-        if views is not None:
-            tiled = tilings(self.config, tower.grid, tower.config.image_size, views, image_sizes)
-        counts = [each] * len(images) if tiled is None else [one.patches for one in tiled]
-        bounded = visual_token_num is not None and visual_token_num < max(counts, default=0)
-        if self.get_model().img_adapter is not None:
-            return self._adapted(pixels, pruner, visual_token_num if bounded else each)
-        made, features = self._reduce(pixels, pruner, nested(groups, views), bounded, tiled)
-        if made is not None and bounded:
-            raise ValueError(
-                f"method {pruner.method} chooses among all {max(counts)} patches itself: "
-                f"leave visual_token_num {visual_token_num} out"
-            )
         model = self.get_model()
-        like, newline = model.embed_tokens.weight, model.image_newline
-        if made is not None:
-            projected = project_together(model.mm_projector, [r.features for r in made], like)
-            if tiled is not None:
-                parts = spans(views)
-                return [of_reduced(t, made[p], projected[p]) for t, p in zip(tiled, parts)]
-        else:
-            needed = bounded or (pruner is not None and pruner.needs_cls)
-            cls = features.cls if needed else None
-            if tiled is not None:
-                rows = model.mm_projector(features.patches.to(like.dtype))
-                return [
-                    in_order(
-                        *(tiling, rows[part], None if cls is None else cls[part]),
-                        *(newline, visual_token_num),
-                    )
-                    for tiling, part in zip(tiled, spans(views))
-                ]
-            made = best(features, cls, visual_token_num if bounded else None)
-            projected = project_together(model.mm_projector, [r.features for r in made], like)
-
-        padded = self.config.image_aspect_ratio == "pad" and image_sizes is not None
-        bound = visual_token_num if bounded else each
-        result = []
-        for i, (image, embeds) in enumerate(zip(made, projected)):
-            patch, box = image.patch.to(embeds.device), None
-            if padded:
-                # the CLS token, should a method keep it, is nowhere on the picture
-                box = torch.cat([letterbox_mask(image_sizes[i], tower.grid), torch.tensor([False])])
-                box = box.to(embeds.device)[patch]
-            result.append(ImageTokens(embeds, patch, image.scores, box, bound))
-        return result
-
-    def _adapted(self, pixels: Tensor, pruner: Pruner | None, bound: int) -> list[ImageTokens]:
-        """The tokens that a token adapter makes of each image; see `senna`."""
-        model, tower = self.get_model(), self.get_vision_tower()
-        adapter = model.img_adapter
-        if pruner is not None:
-            demand_mixed_tokens(pruner, adapter)
-        if bound < tower.grid**2:
-            raise ValueError(
-                f"visual_token_num {bound} drops patches, but the token adapter takes all "
-                f"{adapter.before} of a view: leave it out, or give {adapter.before}"
-            )
-        features = tower(pixels.to(_device(tower.inner.embeddings.patch_embedding))).patches
-        weight = model.embed_tokens.weight
-        made = adapter(model.mm_projector(features.to(weight.dtype)))
-        number = torch.arange(adapter.after, device=made.device)
-        return [
-            ImageTokens(embeds, number, None, None, adapter.after, mixed=True) for embeds in made
-        ]
-
-    def _reduce(
-        self,
-        pixels: Tensor,
-        pruner: Pruner | None,
-        groups: Sequence[Sequence[int]],
-        bounded: bool,
-        tiled: Sequence[Tiling] | None,
-    ) -> tuple[list[Reduced] | None, VisionFeatures | None]:
-        """What the method leaves of each view (None: everything), and what the tower gave of all.
-
-        Raises ValueError for a reduction of views whose borders are cut off afterwards.
-        """
-        tower = self.get_vision_tower()
-        pixels = pixels.to(_device(tower.inner.embeddings.patch_embedding))
-        pruner = Dense() if pruner is None else pruner
-        runs = pruner.tower_runs(groups, tower.grid**2, tower.run_layers)
-        if runs is None:
-            probe = pruner.tower_layers(tower.run_layers)
-            last = tower.run_layers - 1
-            features = tower(pixels, probe=(*probe, last) if bounded else probe)
-            if tiled is not None:
-                features = replace(features, grids=tuple((t.down, t.across) for t in tiled))
-            made = pruner.reduce(features, groups)
-        else:
-            made, features = _merge(tower, pixels, runs), None
-        if made is not None and tiled is not None and "unpad" in self.config.mm_patch_merge_type:
-            raise ValueError(
-                f"method {pruner.method} chooses patches inside the tiles, before their borders "
-                f"are cut off (mm_patch_merge_type {self.config.mm_patch_merge_type!r}), and would "
-                "miss its budget: load the model with merge_type 'spatial' (--merge-type spatial)"
-            )
-        return made, features
+        pictures = read_pictures(images, image_sizes, self.config, tower)
+        bound = visual_token_num
+        if bound is not None and bound >= pictures.most_patches:
+            bound = None
+        if model.img_adapter is not None:
+            return adapted_tokens(model, pictures, pruner, bound)
+        groups = [1] * len(images) if groups is None else groups
+        reduced, features = reduce_views(tower, pictures, pruner, groups, bound)
+        if reduced is not None:
+            demand_whole_pictures(pruner.method, pictures, bound, self.config.mm_patch_merge_type)
+            return reduced_tokens(model, pictures, reduced)
+        scored = bound is not None or (pruner is not None and pruner.needs_cls)
+        return best_tokens(model, pictures, features, features.cls if scored else None, bound)
 
     def embed_prompt(
         self,
@@ -248,7 +146,7 @@ class LlavaMetaForCausalLM:
         pruner: Pruner | None = None,
         visual_token_num: int | None = None,
         labels: Tensor | None = None,
-    ) -> Prompt:
+    ) -> EmbeddedPrompt:
         """Embed prompts and put each image's tokens in place of its IMAGE_TOKEN_INDEX.
 
         input_ids: (batch, n); attention_mask: (batch, n), 0 on padding, which may be on either
@@ -258,86 +156,27 @@ class LlavaMetaForCausalLM:
         Raises ValueError when placeholders and images differ in number, and PromptError for a
         prompt beyond the context of the model (see `context`) or with a token it does not embed.
         """
-        model = self.get_model()
-        device = _device(model.embed_tokens)
-        ids = input_ids.to("cpu")
-        mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to("cpu")
-        rows = [row[m.bool()] for row, m in zip(ids, mask)]
-        check_ids(rows, len(model.embed_tokens.weight))
-        wanted = sum(int((row == IMAGE_TOKEN_INDEX).sum()) for row in rows)
-        given = 0 if images is None else len(images)
-        if wanted != given:
-            raise ValueError(
-                f"the prompts have {wanted} image placeholders, but {given} images came"
-            )
-        encoded: list[ImageTokens] = []
-        if given:
+        table = self.get_model().embed_tokens
+        rows = unpadded(input_ids, attention_mask)
+        check_ids(rows, len(table.weight))
+        counts = count_images(rows, 0 if images is None else len(images))
+        encoded: list[EncodedImage] = []
+        if sum(counts):
             encoded = self.encode_images(
                 images,
                 image_sizes,
                 pruner=pruner,
-                groups=[int((row == IMAGE_TOKEN_INDEX).sum()) for row in rows],
+                groups=counts,
                 visual_token_num=visual_token_num,
             )
-
-        samples, mixed, targets = [], [], []
-        next_image = 0
-        for i, row in enumerate(rows):
-            runs, parts, target = [], [], []
-            own = None if labels is None else labels[i].to("cpu")[mask[i].bool()]
-            slots = (row == IMAGE_TOKEN_INDEX).nonzero()[:, 0].tolist()
-            for image, (start, end) in enumerate(zip([-1, *slots], [*slots, len(row)])):
-                if image > 0:
-                    tokens = encoded[next_image]
-                    next_image += 1
-                    runs.append(tokens.segment(image - 1))
-                    parts.append(tokens.embeds.to(device))
-                    target.append(torch.full((len(tokens.embeds),), IGNORE_INDEX))
-                text = row[start + 1 : end]
-                if len(text):
-                    runs.append(Segment(len(text)))
-                    parts.append(text)
-                    if own is not None:
-                        target.append(own[start + 1 : end])
-            samples.append(runs)
-            mixed.append(parts)
-            targets.append(torch.cat(target) if target else None)
-
-        layout = TokenLayout.from_segments(samples, device)
+        targets = [None] * len(rows) if labels is None else unpadded(labels, attention_mask)
+        samples = [
+            splice(row, encoded[part], target)
+            for row, part, target in zip(rows, spans(counts), targets)
+        ]
+        layout = TokenLayout.from_segments(
+            [sample.segments for sample in samples], execution_device(table)
+        )
+        # Before anything is embedded, since a text beyond the context may need any memory.
         demand_context(layout.lengths, layout.n_visual, self.config)
-
-        def embedded(part: Tensor) -> Tensor:
-            return part if part.is_floating_point() else model.embed_tokens(part.to(device))
-
-        # Only now, since a text beyond the context may need any amount of memory.
-        pieces = [torch.cat([embedded(part) for part in parts]) for parts in mixed]
-        embeds = torch.stack([_left_pad(piece, layout.n, 0) for piece in pieces])
-        if labels is not None:
-            labels = torch.stack([_left_pad(t, layout.n, IGNORE_INDEX) for t in targets])
-            labels = labels.to(device)
-        return Prompt(embeds, layout, labels)
-
-
-def _merge(tower: CLIPVisionTower, pixels: Tensor, runs: Sequence[TowerRun]) -> list[Reduced]:
-    """Encode each image with its own run, those that share one together."""
-    made: list[Reduced | None] = [None] * len(pixels)
-    for run in dict.fromkeys(runs):
-        own = [i for i, other in enumerate(runs) if other is run]
-        features = tower.merge(pixels[own], run)
-        for i, image, patch in zip(own, features.patches, features.patch):
-            made[i] = Reduced(image, patch)
-    return made
-
-
-def _left_pad(tensor: Tensor, length: int, value: int) -> Tensor:
-    missing = length - len(tensor)
-    if not missing:
-        return tensor
-    shape = (missing, *tensor.shape[1:])
-    return torch.cat([tensor.new_full(shape, value), tensor])
-
-
-def _device(module: nn.Module) -> torch.device:
-    """Where a module computes: at its weight, or where accelerate takes an offloaded one to."""
-    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return module.weight.device if device is None else torch.device(device)
+        return embed_samples(samples, layout, table)

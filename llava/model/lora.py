@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import json_files
-from .weights import load_shard, original_name, original_names, weight_files
+from ..common import json_files
+from .tensor_names import original_name, original_names
+from .weights import load_shard, weight_files
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -106,13 +107,13 @@ def demand_no_adapter(folder: Path, model_base: str | Path | None = None) -> Non
             f"{folder} is an adapter of another kind than LoRA ({json_files.shorten(kind)} in "
             f"{CONFIG}) of {of}, not a complete checkpoint. Merge it with PEFT where that can"
         )
-    what = f"{folder} is a LoRA adapter ({', '.join(signs)}) of {of}"
+    adapter = f"{folder} is a LoRA adapter ({', '.join(signs)}) of {of}"
     if weight_files(folder):
         raise ValueError(
-            f"{what}, and holds a model's weights besides. If the adapter is merged into them "
+            f"{adapter}, and holds a model's weights besides. If the adapter is merged into them "
             f"already, move {', '.join(signs)} elsewhere; if not, merge it with {command}"
         )
-    raise ValueError(f"{what}, not a complete checkpoint. Merge it, then load DST: {command}")
+    raise ValueError(f"{adapter}, not a complete checkpoint. Merge it, then load DST: {command}")
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -17,15 +17,16 @@ from typing import Any
 from huggingface_hub import is_offline_mode, snapshot_download, try_to_load_from_cache
 from torch import Tensor
 
-from .. import json_files
-from ..image_processor import NESTED_FILE, PLAIN_FILE, describe_processor
+from ..common import json_files
+from ..common.image_processor import NESTED_FILE, PLAIN_FILE, describe_processor
 from .config_fields import check_config
 from .config_json import check_images, detect_format, end_tokens, from_hf, from_original
 from .lora import demand_no_adapter
 from .senna import adapter_sizes
 from .shapes import EMBEDDING, check_key_heads, describe_tensors, tie_head, verify
+from .tensor_names import original_names
 from .vision_tower import Find, choose_tower, differ, part
-from .weights import original_names, read_projector, read_tensors, weight_files
+from .weights import read_projector, read_tensors, weight_files
 
 _NEWLINE = "model.image_newline"
 
@@ -85,7 +86,8 @@ def resolve(
     logger.warning(
         "%s is no folder here: %s is downloaded from the Hugging Face hub, unless it is in its "
         "cache (--offline forbids it).",
-        *(text, f"{text} ({only})" if only else text),
+        text,
+        f"{text} ({only})" if only else text,
     )
     try:
         # Not the same weights again for other frameworks.

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import json_files
+from ..common import json_files
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from .weights import rename
+from .tensor_names import rename
 
 #: The two tables that `tie_word_embeddings` makes one.
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -117,20 +117,20 @@ def verify(
         few = [f"{rename(k, 'original', names)} {list(v)}" for k, v in sorted(tensors.items())[:4]]
         return ", ".join(few) + (f" and {len(tensors) - 4} more" if len(tensors) > 4 else "")
 
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    missing = {k: v for k, v in expected.items() if k not in found}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    missing = {k: v for k, v in expected.items() if k not in shapes}
     if missing:
         raise ValueError(
             f"{where} lacks {len(missing)} of {len(expected)} tensors: expected {some(missing)}"
         )
-    unknown = {k: v for k, v in found.items() if k not in expected}
+    unknown = {k: v for k, v in shapes.items() if k not in expected}
     if unknown:
         raise ValueError(
             f"{where} has tensors that its config.json does not call for: {some(unknown)}"
         )
     for name, shape in expected.items():
-        if found[name] != shape:
+        if shapes[name] != shape:
             raise ValueError(
-                f"{where}: {rename(name, 'original', names)} has shape {list(found[name])}, "
+                f"{where}: {rename(name, 'original', names)} has shape {list(shapes[name])}, "
                 f"expected {list(shape)} by config.json"
             )

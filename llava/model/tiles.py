@@ -19,7 +19,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import anyres
 from ..pruning.layout import NEWLINE, Segment
@@ -27,7 +27,7 @@ from ..pruning.vision import Reduced, VisionFeatures
 
 
 @dataclass(frozen=True)
-class ImageTokens:
+class EncodedImage:
     """One image as the decoder gets it: embeddings (p, d) and what is known of each token (p,).
 
     patch, cls, letterbox, whole, mixed, tile: see `Segment`.
@@ -104,7 +104,7 @@ def tilings(
             "tiled images need image_sizes, the (width, height) of each original picture"
         )
     pinpoints = anyres.read_pinpoints(config.image_grid_pinpoints, tile, "config.json")
-    made = []
+    pictures = []
     for count, size in zip(views, sizes, strict=True):
         size = (int(size[0]), int(size[1]))
         shape = anyres.get_anyres_image_grid_shape(size, pinpoints, tile, config.anyres_reading)
@@ -118,13 +118,13 @@ def tilings(
                 f"a picture of {size[0]} x {size[1]} has {tiling.views} views, {count} came: "
                 "image_sizes and images must be of the same pictures, in (width, height)"
             )
-        made.append(tiling)
-    return made
+        pictures.append(tiling)
+    return pictures
 
 
 def in_order(
     tiling: Tiling, views: Tensor, cls: Tensor | None, newline: Tensor | None, bound: int | None
-) -> ImageTokens:
+) -> EncodedImage:
     """All tokens of a picture, or the `bound` patches with the highest CLS attention.
 
     views: (views, each, d), projected; cls: (views, each) or None. A bound at or above the number
@@ -148,10 +148,12 @@ def in_order(
         scores = cls.flatten().to(rows.device)[order.clamp(min=0)].masked_fill(breaks, 0)
     tile = (order // tiling.each).masked_fill(breaks, NEWLINE)
     border = tiling.border.to(rows.device)[order.clamp(min=0)] & ~breaks
-    return ImageTokens(rows[order], ids, scores, border, whole, tile=tile)
+    return EncodedImage(rows[order], ids, scores, border, whole, tile=tile)
 
 
-def of_reduced(tiling: Tiling, made: Sequence[Reduced], embeds: Sequence[Tensor]) -> ImageTokens:
+def of_reduced(
+    tiling: Tiling, reduced: Sequence[Reduced], embeds: Sequence[Tensor]
+) -> EncodedImage:
     """What a method left of a picture's views; `embeds` are its tokens, projected.
 
     The id of a view's CLS token is the number of tokens of the picture plus the view.
@@ -161,14 +163,14 @@ def of_reduced(tiling: Tiling, made: Sequence[Reduced], embeds: Sequence[Tensor]
     place[tiling.order.to(device)] = torch.arange(whole, device=device)
     places = place.view(tiling.views, tiling.each)
     ids, tile = [], []
-    for view, reduced in enumerate(made):
-        own = torch.cat([places[view], place.new_tensor([whole + view])])
-        ids.append(own[reduced.patch.to(device)])
-        tile.append(torch.full_like(ids[-1], view))
+    for number, view in enumerate(reduced):
+        patches_and_cls = torch.cat([places[number], place.new_tensor([whole + number])])
+        ids.append(patches_and_cls[view.patch.to(device)])
+        tile.append(torch.full_like(ids[-1], number))
     all_ids, all_tiles, rows = torch.cat(ids), torch.cat(tile), torch.cat(list(embeds))
     scores = None
-    if all(reduced.scores is not None for reduced in made):
-        scores = torch.cat([reduced.scores.to(device) for reduced in made])
+    if all(view.scores is not None for view in reduced):
+        scores = torch.cat([view.scores.to(device) for view in reduced])
     # In flat order the canvas is one view after another, so only spatial ones need sorting.
     overview = len(ids[0])
     if not torch.equal(tiling.order, tiling.order.sort().values):
@@ -176,7 +178,7 @@ def of_reduced(tiling: Tiling, made: Sequence[Reduced], embeds: Sequence[Tensor]
         index = torch.cat([torch.arange(overview, device=device), rest])
         all_ids, all_tiles, rows = all_ids[index], all_tiles[index], rows[index]
         scores = None if scores is None else scores[index]
-    return ImageTokens(rows, all_ids, scores, None, whole, tile=all_tiles)
+    return EncodedImage(rows, all_ids, scores, None, whole, tile=all_tiles)
 
 
 def nested(groups: Sequence[int], views: Sequence[int] | None) -> list[list[int]]:
@@ -199,16 +201,9 @@ def best(features: VisionFeatures, cls: Tensor | None, bound: int | None) -> lis
     every = torch.arange(features.patches.shape[1], device=features.patches.device)
     if bound is None:
         scores = [None] * len(features.patches) if cls is None else cls
-        return [Reduced(image, every, own) for image, own in zip(features.patches, scores)]
+        return [Reduced(image, every, score) for image, score in zip(features.patches, scores)]
     order = cls.argsort(dim=1, descending=True, stable=True)[:, :bound].sort().values
     return [
-        Reduced(image[keep], keep, own[keep])
-        for image, keep, own in zip(features.patches, order, cls)
+        Reduced(image[keep], keep, score[keep])
+        for image, keep, score in zip(features.patches, order, cls)
     ]
-
-
-def project_together(projector: nn.Module, images: list[Tensor], like: Tensor) -> list[Tensor]:
-    """Project the features (m, d) of each image, all in one call where they are equally many."""
-    if len({len(image) for image in images}) == 1:
-        return list(projector(torch.stack(images).to(like.dtype)))
-    return [projector(image.to(like.dtype)) for image in images]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..json_files import check, read, shorten
+from ..common.json_files import check, read, shorten
 from .vocabulary import Bpe, SentencePiece, Vocabulary, check_id, read_pieces
 
 NAMES = (

@@ -17,15 +17,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from ..image_processor import PLAIN_FILE
-from .weights import (
-    VISION,
-    read_vision_config,
-    read_vision_tower,
-    rename,
-    vision_config,
-    weight_files,
-)
+from ..common.image_processor import PLAIN_FILE
+from .tensor_names import VISION, rename
+from .weights import read_vision_config, read_vision_tower, vision_config, weight_files
 
 #: The tower of every published LLaVA-1.5 and 1.6 checkpoint, and its config.
 CLIP_NAME = "openai/clip-vit-large-patch14-336"
@@ -85,13 +79,18 @@ def choose_tower(
                 logger.warning(
                     "%s %s its own vision tower, which answers; %s only lends its config and image "
                     "processor.",
-                    *(folder, "trained" if was_trained(config) else "holds", given),
+                    folder,
+                    "trained" if was_trained(config) else "holds",
+                    given,
                 )
             config["mm_vision_config"] = described or lent
             return state, folder, kind, lender
         logger.warning(
             "%s replaces the vision tower inside %s%s, because that does not fit its config: %s.",
-            *(given, folder, ", trained along with it," if was_trained(config) else "", wrong),
+            given,
+            folder,
+            ", trained along with it," if was_trained(config) else "",
+            wrong,
         )
     lender = _find_tower(given, named, folder, find)
     config["mm_vision_config"], vision = read_vision_tower(lender)
@@ -120,7 +119,9 @@ def _lent_config(
                 "%s holds the tensors of its vision tower, but their config is out of reach (%s). "
                 "They have the shapes of %s, whose config and image processor are used; if it is "
                 "another tower, give the folder of its config.json with --vision-tower.",
-                *(folder, error, CLIP_NAME),
+                folder,
+                error,
+                CLIP_NAME,
             )
             return CLIP_CONFIG, folder
         raise FileNotFoundError(
@@ -170,16 +171,16 @@ def misfit(tower: Mapping[str, Tensor], config: Mapping[str, Any]) -> str | None
     return None
 
 
-def differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+def differ(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     """Whether tensors of two places are others, as far as the coarser of their dtypes tells."""
-    return one.keys() != other.keys() or any(
-        not _equal(tensor, other[name]) for name, tensor in one.items()
+    return first.keys() != second.keys() or any(
+        not _equal(tensor, second[name]) for name, tensor in first.items()
     )
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    dtype = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
-    return torch.equal(one.to(dtype), other.to(dtype))
+def _equal(first: Tensor, second: Tensor) -> bool:
+    dtype = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(first.to(dtype), second.to(dtype))
 
 
 def _find_tower(

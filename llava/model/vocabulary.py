@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..json_files import check, shorten
+from ..common.json_files import check, shorten
 
 SPACE = "\u2581"  # SentencePiece writes a space as this character, a lower one eighth block
 

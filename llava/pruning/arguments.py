@@ -11,15 +11,20 @@ import typing
 from dataclasses import fields
 from typing import Any
 
-from . import METHODS, build, find
 from .base import Pruner
 from .checks import LARGEST, declared_types, shorten
-from .methods.autoprune.method import PRESETS
+from .registry import METHODS, build, find
 
 # A command may give these for several methods; one without them ignores them.
 _COMMON = (
-    *("target_token_num", "target_fraction", "budget_per", "budget_mode"),
-    *("x0", "k0", "gamma", "beta"),
+    "target_token_num",
+    "target_fraction",
+    "budget_per",
+    "budget_mode",
+    "x0",
+    "k0",
+    "gamma",
+    "beta",
 )
 _FRACTIONS = ("target_flops", "target_kv")
 
@@ -30,7 +35,12 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method", default="autoprune", type=_method, help=f"one of {', '.join(sorted(METHODS))}"
     )
-    group.add_argument("--preset", choices=sorted(PRESETS), help="of autoprune: whose settings")
+    presets = {name for cls in METHODS.values() for name in cls.presets}
+    group.add_argument(
+        "--preset",
+        choices=sorted(presets),
+        help="settings of the method that go together",
+    )
     group.add_argument(
         "--target-token-num", type=finite, metavar="T", help="visual tokens a layer, on average"
     )

@@ -17,7 +17,7 @@ The decoder asks the run, in this order:
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
@@ -74,6 +74,16 @@ class Observation:
     keys: Tensor | None = None
     ahead: Ahead | None = None
 
+    def measured(self) -> tuple[Tensor, Tensor]:
+        """`rows` and `row_mask` of a layer that was asked for rows."""
+        assert self.rows is not None and self.row_mask is not None, "no rows were asked for"
+        return self.rows, self.row_mask
+
+    def looked_ahead(self) -> Ahead:
+        """`ahead`, which the decoder gives after every layer."""
+        assert self.ahead is not None, "the decoder gives what is computed on request"
+        return self.ahead
+
 
 class PrunerRun:
     """One prefill of one batch. The base class keeps everything."""
@@ -109,22 +119,28 @@ class PrunerRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner(abc.ABC):
-    """Settings of a method. `needs_cls` puts the attention of the tower's CLS row, as the last
-    layer that ran has it, into the layout. `merges_in_tower` says that `tower_runs` gives runs.
-    `needs_grid` says that it looks at where on the picture a token is. `depths` names the fields
-    that are depths in layers of the decoder: numbers or tuples.
+    """Settings of a method. `merges_in_tower` says that `tower_runs` gives runs. `needs_grid` says
+    that it looks at where on the picture a token is. `depths` names the fields that are depths in
+    layers of the decoder: numbers or tuples. `presets` has, by name, settings that go together:
+    what each changes against the defaults.
 
     Raises ValueError for a field that is not of its declared type (`checks.demand_declared`).
     """
 
     method: ClassVar[str] = ""
     depths: ClassVar[tuple[str, ...]] = ()
-    needs_cls: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     merges_in_tower: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         demand_declared(self)
+
+    @property
+    def needs_cls(self) -> bool:
+        """Whether the layout needs the attention of the tower's CLS row, as the last layer that
+        ran has it."""
+        return False
 
     @property
     def needs_patches(self) -> bool:
@@ -182,13 +198,3 @@ class Pruner(abc.ABC):
     def to_dict(self) -> dict[str, Any]:
         """Every setting and the method's name, JSON-serialisable; `pruning.build` takes it back."""
         return {"method": self.method, **asdict(self)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dense(Pruner):
-    """No pruning: the unpruned model, run by the same loop and counted the same way."""
-
-    method: ClassVar[str] = "none"
-
-    def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
-        return PrunerRun()

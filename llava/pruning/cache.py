@@ -10,7 +10,7 @@ This is the one file of the sub-package that imports transformers.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class PrunedCache(DynamicCache):
         "original": one more than the last of the unpruned sequence, the same in all layers.
         "compact": each layer counts only what it holds. The one function that knows this.
         """
+        assert self._next is not None, "positions follow a prefill"
         step = torch.arange(tokens, device=self._next.device) + self._appended
         if self.positions == "original":
             return (self._next[:, None] + step)[None]
@@ -79,6 +80,7 @@ class PrunedCache(DynamicCache):
     def _held_tokens(self) -> Tensor:
         """Real tokens that each layer held after the prefill: (layers, batch)."""
         if self._held is None:
+            assert self._next is not None, "layers hold tokens after a prefill"
             self._held = torch.tensor(self._lengths, device=self._next.device)
         return self._held
 
@@ -93,14 +95,14 @@ class PrunedCache(DynamicCache):
         grown = valid.new_ones(valid.shape[0], self._appended + new_tokens)
         return torch.cat([valid, grown], 1)
 
-    def _rows(self, function: Any) -> None:
+    def _rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a change of the batch dimension to what is kept beside keys and values."""
         self._valid = [None if v is None else function(v) for v in self._valid]
         if self._next is not None:
             self._next = function(self._next)
             self._held = function(self._held_tokens().T).T
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
         self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 

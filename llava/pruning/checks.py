@@ -47,7 +47,8 @@ def demand_declared(settings: Any) -> None:
 
     Raises ValueError, naming the field, what it may be and what it is.
     """
-    declared = declared_types(type(settings))
+    cls: type = type(settings)
+    declared = declared_types(cls)
     for field in fields(settings):
         options = declared[field.name]
         if all(map(_is_known, options)):
@@ -83,10 +84,14 @@ def _fits(value: Any, option: Any) -> bool:
     if option in (int, float) and isinstance(value, bool):
         return False
     if option is int:
-        return isinstance(value, Integral) and abs(value) <= LARGEST_WHOLE
+        return isinstance(value, Integral) and _size(value) <= LARGEST_WHOLE
     if option is float:
-        return isinstance(value, Real) and abs(value) <= LARGEST  # which no NaN is
+        return isinstance(value, Real) and _size(value) <= LARGEST  # which no NaN is
     return isinstance(value, option)
+
+
+def _size(value: Any) -> Any:
+    return abs(value)
 
 
 def _words(options: tuple[Any, ...]) -> Iterator[str]:

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from .base import PrunerRun
+from .budget import Budgeted
 from .cost import DecoderShape
+from .images import columns_of_images, divide, share_out
 from .layout import Selection, TokenLayout
-from .per_image import columns_of_images
 from .selectors import keep_top
-from .shares import divide, share_out
-from .target import WholeTarget
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ImageTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntryPruner(WholeTarget):
+class EntryPruner(Budgeted):
     """Settings of every method that chooses among the embeddings before layer 0.
 
     positions: rotary positions "compact" (0, 1, 2, ... over what is left) or "original".
@@ -90,9 +89,8 @@ class EntryRun(PrunerRun):
         self._flops = [0] * layout.batch
 
         def choose(sample: int, image: ImageTokens, count: int) -> Iterable[int]:
-            own = embeds[sample, list(image.columns)]
             self._flops[sample] += 2 * self.config.pairs(len(image), count) * embeds.shape[-1]
-            return self.config.choose(image, count, own)
+            return self.config.choose(image, count, embeds[sample, list(image.columns)])
 
         keep = [min(target, n) for target, n in zip(targets, layout.n_visual)]
         in_images = self.config.targets_in_images(layout.sizes)
@@ -126,8 +124,8 @@ def select_in_images(
             whole = count >= len(image)
             indices = range(len(image)) if whole else choose(sample, image, count)
             chosen[sample, [image.columns[index] for index in indices]] = 1
-    own = shares if layout.tile is not None else None
-    return keep_top(layout, chosen.to(layout.image.device), keep, targets=own)
+    shared = shares if layout.tile is not None else None
+    return keep_top(layout, chosen.to(layout.image.device), keep, targets=shared)
 
 
 def find_images(layout: TokenLayout) -> list[list[ImageTokens]]:
@@ -144,20 +142,21 @@ def find_images(layout: TokenLayout) -> list[list[ImageTokens]]:
 
 
 def _tiled_images(image: Sequence[int], is_patch: Sequence[bool]) -> list[ImageTokens]:
-    found = []
-    for own in columns_of_images(image).values():
-        patches = [column for column in own if is_patch[column]]
-        found.append(ImageTokens(patches, None, len(own) - len(patches)))
-    return found
+    images = []
+    for columns in columns_of_images(image).values():
+        patches = [column for column in columns if is_patch[column]]
+        images.append(ImageTokens(patches, None, len(columns) - len(patches)))
+    return images
 
 
 def _images_of(image: Sequence[int], patch: Sequence[int], mixed: bool) -> list[ImageTokens]:
-    found = []
+    images = []
     next_patch = 0
-    for own in columns_of_images(image).values():
-        ids, side = [patch[column] for column in own], isqrt(len(own))
+    for columns in columns_of_images(image).values():
+        ids, tokens = [patch[column] for column in columns], len(columns)
         # Where the vision tower handed over only some patches, their ids have gaps.
-        whole = ids == list(range(next_patch, next_patch + len(own))) and not mixed
-        found.append(ImageTokens(own, side if whole and side * side == len(own) else None))
+        whole = ids == list(range(next_patch, next_patch + tokens)) and not mixed
+        side = isqrt(tokens)
+        images.append(ImageTokens(columns, side if whole and side * side == tokens else None))
         next_patch = ids[-1] + 1
-    return found
+    return images

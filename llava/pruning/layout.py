@@ -11,8 +11,9 @@ device how long something is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ class TokenLayout:
         for row, runs in enumerate(samples):
             column = shape[1] - lengths[row]
             visual = after = first_patch = 0
-            own_sizes: list[int] = []
+            image_sizes: list[int] = []
             for run in runs:
                 span = slice(column, column + run.length)
                 column += run.length
@@ -110,12 +111,13 @@ class TokenLayout:
                     after += run.length
                     continue
                 visual, after = visual + run.length, 0
-                own_sizes.append(run.length if run.whole is None else run.whole)
+                image_sizes.append(run.length if run.whole is None else run.whole)
+                assert run.patch is not None, "a run of an image says which patches it shows"
                 image[row, span] = run.image
                 patch[row, span] = run.patch.to(device) + first_patch
-                own = int(run.patch.max()) + 1 if run.length else 0
-                first_patch += max(own, run.whole or 0)
-                if scores is not None:
+                shown = int(run.patch.max()) + 1 if run.length else 0
+                first_patch += max(shown, run.whole or 0)
+                if scores is not None and run.cls is not None:
                     scores[row, span] = run.cls.to(device, torch.float32)
                 if box is not None and run.letterbox is not None:
                     box[row, span] = run.letterbox.to(device)
@@ -123,7 +125,7 @@ class TokenLayout:
                     tile[row, span] = run.tile.to(device)
             n_visual.append(visual)
             tail.append(after if visual else 0)
-            sizes.append(tuple(own_sizes))
+            sizes.append(tuple(image_sizes))
 
         offset = torch.tensor([[shape[1] - length] for length in lengths])
         index = torch.arange(shape[1])[None] - offset
@@ -169,7 +171,7 @@ class TokenLayout:
     @property
     def whole(self) -> tuple[int, ...]:
         """Per sample: visual tokens that the unpruned model would have."""
-        return tuple(sum(own) for own in self.sizes)
+        return tuple(sum(images) for images in self.sizes)
 
     @property
     def is_visual(self) -> Tensor:
@@ -195,7 +197,7 @@ class TokenLayout:
             return self.position
         return (self.valid.long().cumsum(1) - 1).clamp(min=0)
 
-    def _map(self, function) -> dict[str, Tensor]:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         return {k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)}
 
@@ -209,7 +211,7 @@ class TokenLayout:
         """Every sample `times` times in a row, as beam search and multiple returns need."""
         if times == 1:
             return self
-        host = {
+        host: dict[str, Any] = {
             name: tuple(v for v in getattr(self, name) for _ in range(times))
             for name in ("lengths", "n_visual", "tail", "sizes")
         }
@@ -227,8 +229,8 @@ class TokenLayout:
             moved["patch"] = moved["patch"].masked_fill(filling, TEXT)
             moved["valid"] = selection.valid
         tail = tuple(t if visual else 0 for t, visual in zip(self.tail, selection.n_visual))
-        host = {"lengths": selection.lengths, "n_visual": selection.n_visual, "tail": tail}
-        return replace(self, **moved, **host)
+        moved |= {"lengths": selection.lengths, "n_visual": selection.n_visual, "tail": tail}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .images import order_within_images
 from .layout import TEXT, Merge, Selection, TokenLayout, precise, take
-from .per_image import order_within_images
 
 
 def keep_top(
@@ -78,6 +78,7 @@ def keep_top(
         index = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, layout.n - width :]
         return Selection(index, valid, lengths, n_visual)
 
+    assert pools is not None and features is not None, "clusters are made of pools, by features"
     pool_width, cluster_width = max(pools), max(added)
     in_pool = _left_aligned(pools, pool_width, device)
     source = (keep_column + torch.arange(pool_width, device=device)).clamp(max=layout.n - 1)
@@ -157,8 +158,8 @@ def density_peaks(
     to_centre = far.gather(2, centre[:, None, :].expand(-1, p, -1))
     present = _left_aligned(clusters, c, device)
     cluster = to_centre.masked_fill(~present[:, None, :], torch.inf).argmin(-1)
-    own = torch.arange(c, device=device).expand(batch, -1)
-    pinned = cluster.scatter(1, centre, own)
+    number = torch.arange(c, device=device).expand(batch, -1)
+    pinned = cluster.scatter(1, centre, number)
     is_centre = torch.zeros_like(member).scatter(1, centre, present)
     cluster = torch.where(is_centre, pinned, cluster)
     return torch.where(member, cluster, c), centre

@@ -8,10 +8,11 @@ Tokens per layer on average, N visual tokens, cuts at d_1 < .. < d_s that leave 
   entering: (d_1 N + (d_2 - d_1) n_1 + .. + (L - d_s) n_s) / L          "strict" counts these
   leaving:  the same with every d_i one smaller
 
-`Stages.fit` finds the counts for a target from a rule with one free number. In strict mode it then
-spends what the rounding left over, a token at a time, in the longest stage where it still fits. The
-total so differs from L T by at most half the length of the shortest stage (a stage that may not
-grow, because the one before is no larger, aside); a single cut at d is off by (L - d) / 2 at most.
+`Stages.fit` finds the counts for a target from a rule with one free number (see `solver`). In
+strict mode what the rounding left over is spent, a token at a time, in the longest stage where it
+still fits. The total so differs from L T by at most half the length of the shortest stage (a stage
+that may not grow, because the one before is no larger, aside); a single cut at d is off by
+(L - d) / 2 at most.
 
 All images of a sample are one pool of visual tokens; with `budget_per` "image" what a cut keeps is
 divided over them. A sample with no more tokens than the target
@@ -24,21 +25,17 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 from torch import Tensor
 
 from .base import Observation, PrunerRun
-from .checks import BudgetError, demand_later_layers, demand_text_behind
+from .budget import Budgeted, Counted, Flow, token_target
+from .checks import demand_later_layers, demand_text_behind
 from .cost import DecoderShape
 from .layout import Selection, TokenLayout
 from .schedules import recycled
 from .selectors import keep_top
-from .target import WholeTarget
-
-Counted = Literal["entering", "leaving"]
-
-_HALVINGS = 60
+from .solver import Choices, Problem, nearest, solve, top_up
 
 
 @dataclass(frozen=True)
@@ -76,24 +73,14 @@ class Stages:
             current = keep + clusters
         return tuple(made)
 
-    def total(self, keeps: Sequence[int], counted: Counted) -> int:
-        """Visual tokens entering or leaving the layers, summed over layers."""
-        cuts = self.cuts(keeps)
-        after = [cut.layer + (counted == "entering") for cut in cuts]
-        bounds = [0, *after, self.layers]
-        counts = [self.n_visual, *(cut.keep + cut.clusters for cut in cuts)]
-        return sum((b - a) * n for a, b, n in zip(bounds, bounds[1:], counts))
-
-    def demand_reachable(self, target: float, counted: Counted) -> None:
-        """Raise BudgetError when a single token kept at every cut is more than the target."""
-        least = self.total((1,) * len(self.depths), counted) / self.layers
-        if least > target:
-            raise BudgetError(
-                f"target_token_num {target:g} is below the floor of {least:.6g} tokens {counted} "
-                f"a layer: that much cost {self.n_visual} visual tokens with a single one kept "
-                f"after {', '.join(map(str, self.depths))} of {self.layers} layers; raise the "
-                "target or cut earlier"
-            )
+    def flow(self, keeps: Sequence[int]) -> Flow:
+        """Visual tokens entering and leaving each layer."""
+        leaving, current = [], self.n_visual
+        after = {cut.layer: cut.keep + cut.clusters for cut in self.cuts(keeps)}
+        for layer in range(self.layers):
+            current = after.get(layer, current)
+            leaving.append(current)
+        return Flow([self.n_visual, *leaving[:-1]], leaving)
 
     def fit(
         self,
@@ -101,61 +88,49 @@ class Stages:
         target: float,
         counted: Counted,
         *,
-        spend: bool,
+        spend: bool = False,
+        choices: Choices = nearest,
     ) -> tuple[int, ...]:
-        """What the cuts keep so that `target` tokens a layer are met as nearly as possible.
+        """What the cuts keep so that `target` tokens a layer are met as `choices` says.
 
-        `rule` gives what each cut keeps for a number in [0, 1] and grows with it. Of two that are
-        equally near the smaller is taken. With `spend`, leftover tokens are spent (see the module).
+        `rule` gives what each cut keeps for a number in [0, 1] and grows with it. With `spend`,
+        leftover tokens are spent (see the module).
 
-        Raises ValueError when a single token kept at every cut is more than the target.
+        Raises BudgetError when a single token kept at every cut is more than the target.
         """
-        self.demand_reachable(target, counted)
-        wanted = target * self.layers
-
-        def cost(keeps: Sequence[int]) -> int:
-            return self.total(keeps, counted)
-
-        low, high = 0.0, 1.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if cost(rule(middle)) <= wanted else (low, middle)
-        under, over = tuple(rule(low)), tuple(rule(high))
-        tries = [under, over]
-        if spend and cost(over) > wanted:
-            under = self._spend(under, wanted, cost)
-            tries = [under, over, *self._one_more(under)]
-        return min(tries, key=lambda keeps: abs(cost(keeps) - wanted))
-
-    def _spend(
-        self, keeps: tuple[int, ...], wanted: float, cost: Callable[[Sequence[int]], int]
-    ) -> tuple[int, ...]:
-        while True:
-            now = cost(keeps)
-            fitting = (more for more in self._one_more(keeps) if now < cost(more) <= wanted)
-            better = next(fitting, None)
-            if better is None:
-                return keeps
-            keeps = better
-
-    def _one_more(self, keeps: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """`keeps` with a token more in one stage, the longest stage first."""
         ends = (*self.depths[1:], self.layers)
-        order = sorted(range(len(keeps)), key=lambda i: self.depths[i] - ends[i])
-        return [(*keeps[:i], keeps[i] + 1, *keeps[i + 1 :]) for i in order]
+        longest_first = sorted(range(len(ends)), key=lambda i: self.depths[i] - ends[i])
+        after = ", ".join(map(str, self.depths))
+        problem = Problem(
+            keep=rule,
+            flow=self.flow,
+            target=token_target(target, self.layers, counted),
+            places=len(self.depths),
+            n_visual=self.n_visual,
+            where=f"after {after} of {self.layers} layers; raise the target or cut earlier",
+            choices=top_up(longest_first) if spend else choices,
+        )
+        return solve(problem)[1]
 
 
-def fit_single(n_visual: int, layers: int, depth: int, target: float) -> int:
-    """What a single cut keeps so that `target` tokens enter a layer, as nearly as possible.
+def fit_single(
+    n_visual: int,
+    layers: int,
+    depth: int,
+    target: float,
+    counted: Counted = "entering",
+    choices: Choices = nearest,
+) -> int:
+    """What a single cut keeps so that `target` tokens a layer are met as `choices` says.
 
-    Raises ValueError when that is out of reach.
+    Raises BudgetError when that is out of reach.
     """
     stages = Stages(n_visual, layers, (depth,))
-    return stages.fit(lambda x: [int(x * n_visual)], target, "entering", spend=False)[0]
+    return stages.fit(lambda x: [int(x * n_visual)], target, counted, choices=choices)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StagedPruner(WholeTarget):
+class StagedPruner(Budgeted):
     """Settings of every method that drops tokens after a few layers.
 
     budget_mode: "published" as each method says; "strict": T tokens enter a layer on average.

@@ -14,17 +14,17 @@ The vision tower and the projector are not counted, see `cost`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .base import PrunerRun
+from .budget import Budgeted
 from .cost import DecoderShape, TowerShape
+from .images import divide
 from .layout import TokenLayout
-from .shares import divide
-from .target import Budgeted, WholeTarget
 from .vision import Groups, Reduced, VisionFeatures
 
 
@@ -36,6 +36,7 @@ def view_counts(config: Budgeted, patches: int, groups: Groups) -> list[int]:
     counts: list[int] = []
     for group in groups:
         sizes = [views * patches for views in group]
+        budgets: Iterable[tuple[float, int]]
         if config.budget_per == "image":
             budgets = zip(config.image_targets(sizes), group)
         else:
@@ -46,7 +47,7 @@ def view_counts(config: Budgeted, patches: int, groups: Groups) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerPruner(WholeTarget):
+class TowerPruner(Budgeted):
     """Settings of every method that picks or makes tokens of the tower's features.
 
     Raises ValueError on values that make no sense.
@@ -112,7 +113,7 @@ class TowerPruned(PrunerRun):
 
 def cls_attention(features: VisionFeatures, image: int) -> Tensor:
     """Attention of the CLS token of an image in the last layer that ran: (heads, patches)."""
-    return features.probes[features.ran - 1].one(image).cls_attention()[0]
+    return features.probes[features.ran - 1].of_image(image).cls_attention()[0]
 
 
 def keep_patches(features: VisionFeatures, image: int, indices: Tensor) -> Reduced:

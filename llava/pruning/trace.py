@@ -64,9 +64,9 @@ class PruneTrace:
         A sample is charged for the rows of its own text behind an image, and only where it is one
         of those that needed them (None: all are).
         """
-        tails = layout.tail
+        tails: Sequence[int] = layout.tail
         if needed is not None:
-            tails = [tail if own else 0 for tail, own in zip(tails, needed, strict=True)]
+            tails = [tail if need else 0 for tail, need in zip(tails, needed, strict=True)]
         self.entered.append(layout)
         self.rows.append(tuple(min(rows, tail) for tail in tails))
         self.ahead.append(tuple(min(ahead, tail) for tail in tails))
@@ -74,10 +74,15 @@ class PruneTrace:
         self.last = after
 
     @property
+    def _layouts(self) -> list[TokenLayout]:
+        """What entered each layer and what left the last; empty before the first was recorded."""
+        return [] if self.last is None else [*self.entered, self.last]
+
+    @property
     def samples(self) -> list[SampleTrace]:
-        if self.first is None or self.last is None:
+        layouts = self._layouts
+        if self.first is None or not layouts:
             return []
-        layouts = [*self.entered, self.last]
         result = []
         for i in range(self.first.batch):
             counts = [layout.n_visual[i] for layout in layouts]
@@ -102,10 +107,7 @@ class PruneTrace:
 
     def kept_patches(self, sample: int) -> list[list[int]]:
         """Patch ids that entered each layer, and after the last layer; merged: the centre's id."""
-        return [
-            [p for p in layout.patch[sample].tolist() if p != TEXT]
-            for layout in [*self.entered, self.last]
-        ]
+        return [[p for p in layout.patch[sample].tolist() if p != TEXT] for layout in self._layouts]
 
     def merged_patches(self, sample: int) -> list[dict[int, list[int]]]:
         """Per layer, for every merged token made after it: id of the centre -> ids merged there."""

@@ -42,10 +42,10 @@ class Probe:
         Softmaxed over CLS and patches, so a row sums to 1 less what CLS gives itself.
         """
         query, keys = precise(self.query), precise(self.keys)
-        scores = torch.einsum("ihd,ihnd->ihn", query, keys) * query.shape[-1] ** -0.5
+        scores: Tensor = torch.einsum("ihd,ihnd->ihn", query, keys) * query.shape[-1] ** -0.5
         return scores.softmax(-1)[..., 1:]
 
-    def one(self, image: int) -> Probe:
+    def of_image(self, image: int) -> Probe:
         """The same of a single image."""
         return Probe(self.query[image : image + 1], self.keys[image : image + 1])
 

@@ -42,7 +42,7 @@ class ContextFull(ValueError):
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """One answer and what it took.
 
     text:     the answer
@@ -112,7 +112,7 @@ class Chat:
         self._slots = len(images)
         if images:
             pixels = process_images(images, image_processor, model.config)
-            self._images["images"] = [one.to(model.device, model.dtype) for one in pixels]
+            self._images["images"] = [views.to(model.device, model.dtype) for views in pixels]
             self._images["image_sizes"] = [image.size for image in images]
         self._shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
         self.reset()
@@ -143,7 +143,7 @@ class Chat:
         text: str,
         write: Write = lambda piece: None,
         stop: Callable[[], bool] = lambda: False,
-    ) -> Turn:
+    ) -> ChatTurn:
         """Say something and return the answer; `write` gets it piece by piece as it comes.
 
         `stop` is asked after every token; True ends the answer there.
@@ -187,7 +187,7 @@ class Chat:
         else:
             flops = sum(self._shape.layer_flops(fed, held + fed) for held in before)
             dense = len(before) * self._shape.layer_flops(fed, unpruned_before + fed)
-        return Turn(
+        return ChatTurn(
             text=answer,
             ended=self._why(new, end, full, stop),
             first=first,

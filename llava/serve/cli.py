@@ -26,13 +26,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from llava import flags, program
+from llava.common import flags, program
+from llava.common.signals import EXIT_INTERRUPTED
 from llava.eval.run.arguments import Help
 from llava.eval.run.depths import pruner_in_decoder
 from llava.pruning.checks import PromptError
-from llava.signals import EXIT_INTERRUPTED
 
-from .chat import Chat, ContextFull, Turn
+from .chat import Chat, ChatTurn, ContextFull
 from .pictures import open_picture
 from .startup import (
     add_checkpoint_arguments,
@@ -50,7 +50,7 @@ _RESET = "/reset"
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.cli",
+        prog=program.name("llava.serve.cli"),
         description="Chat about a picture with a LLaVA checkpoint, with or without pruning.",
         formatter_class=Help,
         allow_abbrev=False,
@@ -79,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             images = [open_picture(source, args.allow_urls) for source in args.image_file]
             loaded = load(args)
             chat = Chat(
-                *(loaded.tokenizer, loaded.model, loaded.image_processor, images),
+                loaded.tokenizer,
+                loaded.model,
+                loaded.image_processor,
+                images,
                 pruner_in_decoder(args, loaded.layers),
                 conv_mode=args.conv_mode,
                 temperature=args.temperature,
@@ -160,7 +163,7 @@ def _question(user: str) -> str:
         return ""
 
 
-def notes(turn: Turn) -> list[str]:
+def notes(turn: ChatTurn) -> list[str]:
     """What a user has to know about an answer without having asked."""
     lines = []
     sample = turn.sample
@@ -179,7 +182,7 @@ def notes(turn: Turn) -> list[str]:
     return [*lines, *([reasons[turn.ended]] if turn.ended in reasons else [])]
 
 
-def details(turn: Turn) -> list[str]:
+def details(turn: ChatTurn) -> list[str]:
     """Tokens, FLOPs and times of a turn, for --debug."""
     sample, held = turn.sample, turn.held
     lines = []

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from llava.json_files import shorten
+from llava.common.json_files import shorten
 
 from .deadline import DeadlineReader, seconds_left
 

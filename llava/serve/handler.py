@@ -1,7 +1,7 @@
 """The viewer's HTTP: four files, one question, and a message for everything else.
 
     GET  /  /style.css  /script.js  /api/settings
-    POST /api/answer       JSON in, JSON out; see `viewing.Question` and `viewing.Viewer.answer`
+    POST /api/answer       JSON in, JSON out; see `ViewerQuestion` and `Viewer.answer` of `viewing`
 
 A page of another site must not be able to use a viewer on this machine: a question needs the JSON
 content type, which other sites may not send, and, where the viewer listens on loopback, requests
@@ -30,12 +30,12 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from llava.json_files import parse, shorten
+from llava.common.json_files import parse, shorten
 
 from .deadline import DeadlineReader
 from .pictures import MAX_BYTES, size
 from .server import LimitedServer
-from .viewing import Busy, Gone, Question, Viewer
+from .viewing import Busy, Gone, Viewer, ViewerQuestion
 
 _PAGE = Path(__file__).parent / "page"
 _FILES = {
@@ -206,7 +206,7 @@ class Handler(BaseHTTPRequestHandler):
         viewer = self.server.viewer
         try:
             with viewer.place():
-                question = Question.from_json(parse(body, "the request"))
+                question = ViewerQuestion.from_json(parse(body, "the request"))
                 return viewer.answer(question, self._gone)
         except Busy as error:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
@@ -269,10 +269,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         name = parts[1].strip("[]").lower()
         try:
-            own = name == "localhost" or ipaddress.ip_address(name).is_loopback
+            is_loopback = name == "localhost" or ipaddress.ip_address(name).is_loopback
         except ValueError:
-            own = False
-        if not own:
+            is_loopback = False
+        if not is_loopback:
             raise Refused(HTTPStatus.FORBIDDEN, "open the viewer as localhost or 127.0.0.1")
 
     def _gone(self) -> bool:

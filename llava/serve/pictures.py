@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava.images import check_size, load_image, noted, to_rgb
+from llava.common.images import check_size, load_image, noted, to_rgb
 
 MAX_BYTES = 20 * 2**20
-#: Of a picture from outside; `llava.images` takes larger ones from files of one's own.
+#: Of a picture from outside; `llava.common.images` takes larger ones from files of one's own.
 MAX_PIXELS = 40_000_000
 #: What browsers show. Pillow's other readers are for files of one's own: some start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -20,8 +20,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 def decode_picture(data: bytes, name: str = "the picture") -> Image.Image:
     """Fully decode a picture of an unknown source, as RGB; of an animation, the first frame.
 
-    The size is read from the header before anything is decompressed. `llava.images.note` says
-    whether its values were scaled.
+    The size is read from the header before anything is decompressed. `images.note` says whether its
+    values were scaled.
 
     Raises:
         ValueError: too many bytes or pixels, another format, or damaged data; `name` is in it.
@@ -73,5 +73,5 @@ def size(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def _too_large(name: str, found: str) -> str:
-    return f"{name} is too large ({found}); at most {MAX_PIXELS // 10**6} megapixels are taken"
+def _too_large(name: str, size: str) -> str:
+    return f"{name} is too large ({size}); at most {MAX_PIXELS // 10**6} megapixels are taken"

@@ -16,10 +16,10 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from llava.common.signals import ending_signals, leave
 from llava.eval.run import arguments
 from llava.eval.run.models import load_checkpoint
 from llava.pruning.arguments import add_pruning_arguments
-from llava.signals import ending_signals, leave
 
 Handler = Callable[[int, FrameType | None], Any]
 

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from threading import Thread
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.run.arguments import Help
 from llava.eval.run.depths import pruner_in_decoder
 
@@ -41,7 +41,7 @@ from .viewing import Viewer
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.viewer",
+        prog=program.name("llava.serve.viewer"),
         description="Serve a page that shows what a pruning method keeps, costs and answers.",
         formatter_class=Help,
         allow_abbrev=False,

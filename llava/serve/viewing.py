@@ -18,13 +18,13 @@ from typing import Any
 from PIL import Image
 
 from llava.analysis import overlay, traced
+from llava.common.images import note
+from llava.common.json_files import check, shorten
 from llava.eval.run.depths import in_decoder
-from llava.images import note
-from llava.json_files import check, shorten
 from llava.mm_utils import demand_characters, get_model_name_from_path
 from llava.pruning import METHODS, build, find
 from llava.pruning.base import Pruner
-from llava.pruning.target import Budgeted
+from llava.pruning.budget import Budgeted
 
 from .pictures import MAX_BYTES, MAX_PIXELS, decode_picture
 from .startup import Loaded
@@ -44,7 +44,7 @@ class Gone(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Question:
+class ViewerQuestion:
     """What was asked: a picture, a text, a method and its budget (None: the method's own)."""
 
     image: Image.Image
@@ -53,7 +53,7 @@ class Question:
     tokens: float | None = None
 
     @classmethod
-    def from_json(cls, body: Any) -> Question:
+    def from_json(cls, body: Any) -> ViewerQuestion:
         """Read {"image": base64, "question": ..., "method": ..., "tokens": number or null}.
 
         Raises:
@@ -135,7 +135,7 @@ class Viewer:
         }
 
     def answer(
-        self, question: Question, gone: Callable[[], bool] = lambda: False
+        self, question: ViewerQuestion, gone: Callable[[], bool] = lambda: False
     ) -> dict[str, Any]:
         """Answer a question; waits until the model is free, in a `place`.
 
@@ -151,8 +151,14 @@ class Viewer:
             waited = perf_counter() - start
             loaded = self._loaded
             answer = traced.run(
-                *(loaded.model, loaded.tokenizer, loaded.image_processor),
-                *(question.image, question.text, pruner, self._conv_mode, self._max_new_tokens),
+                loaded.model,
+                loaded.tokenizer,
+                loaded.image_processor,
+                question.image,
+                question.text,
+                pruner,
+                self._conv_mode,
+                self._max_new_tokens,
                 gone,
             )
         if gone():

@@ -189,22 +189,22 @@ class TurnEncoder:
         labels, spoken = (torch.full(shape, IGNORE_INDEX) for _ in range(2))
         for index, row in enumerate(rows):
             at = 0
-            for number, (one, turn_ids, n_prompt) in enumerate(row):
+            for number, (packed, turn_ids, n_prompt) in enumerate(row):
                 end = at + len(turn_ids)
                 ids[index, at:end] = torch.tensor(turn_ids)
                 turn[index, at:end] = number
-                view[index, at:end] = int(one.view)
+                view[index, at:end] = int(packed.view)
                 offset[index, at:end] = torch.arange(len(turn_ids))
                 labels[index, at + n_prompt : end] = torch.tensor(turn_ids[n_prompt:])
-                for place, kind, named in self._points(one, turn_ids, n_prompt):
+                for place, kind, named in self._points(packed, turn_ids, n_prompt):
                     pointing[index, at + place] = kind
                     items[index, at + place, list(named)] = True
                 asks = at + n_prompt - 1
-                if one.via is not None:
-                    via[index, asks] = one.via
-                if one.compared is not None:
-                    compared[index, asks] = torch.tensor(one.compared)
-                if (option := self._option(one, turn_ids, n_prompt)) is not None:
+                if packed.via is not None:
+                    via[index, asks] = packed.via
+                if packed.compared is not None:
+                    compared[index, asks] = torch.tensor(packed.compared)
+                if (option := self._option(packed, turn_ids, n_prompt)) is not None:
                     start, stop, spoken[index, asks] = option
                     options[index, at + start : at + stop] = RIGHT
                     options[index, asks] = CHOOSES
@@ -249,7 +249,7 @@ class TurnEncoder:
         image = turn.view != View.NOTHING
         part = self._prompt(turn.text[:place], None, image=image)
         part = self._split(part)[1] if image else part
-        differ = (one != other for one, other in zip(part, ids, strict=False))
+        differ = (left != right for left, right in zip(part, ids, strict=False))
         return next((n for n, different in enumerate(differ) if different), len(part))
 
     def _prompt(self, text: str, answer: str | None, *, image: bool) -> list[int]:

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.eval.benchmarks.senna.benchmark import QUESTIONS
 from llava.eval.benchmarks.senna.build import plan_entry
 from llava.eval.benchmarks.senna.plan import CAMERAS
@@ -30,7 +30,7 @@ def image_path(frame: Frame, camera: str) -> str:
 
 def entry(frame: Frame) -> dict:
     """The frame's entry of the question file."""
-    made = plan_entry(
+    plan = plan_entry(
         {
             "token": frame.token,
             "images": {camera: image_path(frame, camera) for camera in CAMERAS},
@@ -39,8 +39,8 @@ def entry(frame: Frame) -> dict:
             "target": frame.target,
         }
     )
-    assert made is not None, "every frame has its whole future"
-    return made
+    assert plan is not None, "every frame has its whole future"
+    return plan
 
 
 def write(folder: Path, count: int = COUNT) -> None:

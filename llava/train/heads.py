@@ -43,8 +43,10 @@ class PatchHeads(nn.Module):
         thing = weight - sign
         sign, thing, weight = (w / w.sum().clamp(min=1e-6) for w in (sign, thing, weight))
         for name, share in (
-            *(("kind", weight), ("colour", weight)),
-            *(("look", thing), ("letter", sign)),
+            ("kind", weight),
+            ("colour", weight),
+            ("look", thing),
+            ("letter", sign),
         ):
             logits = getattr(self, name)(items).float()
             target = getattr(labels, name)[on_item]

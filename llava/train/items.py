@@ -116,11 +116,11 @@ def half(item: Item) -> tuple[float, float]:
     return width / 2, height / 2
 
 
-def touch(one: Sequence[float], other: Sequence[float]) -> bool:
+def touch(box: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two upright boxes (x, y, half width, half height) come closer than the margin."""
-    return all(abs(one[i] - other[i]) < one[i + 2] + other[i + 2] + MARGIN for i in (0, 1))
+    return all(abs(box[i] - other[i]) < box[i + 2] + other[i + 2] + MARGIN for i in (0, 1))
 
 
-def overlap(one: Item, other: Item) -> bool:
+def overlap(item: Item, other: Item) -> bool:
     """Whether the upright boxes around two items come closer than the margin."""
-    return touch((one.x, one.y, *half(one)), (other.x, other.y, *half(other)))
+    return touch((item.x, item.y, *half(item)), (other.x, other.y, *half(other)))

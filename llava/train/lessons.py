@@ -45,8 +45,8 @@ def _corners(rng: random.Random) -> Question:
 
 
 def _mixing(rng: random.Random) -> Question:
-    one, other = rng.sample(pair := rng.choice(list(_MIXED)), 2)
-    text = f"Which color do you get by mixing {one} and {other}?"
+    first, second = rng.sample(pair := rng.choice(list(_MIXED)), 2)
+    text = f"Which color do you get by mixing {first} and {second}?"
     return Question("fact", text, _MIXED[pair], options=tuple(COLOURS))
 
 

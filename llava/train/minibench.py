@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava import program
+from llava.common import program
 from llava.train.benchmarks import WRITERS
 from llava.train.benchmarks.common import Folder
 

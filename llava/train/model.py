@@ -143,15 +143,15 @@ class DemoModel(nn.Module):
                 use_cache=False,
                 shared=inputs.shape[1] - turns.ids.shape[1],
             ).last_hidden_state
-        found = {}
+        losses = {}
         if guided:
             owner = batch.labels.item.gather(1, kept)
-            found = self.guide.loss(
+            losses = self.guide.loss(
                 outputs, turns.pointing, turns.items, turns.options, owner, mask, positions
             )
-            found |= self.readouts(outputs, turns, batch.labels)
-        asked = labels != IGNORE_INDEX
-        return self.decoder.lm_head(states[asked]).float(), labels[asked], found
+            losses |= self.readouts(outputs, turns, batch.labels)
+        labelled = labels != IGNORE_INDEX
+        return self.decoder.lm_head(states[labelled]).float(), labels[labelled], losses
 
 
 def window_patches(corners: torch.Tensor, side: int) -> torch.Tensor:

@@ -36,12 +36,12 @@ class Comparable(IntEnum):
 
 
 class Compared(NamedTuple):
-    """What a question compares: two items' places or colours (`one` and `other` are indices into
-    `Scene.items`), or two numbers."""
+    """What a question compares: two items' places or colours (`first` and `second` are indices
+    into `Scene.items`), or two numbers."""
 
-    what: Comparable
-    one: int
-    other: int
+    quality: Comparable
+    first: int
+    second: int
 
 
 #: Kinds of tokens that point to items; 0 is none.
@@ -71,23 +71,23 @@ def mentions(text: str, scene: Scene) -> Iterator[tuple[int, tuple[int, ...]]]:
     Items are indices into `scene.items`; none means that the picture has no such thing. "Object"
     alone, whose meaning the rest of the question gives, is no mention.
     """
-    for found in _MENTION.finditer(text.split("\n")[0]):
-        if found["noun"] == "object" and not found["colour"]:
+    for mention in _MENTION.finditer(text.split("\n")[0]):
+        if mention["noun"] == "object" and not mention["colour"]:
             continue
-        yield found.end(), _indices(scene, (i for i in scene.items if _is_named(i, found)))
+        yield mention.end(), _indices(scene, (i for i in scene.items if _is_named(i, mention)))
 
 
-def _is_named(item: Item, found: re.Match[str]) -> bool:
-    noun = found["noun"]
-    if found["colour"] and item.colour != found["colour"]:
+def _is_named(item: Item, mention: re.Match[str]) -> bool:
+    noun = mention["noun"]
+    if mention["colour"] and item.colour != mention["colour"]:
         return False
     if isinstance(item, Thing):
         return noun == "object" or item.shape == _PLURALS.get(noun, noun)
     return (
         isinstance(item, Sign)
         and noun == "sign"
-        and (not found["place"] or item.place == found["place"])
-        and (not found["text"] or item.text == found["text"].lower())
+        and (not mention["place"] or item.place == mention["place"])
+        and (not mention["text"] or item.text == mention["text"].lower())
     )
 
 
@@ -116,8 +116,8 @@ def compared(question: Question, scene: Scene) -> Compared | None:
 
 def right_option(text: str, answer: str) -> tuple[int, int] | None:
     """Start and end in the text of the line of the option that a letter chooses, if it is one."""
-    found = re.search(rf"\n{answer}\. [^\n]*", text) if len(answer) == 1 else None
-    return found.span() if found else None
+    line = re.search(rf"\n{answer}\. [^\n]*", text) if len(answer) == 1 else None
+    return line.span() if line else None
 
 
 def _indices(scene: Scene, items: Iterable[Item]) -> tuple[int, ...]:
@@ -187,7 +187,7 @@ class AttentionGuide:
             "focus": (places, items & (pointing == FOCUS)[:, :, None]),
             "option": (right, chooses),
         }
-        found = {}
+        losses = {}
         for name, (places, wanted) in targets.items():
             rows = wanted.any(-1)
             if not rows.any():
@@ -201,9 +201,9 @@ class AttentionGuide:
             share = (attention @ places.mT[:, None]).transpose(1, 2)[rows]  # rows, heads, items
             weight = wanted.take_along_dim(some[:, :, None], 1)[rows].float()[:, None]
             cost = -(share.clamp(min=1e-6).log() * weight).sum(-1) / weight.sum(-1)
-            found[name] = cost.mean()
-            found[f"{name}_share"] = (share * weight).sum(-1).mean().detach()
-        return found
+            losses[name] = cost.mean()
+            losses[f"{name}_share"] = (share * weight).sum(-1).mean().detach()
+        return losses
 
     def _attention(
         self,

@@ -27,8 +27,13 @@ from llava.train.pointing import FOCUS, MENTION, Comparable
 
 #: The decoder layer, as a share of its depth, whose output is read.
 DEPTH = {
-    **{"named": 1 / 4, "via": 1 / 3, "read": 1 / 2},
-    **{"way": 7 / 12, "colours": 7 / 12, "numbers": 7 / 12, "spoken": 2 / 3},
+    "named": 1 / 4,
+    "via": 1 / 3,
+    "read": 1 / 2,
+    "way": 7 / 12,
+    "colours": 7 / 12,
+    "numbers": 7 / 12,
+    "spoken": 2 / 3,
 }
 _KNOWN = ("kind", "colour", "look", "text", "centre")
 
@@ -75,17 +80,18 @@ class ReadOuts(nn.Module):
         single = torch.where(turns.items.sum(-1) == 1, turns.items.int().argmax(-1), -1)
         named = single.where(turns.pointing == MENTION, -1)
         read = single.where(turns.pointing == FOCUS, -1)
-        found = {}
+        losses = {}
         for name, item in (("named", named), ("via", turns.via), ("read", read)):
-            found |= self._known(name, states[name], item, shown, labels)
+            losses |= self._known(name, states[name], item, shown, labels)
         places, colours = (
-            _ends(what, turns.compared, shown) for what in (Comparable.PLACES, Comparable.COLOURS)
+            _ends(quality, turns.compared, shown)
+            for quality in (Comparable.PLACES, Comparable.COLOURS)
         )
-        found |= self._way(states["way"], places, labels)
-        found |= self._colours(states["colours"], colours, labels)
-        found |= self._numbers(states["numbers"], turns.compared)
-        found |= self._spoken(states["spoken"], turns.spoken)
-        return found
+        losses |= self._way(states["way"], places, labels)
+        losses |= self._colours(states["colours"], colours, labels)
+        losses |= self._numbers(states["numbers"], turns.compared)
+        losses |= self._spoken(states["spoken"], turns.spoken)
+        return losses
 
     def _known(
         self,
@@ -115,9 +121,9 @@ class ReadOuts(nn.Module):
         row, place, patch = ends
         if not len(row):
             return {}
-        one, other = (labels.centre[row, end] for end in patch.T)
+        first, second = (labels.centre[row, end] for end in patch.T)
         way = self.way(states[row, place]).float()
-        return {"way": (way - (one - other)).square().sum(-1).mean() * 10}
+        return {"way": (way - (first - second)).square().sum(-1).mean() * 10}
 
     def _colours(
         self, states: torch.Tensor, ends: _Ends, labels: PatchLabels
@@ -133,25 +139,25 @@ class ReadOuts(nn.Module):
 
     def _numbers(self, states: torch.Tensor, compared: torch.Tensor) -> dict[str, torch.Tensor]:
         """Both of two compared numbers, as shares of 100."""
-        asked = compared[..., 0] == Comparable.NUMBERS
-        if not asked.any():
+        pairs = compared[..., 0] == Comparable.NUMBERS
+        if not pairs.any():
             return {}
-        numbers = self.numbers(states[asked]).float()
-        return {"numbers": (numbers - compared[asked][:, 1:] / 100).square().sum(-1).mean() * 10}
+        numbers = self.numbers(states[pairs]).float()
+        return {"numbers": (numbers - compared[pairs][:, 1:] / 100).square().sum(-1).mean() * 10}
 
     def _spoken(self, states: torch.Tensor, spoken: torch.Tensor) -> dict[str, torch.Tensor]:
         """The answer in words where a letter is asked for."""
-        asked = spoken != IGNORE_INDEX
-        if not asked.any():
+        labelled = spoken != IGNORE_INDEX
+        if not labelled.any():
             return {}
-        logits, words = self.spoken(states[asked]).float(), spoken[asked]
+        logits, words = self.spoken(states[labelled]).float(), spoken[labelled]
         right = (logits.argmax(-1) == words).float().mean()
         return {"spoken": F.cross_entropy(logits, words), "spoken_right": right}
 
 
-def _ends(what: Comparable, compared: torch.Tensor, shown: torch.Tensor) -> _Ends:
+def _ends(quality: Comparable, compared: torch.Tensor, shown: torch.Tensor) -> _Ends:
     """Where two items are compared in this, as far as both have a patch of their own."""
-    row, place = (compared[..., 0] == what).nonzero(as_tuple=True)
+    row, place = (compared[..., 0] == quality).nonzero(as_tuple=True)
     patches = shown[row[:, None], compared[row, place, 1:]]
     there = patches.any(-1).all(-1)
     return _Ends(row[there], place[there], patches[there].int().argmax(-1))

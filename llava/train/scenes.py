@@ -82,10 +82,10 @@ class Style:
         """The style `share` of the way (0 to 1) to another, with the other's window."""
 
         def between(name: str) -> float | tuple[int, ...]:
-            one, two = getattr(self, name), getattr(other, name)
-            if isinstance(one, tuple):
-                return tuple(round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
-            return one + (two - one) * share
+            low, high = getattr(self, name), getattr(other, name)
+            if isinstance(low, tuple):
+                return tuple(round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
+            return low + (high - low) * share
 
         names = [field.name for field in fields(self) if field.name != "window"]
         return Style(window=other.window, **{name: between(name) for name in names})
@@ -142,7 +142,13 @@ def make_scene(seed: int, style: Style = Style()) -> Scene:
     _add_signs(rng, style, room, unseen)
     _add_things(rng, style, room, unseen)
     return Scene(
-        *(seed, left, top, style.window, cells, texture, clutter),
+        seed,
+        left,
+        top,
+        style.window,
+        cells,
+        texture,
+        clutter,
         signs=tuple(item for item in room.items if isinstance(item, Sign)),
         things=tuple(item for item in room.items if isinstance(item, Thing)),
     )

@@ -33,7 +33,7 @@ def _pairs(scene: Scene) -> Iterator[tuple[str, Thing, str, Thing]]:
 def color(scene: Scene) -> Iterable[Question]:
     for name, thing in _by_shape(scene):
         yield Question(
-            *("color", f"What color is {name}?", thing.colour, (thing,)), options=tuple(COLOURS)
+            "color", f"What color is {name}?", thing.colour, (thing,), options=tuple(COLOURS)
         )
 
 
@@ -41,7 +41,7 @@ def shape(scene: Scene) -> Iterable[Question]:
     for name, thing in refer(scene):
         if name.endswith("object"):
             yield Question(
-                *("shape", f"What shape is {name}?", thing.shape, (thing,)), options=tuple(SHAPES)
+                "shape", f"What shape is {name}?", thing.shape, (thing,), options=tuple(SHAPES)
             )
 
 
@@ -65,21 +65,21 @@ def place(scene: Scene) -> Iterable[Question]:
 
 def exists(scene: Scene) -> Iterable[Question]:
     for shape in SHAPES:
-        found = tuple(thing for thing in scene.things if thing.shape == shape)
+        things = tuple(thing for thing in scene.things if thing.shape == shape)
         text = f"Is there {a(shape)} in the image?"
-        yield Question("exists", text, "yes" if found else "no", found[:1], subject=shape)
+        yield Question("exists", text, "yes" if things else "no", things[:1], subject=shape)
 
 
 def exists_colored(scene: Scene) -> Iterable[Question]:
     there = {(thing.colour, thing.shape): thing for thing in scene.things}
-    for one in scene.things:
-        for other in scene.things:
-            pair = one.colour, other.shape
+    for coloured in scene.things:
+        for shaped in scene.things:
+            pair = coloured.colour, shaped.shape
             if pair in UNSEEN_THINGS and not scene.unseen:
                 continue  # in training it could only be absent
             text = f"Is there {a(pair[0])} {pair[1]} in the image?"
-            found = (there[pair],) if pair in there else ()
-            yield Question("exists colored", text, "yes" if found else "no", found)
+            targets = (there[pair],) if pair in there else ()
+            yield Question("exists colored", text, "yes" if targets else "no", targets)
 
 
 def is_color(scene: Scene) -> Iterable[Question]:
@@ -91,18 +91,18 @@ def is_color(scene: Scene) -> Iterable[Question]:
             yield Question("is color", f"Is {name} {colour}?", answer, (thing,))
 
 
-def _relations(one: Item, other: Item) -> list[tuple[str, str, str]]:
+def _relations(item: Item, other: Item) -> list[tuple[str, str, str]]:
     """(phrase that holds, phrase that does not, what the place word of the first is)."""
-    found = []
-    if abs(one.x - other.x) > _APART:
+    relations = []
+    if abs(item.x - other.x) > _APART:
         sides = ("to the left of", "to the right of")
-        left = one.x < other.x
-        found.append((sides[not left], sides[left], "left" if left else "right"))
-    if abs(one.y - other.y) > _APART:
-        above = one.y < other.y
+        left = item.x < other.x
+        relations.append((sides[not left], sides[left], "left" if left else "right"))
+    if abs(item.y - other.y) > _APART:
+        above = item.y < other.y
         sides = ("above", "below")
-        found.append((sides[not above], sides[above], sides[not above]))
-    return found
+        relations.append((sides[not above], sides[above], sides[not above]))
+    return relations
 
 
 def choose_side(scene: Scene) -> Iterable[Question]:
@@ -183,12 +183,12 @@ def beside(scene: Scene) -> Iterable[Question]:
                 if other is not thing and holds(other.x - thing.x, other.y - thing.y)
             ]
             if len(there) == 1:
-                found = (thing, there[0])
+                things = (thing, there[0])
                 shapes, colours = _others(SHAPES, name), _others(COLOURS, name)
                 text = f"What shape is {phrase} {name}?"
-                yield Question("beside", text, there[0].shape, found, 2, shapes)
+                yield Question("beside", text, there[0].shape, things, 2, shapes)
                 text = f"What color is the object {phrase} {name}?"
-                yield Question("beside", text, there[0].colour, found, 3, colours)
+                yield Question("beside", text, there[0].colour, things, 3, colours)
 
 
 def larger(scene: Scene) -> Iterable[Question]:
@@ -202,20 +202,20 @@ def larger(scene: Scene) -> Iterable[Question]:
 
 def count(scene: Scene) -> Iterable[Question]:
     for shape in SHAPES:
-        found = tuple(thing for thing in scene.things if thing.shape == shape)
-        answer, hops = str(len(found)), max(1, len(found))
+        things = tuple(thing for thing in scene.things if thing.shape == shape)
+        answer, hops = str(len(things)), max(1, len(things))
         if answer in _COUNTS:
             text = f"How many {shape}{'es' if shape == 'cross' else 's'} are there in the image?"
-            yield Question("count", text, answer, found, hops, _COUNTS, subject=shape)
+            yield Question("count", text, answer, things, hops, _COUNTS, subject=shape)
 
 
 def is_count(scene: Scene) -> Iterable[Question]:
     counts = Counter(thing.shape for thing in scene.things)
     for shape, count in counts.items():
-        for asked in {1, 2, 3}:
-            plural = shape if asked == 1 else shape + ("es" if shape == "cross" else "s")
-            is_there = "Is there only" if asked == 1 else "Are there"
-            text = f"{is_there} {_NUMBERS[asked]} {plural} in the image?"
-            found = tuple(thing for thing in scene.things if thing.shape == shape)
-            answer = "yes" if asked == count else "no"
-            yield Question("is count", text, answer, found, count, subject=shape)
+        for number in {1, 2, 3}:
+            plural = shape if number == 1 else shape + ("es" if shape == "cross" else "s")
+            is_there = "Is there only" if number == 1 else "Are there"
+            text = f"{is_there} {_NUMBERS[number]} {plural} in the image?"
+            things = tuple(thing for thing in scene.things if thing.shape == shape)
+            answer = "yes" if number == count else "no"
+            yield Question("is count", text, answer, things, count, subject=shape)

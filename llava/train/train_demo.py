@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.model.tokenizer import load_tokenizer
 from llava.train.export import export
 from llava.train.model import DemoModel, Shape

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from llava import flags, program
+from llava.common import flags, program
 from llava.model.tokenizer import load_tokenizer
 from llava.train.drive.data import VOCAB_SIZE, corpus
 from llava.train.drive.model import DriveModel, Shape, export

@@ -29,8 +29,14 @@ from llava.train.turns import training_turns, validation_turns
 
 # Weights of the losses of seeing, beside which answering has 1.
 _SEEING = {
-    **{"where": 1.0, "kind": 2.0, "colour": 1.0, "look": 1.0, "letter": 1.0, "text": 1.0},
-    **{"centre": 1.0, "contrast": 0.2},
+    "where": 1.0,
+    "kind": 2.0,
+    "colour": 1.0,
+    "look": 1.0,
+    "letter": 1.0,
+    "text": 1.0,
+    "centre": 1.0,
+    "contrast": 0.2,
 }
 
 _GUIDED = (*pointing.DEPTH, *readouts.DEPTH)
@@ -171,12 +177,12 @@ class Trainer:
         Every token of the answer and `</s>` must be the model's first choice given those before it,
         which is when greedy decoding gives the answer.
         """
-        found: dict[str, list[int]] = {}
+        right_by_kind: dict[str, list[int]] = {}
         for start in range(0, scenes, batch):
             seeds = VALIDATION_SEEDS[start : min(start + batch, scenes)]
             chosen = [make_scene(seed, style) for seed in seeds]
-            asked = [validation_turns(scene) for scene in chosen]
-            turns = self.encoder.pack([[turn for _, turn in row] for row in asked])
+            questions = [validation_turns(scene) for scene in chosen]
+            turns = self.encoder.pack([[turn for _, turn in row] for row in questions])
             data = to_device(make_batch(chosen, turns), self.device)
             with self._autocast():
                 selected, _ = self.model.see(data.normalised(), data.corners)
@@ -184,11 +190,14 @@ class Trainer:
             wrong = (logits.argmax(-1) != targets).long().cpu()
             ends = (targets == EOS).nonzero().flatten().tolist()
             mistakes = [0, *wrong.cumsum(0)[ends].tolist()]
-            kinds = [kind for row in asked for kind, _ in row]
+            kinds = [kind for row in questions for kind, _ in row]
             for kind, (before, after) in zip(kinds, pairwise(mistakes), strict=True):
-                found.setdefault(kind, []).append(before == after)
-        right = [value for values in found.values() for value in values]
-        shares = {"validation": right, **{kind: found[kind] for kind in sorted(found)}}
+                right_by_kind.setdefault(kind, []).append(before == after)
+        right = [value for values in right_by_kind.values() for value in values]
+        shares = {
+            "validation": right,
+            **{kind: right_by_kind[kind] for kind in sorted(right_by_kind)},
+        }
         return {name: round(sum(values) / len(values), 4) for name, values in shares.items()}
 
     def save(self) -> None:

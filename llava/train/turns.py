@@ -25,11 +25,29 @@ LIST_BY_ROW = "List everything from top to bottom."
 LIST_BY_COLUMN = "List everything from left to right."
 
 _WEIGHTS = {
-    **{"color": 0.5, "shape": 0.7, "pattern": 0.7, "size": 0.4, "place": 3},
-    **{"exists": 1.2, "exists colored": 1.2, "is color": 0.7, "count": 4, "is count": 3},
-    **{"choose side": 1, "is side": 1.5, "beside": 1.5, "larger": 1},
-    **{"same color": 5, "twin shape": 4, "twin pattern": 3, "twin side": 4},
-    **{"read": 5, "read place": 4, "sign color": 2, "says": 3, "number": 5},
+    "color": 0.5,
+    "shape": 0.7,
+    "pattern": 0.7,
+    "size": 0.4,
+    "place": 3,
+    "exists": 1.2,
+    "exists colored": 1.2,
+    "is color": 0.7,
+    "count": 4,
+    "is count": 3,
+    "choose side": 1,
+    "is side": 1.5,
+    "beside": 1.5,
+    "larger": 1,
+    "same color": 5,
+    "twin shape": 4,
+    "twin pattern": 3,
+    "twin side": 4,
+    "read": 5,
+    "read place": 4,
+    "sign color": 2,
+    "says": 3,
+    "number": 5,
 }
 _CHOICE_SHARE = 0.35  # of the questions with options, asked as multiple choice
 _SHORT_SHARE = 0.3  # of the others, with LLaVA's second line; bare questions are shorter to learn
@@ -75,9 +93,9 @@ def choices(question: Question, count: int, rng: random.Random) -> list[str]:
     near = [option for option in wrong if option in question.near]
     first = rng.sample(near, min(len(near), count - 1)) if rng.random() < 0.5 else []
     rest = [option for option in wrong if option not in first]
-    found = [*first, *rng.sample(rest, min(len(rest), count - 1 - len(first))), question.answer]
-    rng.shuffle(found)
-    return found
+    options = [*first, *rng.sample(rest, min(len(rest), count - 1 - len(first))), question.answer]
+    rng.shuffle(options)
+    return options
 
 
 def lettered(text: str, options: list[str]) -> str:
@@ -109,12 +127,12 @@ def balanced(kind: str, questions: list[Question], rng: random.Random) -> Questi
     if answers in (["no"], ["yes"]):
         return None
     answer = rng.choice(answers)
-    found = [question for question in questions if question.answer == answer]
+    fitting = [question for question in questions if question.answer == answer]
     if kind == "exists" and answer == "no":
         # absent shapes are asked about as often as present ones are, shape by shape
         odds = {shape: p / (1 - p) for shape, p in presence().items()}
-        return rng.choices(found, [odds[question.subject] for question in found])[0]
-    return rng.choice(found)
+        return rng.choices(fitting, [odds[question.subject] for question in fitting])[0]
+    return rng.choice(fitting)
 
 
 def training_turns(scene: Scene, count: int, lists: float = 1.0) -> list[Turn]:
@@ -128,7 +146,7 @@ def training_turns(scene: Scene, count: int, lists: float = 1.0) -> list[Turn]:
     pools = {kind: ask(scene, (kind,)) for kind in KINDS}
     pools = {kind: questions for kind, questions in pools.items() if questions}
     weights = [_WEIGHTS[kind] for kind in pools]
-    asked: set[str] = set()
+    texts: set[str] = set()
     for _ in range(count):
         if rng.random() < _LESSON_SHARE:
             question = lesson(rng)
@@ -136,9 +154,9 @@ def training_turns(scene: Scene, count: int, lists: float = 1.0) -> list[Turn]:
             continue
         kind = rng.choices(list(pools), weights)[0]
         question = balanced(kind, pools[kind], rng)
-        if question is None or question.text in asked:
+        if question is None or question.text in texts:
             continue
-        asked.add(question.text)
+        texts.add(question.text)
         hidden = rng.random() < _HIDDEN_SHARE
         text, answer = _phrase(question, scene, rng)
         if hidden:

@@ -9,9 +9,9 @@ import torch
 
 from llava import pruning
 from llava.analysis import attention, traced
-from llava.analysis.attention import AttentionMap, Probe, figure, look, main, paper_layers
+from llava.analysis.attention import AttentionMap, AttentionProbe, figure, look, main, paper_layers
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.pruning.methods.autoprune.method import AutoPrune
+from llava.pruning.methods.autoprune import AutoPrune
 from tests import tiny
 from tests.closeness import FLOAT32, assert_close
 
@@ -33,7 +33,7 @@ def test_maps_are_the_attention_of_transformers() -> None:
     ours = tiny.model(0, attn="eager")
     stock = tiny.stock(ours, "eager")
     prompt, images = tiny.prompt(1, before=3, after=7), tiny.pixels(1)
-    probe = Probe(layers=(1, 4))
+    probe = AttentionProbe(layers=(1, 4))
     with torch.no_grad():
         ours(prompt[None], images=images, pruner=probe)
         ids = torch.cat(
@@ -46,8 +46,8 @@ def test_maps_are_the_attention_of_transformers() -> None:
     for layer in (1, 4):
         # BOS and three of text, 16 patches, seven of text.
         wanted = whole[layer][0, :, -7:, 4:20].mean((0, 1))
-        assert_close(torch.tensor(probe.found[layer].weights), wanted, FLOAT32)
-    assert sorted(probe.found) == [1, 4]
+        assert_close(torch.tensor(probe.maps[layer].weights), wanted, FLOAT32)
+    assert sorted(probe.maps) == [1, 4]
 
 
 def test_mutual_information_is_what_autoprune_measures(demo, wide) -> None:
@@ -71,7 +71,7 @@ def test_share_and_half_by_hand() -> None:
 def test_a_layer_that_is_not_there_is_refused() -> None:
     ours = tiny.model(0)
     with pytest.raises(ValueError, match="layer 6 of a decoder of 6: expected 0 to 5"):
-        ours(tiny.prompt(1)[None], images=tiny.pixels(1), pruner=Probe(layers=(6,)))
+        ours(tiny.prompt(1)[None], images=tiny.pixels(1), pruner=AttentionProbe(layers=(6,)))
 
 
 def test_the_figure_has_a_panel_a_layer_and_a_row_a_question(demo, wide) -> None:

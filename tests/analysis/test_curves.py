@@ -9,7 +9,7 @@ import pytest
 
 from llava import pruning
 from llava.analysis import traced
-from llava.analysis.curves import Curve, Panel, figure, main, read
+from llava.analysis.curves import Panel, SampleCurve, figure, main, read
 
 from .conftest import DEMO
 
@@ -87,7 +87,7 @@ def test_samples_that_differ_in_their_budget_have_no_common_line(
     first, second = map(json.loads, file.read_text().splitlines())
     # As a tiled picture would be: 144 tokens beside 72. Which curve follows matters not here.
     second["metadata"]["n_visual"] = 1152
-    monkeypatch.setattr("llava.analysis.curves._curve", lambda config, *_: Curve(1.0, (3, 2)))
+    monkeypatch.setattr("llava.analysis.curves._curve", lambda config, *_: SampleCurve(1.0, (3, 2)))
     file.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
     assert read(file).budget is None
 
@@ -108,7 +108,7 @@ def test_samples_within_the_budget_have_no_curve(ask, tmp_path) -> None:
 
 def test_the_figure_has_a_line_a_sample_the_mean_and_the_budget() -> None:
     pytest.importorskip("matplotlib")
-    curves = [Curve(2.0, (90, 6, 3)), Curve(1.0, (90, 4, 1))]
+    curves = [SampleCurve(2.0, (90, 6, 3)), SampleCurve(1.0, (90, 4, 1))]
     left = Panel("one", "leaving", 5, curves, 0)
     right = Panel("two", "entering", None, curves[:1], 3)
     drawn = figure([left, right])

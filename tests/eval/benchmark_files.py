@@ -15,13 +15,15 @@ from typing import Any
 
 from PIL import Image
 
-from llava.eval.benchmarks.base import Benchmark, require_complete
+from llava.eval.benchmarks.base import Benchmark, File, Split, question_lines, require_complete
 from llava.eval.benchmarks.scoring import texts_by_id
-from llava.eval.run.questions import QuestionFile
+
+QUESTIONS = File("questions.jsonl", "the tests", "questions")
 
 
-def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
-    return QuestionFile(folder / "questions.jsonl", num_chunks, chunk_idx)
+def splits(name: str) -> tuple[Split]:
+    truth = File("annotations.json", "the tests")
+    return (Split(QUESTIONS, File("images", "the tests", "images"), (truth,), scored_as=name),)
 
 
 def score(
@@ -43,18 +45,18 @@ ALPHA = Benchmark(
     name="alpha",
     title="Alpha (a split)",
     folder="alpha",
-    images="images",
+    splits=splits("alpha"),
     metric="accuracy",
-    load_questions=load_questions,
+    load_questions=question_lines(QUESTIONS),
     score=partial(score, points=100.0),
 )
 BETA = Benchmark(
     name="beta",
     title="Beta",
     folder="beta",
-    images="images",
+    splits=splits("beta"),
     metric="accuracy",
-    load_questions=load_questions,
+    load_questions=question_lines(QUESTIONS),
     score=partial(score, points=200.0),
     best=200.0,
     max_new_tokens=1024,

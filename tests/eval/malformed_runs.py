@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from llava.analysis import complexity, curves, kinds, page, tradeoff, training
+from llava.analysis import curves, information, kinds, page, tradeoff, training
 from llava.eval.compare import report
 from llava.eval.run.answers import AnswerFile
 from llava.eval.run.questions import QuestionFile
@@ -156,14 +156,14 @@ PROGRAMS = {
         },
         prepare=write_measured_run,
     ),
-    "metadata of complexity": Program(
-        run=measure(complexity.main, "--runs", "{0}/out", "--resamples", "2"),
+    "metadata of information": Program(
+        run=measure(information.main, "--runs", "{0}/out", "--resamples", "2"),
         damage="data/gqa/metadata.jsonl",
         needed={"0", "0.index", "0.question_id", "0.kind", "0.hops"},
         prepare=write_measured_run,
     ),
-    "answers of complexity": Program(
-        run=measure(complexity.main, "--runs", "{0}/out", "--resamples", "2"),
+    "answers of information": Program(
+        run=measure(information.main, "--runs", "{0}/out", "--resamples", "2"),
         damage="out/gqa/n_64.jsonl",
         needed={
             *("0", "0.question_id", "0.prompt", "0.text", "0.metadata", "0.metadata.index"),
@@ -171,8 +171,8 @@ PROGRAMS = {
         },
         prepare=write_measured_run,
     ),
-    "record of complexity": Program(
-        run=measure(complexity.main, "--runs", "{0}/out", "--resamples", "2"),
+    "record of information": Program(
+        run=measure(information.main, "--runs", "{0}/out", "--resamples", "2"),
         damage="out/gqa/n_64.run.json",
         needed={
             *("settings", "settings.pruner", "settings.pruner.method", "counts", "tokens"),

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval import (
-    eval_gqa,
     eval_mmvet,
     eval_pope,
     eval_science_qa,
     eval_senna,
     eval_textvqa,
-    eval_vqav2,
     score,
 )
-from llava.eval.benchmarks import vizwiz
+from llava.eval.benchmarks import gqa, vizwiz, vqav2
 from llava.eval.benchmarks.senna import build
 
 from .. import malformed, senna_files
@@ -50,8 +48,18 @@ def scorer(main: Callable[..., int], answers: Any, annotations: Any) -> dict[str
     return {"run": run, "files": {"a.json": annotations, "r.jsonl": answers}}
 
 
-VQA = scorer(
-    eval_vqav2.main,
+def scored(name: str, file: str, answers: Any, annotations: Any) -> dict[str, Any]:
+    """Of a benchmark whose true answers are in one file."""
+    command = ["--benchmark", name, "--data"]
+    return {
+        "run": lambda folder: score.main([*command, str(folder), str(folder / "r.jsonl")]),
+        "files": {file: annotations, "r.jsonl": answers},
+    }
+
+
+VQA = scored(
+    "vqav2",
+    vqav2.ANNOTATIONS,
     [ANSWER],
     {
         "annotations": [
@@ -157,7 +165,7 @@ ANSWER_FIELDS = {"question_id", "prompt", "text"}
 
 PROGRAMS = {
     "vqav2": Program(
-        damage="a.json",
+        damage=vqav2.ANNOTATIONS,
         needed={
             "annotations",
             "annotations.0",
@@ -168,12 +176,12 @@ PROGRAMS = {
     ),
     "vqav2 answers": Program(damage="r.jsonl", needed={"0", "0.question_id", "0.text"}, **VQA),
     "gqa": Program(
-        damage="a.json",
+        damage=gqa.ANNOTATIONS,
         needed={
             *("1", "1.question", "1.answer", "1.types", "1.types.structural", "1.types.semantic"),
             *("1.semantic", "1.semantic.0", "1.semantic.0.operation", "1.semantic.0.argument"),
         },
-        **scorer(eval_gqa.main, [ANSWER], GQA),
+        **scored("gqa", gqa.ANNOTATIONS, [ANSWER], GQA),
     ),
     "textvqa": Program(
         damage="a.json",

@@ -1,4 +1,4 @@
-"""The programs under scripts/ as functions, files for them, and a Python that notes its calls."""
+"""The programs under scripts/ as functions, files for them, and Pythons that note or replace."""
 
 from __future__ import annotations
 
@@ -29,38 +29,36 @@ def write_lines(path: Path, entries: Iterable[Any]) -> Path:
     return path
 
 
-# Stands in for Python: notes how it was called; ends as $ANSWERING says when asked to answer.
+# Stands in for Python: notes how it was called or, if to run a benchmark, which programs that runs.
 _RECORDER = """#!/usr/bin/env bash
-[[ $1 == -c ]] && {asked}
-until mkdir "$CALLS.lock" 2>/dev/null; do sleep 0.01; done  # several may be called at a time
+[[ $1 == -c ]] && exit 0
+if [[ $2 == llava.eval.benchmark ]]; then
+    PYTHONPATH="{root}" exec "{python}" "{root}/tests/eval/recorded.py" "$CALLS" "$@"
+fi
 printf '%s\\n' "cwd $PWD" "$@" end >> "$CALLS"
-rmdir "$CALLS.lock"
-[[ $2 == llava.eval.model_vqa* ]] && exit "${{ANSWERING:-0}}"
-exit 0
 """
 
 
-def write_recorder(path: Path, asked: str | None = None) -> None:
-    """A program that notes its calls in the file that $CALLS names.
+def write_recorder(path: Path) -> None:
+    """A Python that notes calls in the file that $CALLS names, see `recorded`."""
+    _write_python(path, _RECORDER)
 
-    `asked` is the Python that answers what scripts ask with -c; without one there is no answer.
-    """
+
+# Stands in for Python: runs a benchmark whose answering program is another.
+_REPLACED = """#!/usr/bin/env bash
+[[ $1 == -c ]] && exit 0
+PYTHONPATH="{root}" exec "{python}" "{root}/tests/eval/replaced.py" "{root}/tests/eval/{name}" "$@"
+"""
+
+
+def write_replacing_python(path: Path, name: str) -> None:
+    """A Python whose answering program is tests/eval/NAME, see `replaced`."""
+    _write_python(path, _REPLACED, name)
+
+
+def _write_python(path: Path, text: str, name: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_RECORDER.format(asked=f'exec {asked} "$@"' if asked else "exit 0"))
-    path.chmod(0o755)
-
-
-# Stands in for Python: model_vqa_loader answers with the stub model, all else is as it is.
-_STUB = """#!/usr/bin/env bash
-[[ $2 == llava.eval.model_vqa_loader ]] || exec "{python}" "$@"
-shift 2
-PYTHONPATH="{root}" exec "{python}" "{root}/tests/eval/launched.py" "$@"
-"""
-
-
-def write_stub_python(path: Path) -> None:
-    """A Python whose `llava.eval.model_vqa_loader` has the stub as its model."""
-    path.write_text(_STUB.format(python=sys.executable, root=SCRIPTS.parent))
+    path.write_text(text.format(python=sys.executable, root=SCRIPTS.parent, name=name))
     path.chmod(0o755)
 
 
@@ -71,11 +69,8 @@ def calls(folder: Path) -> list[list[str]]:
 
 
 def perform(call: list[str]) -> int:
-    """Run a recorded call, `-m MODULE ...` or `scripts/NAME.py ...`, in this process, which is
-    faster than starting one; returns its exit status."""
-    if call[1] == "-m":
-        return importlib.import_module(call[2]).main(call[3:])
-    return script(Path(call[1]).stem)(*call[2:])
+    """Run a recorded call, `-m MODULE ...`, in this process; returns its exit status."""
+    return importlib.import_module(call[2]).main(call[3:])
 
 
 def value(call: list[str], flag: str) -> str:

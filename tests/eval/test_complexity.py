@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llava.analysis.complexity import (
+from llava.analysis.information import (
     analyse,
     correlations,
     distributions,
@@ -17,7 +17,7 @@ from llava.analysis.complexity import (
     main,
     verdict,
 )
-from llava.analysis.complexity_samples import Sample
+from llava.analysis.information_samples import Sample
 from llava.analysis.rank_statistics import Comparison
 
 from .sweep_files import Asked, write_benchmark, write_run

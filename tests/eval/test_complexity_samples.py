@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llava.analysis.complexity_samples import Sample, find_runs, load_run, require_comparable
+from llava.analysis.information_samples import Sample, find_runs, load_run, require_comparable
 from llava.analysis.question_metadata import is_right
 
 from .sweep_files import Asked, answers, write_benchmark, write_lines, write_metadata, write_run

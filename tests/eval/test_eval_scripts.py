@@ -15,7 +15,7 @@ import pytest
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.compare.sweep import build_parser
 
-from .programs import calls, value, write_recorder, write_stub_python
+from .programs import calls, value, write_recorder, write_replacing_python
 from .test_mini_runs import cut_gqa
 
 ROOT = Path(__file__).parents[2]
@@ -211,42 +211,37 @@ def test_a_python_without_torch_is_named(user):
 def test_each_device_answers_a_part_and_the_parts_are_merged(user):
     done = run_user(user, "64", CUDA_VISIBLE_DEVICES="4,6,7")
     assert done.returncode == 0, done.stderr
-    *parts, merging, scoring = calls(user)
-    folder = user / "data/answers/llava-v1.5-7b/autoprune"
-    assert sorted(value(part, "--chunk-idx") for part in parts) == ["0", "1", "2"]
-    for part in parts:
-        index = value(part, "--chunk-idx")
-        assert value(part, "--num-chunks") == "3"
-        assert value(part, "--answers-file") == str(folder / f"n_64/3_{index}.jsonl")
-    assert value(merging, "--merge-chunks") == "3" and "--num-chunks" not in merging
-    assert value(merging, "--answers-file") == str(folder / "n_64.jsonl")
+    answering, scoring = calls(user)
+    assert answering[1:5] == ["torchrun", "3", "-m", "llava.eval.model_vqa_loader"]
+    answers = user / "data/answers/llava-v1.5-7b/autoprune/n_64.jsonl"
+    assert value(answering, "--answers-file") == str(answers)  # parts are in n_64/3_<index>.jsonl
+    assert "--num-chunks" not in answering
     assert scoring[2] == "llava.eval.score"
 
 
 def test_one_device_answers_alone(user):
     assert run_user(user, "64", CUDA_VISIBLE_DEVICES="5").returncode == 0
     answering, _ = calls(user)
+    assert answering[1:3] == ["-m", "llava.eval.model_vqa_loader"]
     assert "--num-chunks" not in answering
+
+
+@pytest.mark.parametrize("flags", [["--num-chunks", "2"], ["--merge-chunks=2"]])
+def test_a_part_is_not_split_again(user, flags):
+    assert run_user(user, "64", *flags, CUDA_VISIBLE_DEVICES="0,1").returncode == 0
+    assert calls(user)[0][1:3] == ["-m", "llava.eval.model_vqa_loader"]
 
 
 def test_a_part_that_fails_is_not_merged(user):
     done = run_user(user, "64", CUDA_VISIBLE_DEVICES="0,1", ANSWERING="3")
     assert done.returncode == 3 and "Not scored" in done.stderr
-    assert not any("--merge-chunks" in call for call in calls(user))
-
-
-ENDS_SLOWLY = """#!/usr/bin/env bash
-[[ "$*" == *llava.eval.* ]] || exit 0
-trap 'sleep 0.$((RANDOM % 5)); echo ended >>"$CALLS"; exit 130' TERM
-echo begun >>"$CALLS"
-while :; do sleep 0.05; done
-"""
+    assert len(calls(user)) == 1
 
 
 @pytest.mark.parametrize("devices", ["0", "0,1"], ids=["alone", "two parts"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_script_is_handed_on_and_waited_for(user, number, devices):
-    (user / "python").write_text(ENDS_SLOWLY)
+    write_replacing_python(user / "python", "endless.py")
     count = len(devices.split(","))
     told = user / "calls"
     relative = {"MODEL_PATH": "my models/llava-v1.5-7b", "DATA": "data", "PYTHON": "./python"}
@@ -271,7 +266,7 @@ def test_a_signal_to_the_script_is_handed_on_and_waited_for(user, number, device
 def test_two_real_processes_answer_merge_and_score(user):
     """On CPU, where the devices are only numbers; the model is the stub."""
     cut_gqa(ROOT / "playground/data/mini/gqa", user / "gqa")
-    write_stub_python(user / "python")
+    write_replacing_python(user / "python", "launched.py")
     done = subprocess.run(
         ["bash", str(SCRIPT.with_name("gqa.sh")), "64"],
         cwd=user,

@@ -10,7 +10,7 @@ import pytest
 
 from llava.eval.benchmarks import gqa
 from llava.eval.benchmarks.gqa import BENCHMARK
-from llava.eval.eval_gqa import main
+from llava.eval.score import main
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_gqa_for_eval.py"
 INSTRUCTION = "Answer the question using a single word or phrase."
@@ -83,8 +83,7 @@ def folder(tmp_path):
 
 def run(folder: Path, entries: list[dict], *more: str) -> int:
     path = write_lines(folder / "answers" / "n_64.jsonl", entries)
-    annotations = folder / gqa.ANNOTATIONS
-    return main(["--annotation-file", str(annotations), "--result-file", str(path), *more])
+    return main(["--benchmark", "gqa", "--data", str(folder), str(path), *more])
 
 
 def group(accuracy: float, samples: int) -> dict:
@@ -158,16 +157,18 @@ def test_missing_answers_are_named_unless_allowed(folder, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["samples"], result["missing"], result["accuracy"]) == (4, 1, 50)
     assert run(folder, [], "--allow-missing") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1:5] == ["Samples: 0", "Binary: none", "Open: none", "Accuracy: none"]
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ["accuracy: none", "samples: 0", "missing: 5"]
+    assert json.loads(last)["binary"] is json.loads(last)["open"] is None
 
 
 def test_command_line(folder, capsys):
     assert run(folder, answers()[::-1]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "n_64"
-    assert lines[1:5] == ["Samples: 5", "Binary: 100.00%", "Open: 33.33%", "Accuracy: 60.00%"]
-    assert json.loads(lines[5])["by_steps"]["1"] == {"accuracy": 100.0, "samples": 2}
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("GQA") and lines[0].endswith("n_64.jsonl")
+    assert lines[1:3] == ["accuracy: 60.00 of 100", "samples: 5"]
+    assert {"binary: 100.00", "open: 33.33"} <= set(lines)
+    assert json.loads(last)["by_steps"]["1"] == {"accuracy": 100.0, "samples": 2}
 
 
 @pytest.mark.parametrize(
@@ -206,12 +207,12 @@ def test_wrong_annotations_are_named(folder, capsys, content, message):
 
 
 def test_missing_files_are_named(folder, capsys):
-    absent = str(folder / "none")
-    assert main(["--annotation-file", absent, "--result-file", absent]) == 2
-    assert "gqadataset.org" in capsys.readouterr().err
-    annotations = str(folder / gqa.ANNOTATIONS)
-    assert main(["--annotation-file", annotations, "--result-file", absent]) == 2
+    absent, command = str(folder / "none"), ["--benchmark", "gqa", "--data", str(folder)]
+    assert main([*command, absent]) == 2
     assert "model_vqa_loader" in capsys.readouterr().err
+    (folder / gqa.ANNOTATIONS).unlink()
+    assert run(folder, answers()) == 2
+    assert "gqadataset.org" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"eval\.zip"):
         BENCHMARK.load_questions(folder)
 

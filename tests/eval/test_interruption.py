@@ -90,7 +90,7 @@ def test_the_exit_status_is_that_of_the_program(tmp_path, within):
     import os, signal, sys
     from contextlib import nullcontext
     from llava.eval.run.interruption import Interruption
-    from llava.signals import begin_program
+    from llava.common.signals import begin_program
     begin_program()
     def main():
         try:
@@ -166,20 +166,22 @@ def test_nohup_is_obeyed():
     [
         (["python", "-m", "llava.eval.score"], True),
         (["python", "-Bum", "llava.eval.score"], True),
+        (["python", "-m", "llava", "score"], True),
         (["python", "-m", "lmms_eval", "--model", "llava"], False),
         (["python", "-m", "pytest"], False),
     ],
 )
 def test_only_programs_of_this_package_take_the_signals(monkeypatch, argv, starting):
-    from llava.signals import is_starting
+    from llava.common.signals import is_starting
 
     monkeypatch.setattr(sys, "argv", ["-m"])
     monkeypatch.setattr(sys, "orig_argv", argv)
     assert is_starting() is starting
     monkeypatch.setattr(sys, "argv", ["mine.py"])
     assert not is_starting()
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts" / "convert_gqa_for_eval.py")])
-    assert is_starting()
+    for program in (ROOT / "scripts" / "convert_gqa_for_eval.py", "bin/autoprune"):
+        monkeypatch.setattr(sys, "argv", [str(program)])
+        assert is_starting()
 
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)

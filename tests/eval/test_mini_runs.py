@@ -194,7 +194,7 @@ def test_what_the_script_runs(script, cut, benchmark, version, checkpoint, tmp_p
     """The command lines of the script, one after the other in this process."""
     data = tmp_path / benchmark.folder
     count = cut(MINI / benchmark.folder, data)
-    write_recorder(tmp_path / "python", asked=sys.executable)
+    write_recorder(tmp_path / "python")
     run(version, script, checkpoint, data, tmp_path / "python")
     answering, scoring = calls(tmp_path)
     assert answering[0] == scoring[0] == f"cwd {ROOT}"

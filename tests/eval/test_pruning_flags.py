@@ -13,8 +13,10 @@ import pytest
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava.eval.run.arguments import add_depth_argument
-from llava.pruning import AutoPrune, FastV, Pruner, build
+from llava.pruning import Pruner, build
 from llava.pruning.arguments import add_pruning_arguments
+from llava.pruning.methods.autoprune import AutoPrune
+from llava.pruning.methods.fastv import FastV
 
 from ..checkpoints import published_config
 

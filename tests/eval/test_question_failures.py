@@ -347,7 +347,7 @@ def test_a_picture_without_a_scale_or_too_large_fails_alone(tmp_path, use, monke
     depth.save(buffer, "TIFF")
     (images / "0.png").write_bytes(buffer.getvalue())
     Image.new("L", (40_000, 1)).save(images / "1.png")
-    monkeypatch.setattr("llava.images.MAX_SIDE", 39_999)
+    monkeypatch.setattr("llava.common.images.MAX_SIDE", 39_999)
     use(StubModel())
     assert main(command(tmp_path, "--batch-size", "2")) == 3
     first, second = failures(tmp_path)

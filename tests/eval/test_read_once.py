@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llava import json_files
+from llava.common import json_files
 from llava.eval.compare.sweep import main
 from llava.eval.run.questions import QuestionFile
 from llava.eval.run.watched import read_once, the_path

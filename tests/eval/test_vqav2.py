@@ -10,7 +10,7 @@ import pytest
 
 from llava.eval.benchmarks import vqav2
 from llava.eval.benchmarks.vqav2 import BENCHMARK
-from llava.eval.eval_vqav2 import main
+from llava.eval.score import main
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_vqav2_for_submission.py"
 INSTRUCTION = "Answer the question using a single word or phrase."
@@ -68,8 +68,7 @@ def folder(tmp_path):
 
 def run(folder: Path, entries: list[dict], *more: str) -> int:
     path = write_lines(folder / "answers" / "n_64.jsonl", entries)
-    annotations = folder / vqav2.ANNOTATIONS
-    return main(["--annotation-file", str(annotations), "--result-file", str(path), *more])
+    return main(["--benchmark", "vqav2", "--data", str(folder), str(path), *more])
 
 
 @pytest.mark.parametrize(
@@ -134,9 +133,10 @@ def test_spaces_around_references_do_not_make_them_differ(folder):
 
 def test_command_line(folder, capsys):
     assert run(folder, answers()[::-1]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ["n_64", "Samples: 4", "Accuracy: 62.50%"]
-    assert json.loads(lines[3])["accuracy"] == pytest.approx(62.5)
+    title, *lines, last = capsys.readouterr().out.splitlines()
+    assert title.startswith("VQAv2") and title.endswith("n_64.jsonl")
+    assert lines == ["accuracy: 62.50 of 100", "samples: 4", "missing: 0"]
+    assert json.loads(last)["accuracy"] == pytest.approx(62.5)
 
 
 def test_missing_answers_are_named_unless_allowed(folder, capsys):
@@ -193,8 +193,8 @@ def test_wrong_annotations_are_named(folder, capsys, content, message):
 
 
 def test_missing_files_are_named(folder, capsys):
-    absent = str(folder / "none")
-    assert main(["--annotation-file", absent, "--result-file", absent]) == 2
+    (folder / vqav2.ANNOTATIONS).unlink()
+    assert run(folder, answers()) == 2
     assert "visualqa.org" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="v2_OpenEnded_mscoco_val2014_questions"):
         BENCHMARK.load_questions(folder)

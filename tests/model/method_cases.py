@@ -1,12 +1,13 @@
-"""The settings under which `test_methods` runs each method; every method needs at least one case.
+"""The settings under which `test_methods` runs each method.
 
-For tiny models: 6 layers, 16 visual tokens an image, and prompts with up to 2 images. A budget must
-be reachable for one image in both ways of counting, and for two in the one that the settings name.
+A method needs no case here: without one it has a default case. For tiny models: 6 layers, 16 visual
+tokens an image, and prompts with up to 2 images. A budget must be reachable for one image in both
+ways of counting, and for two in the one that the settings name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
@@ -24,14 +25,14 @@ class Case(NamedTuple):
         out by hand, as (layers, tokens); None where the pruner depends on what the picture shows,
         which has to come within a token of T. `strict` is left out where it is the same.
     merges: makes new tokens of several in the decoder or the tower, so that no full-length run with
-        a mask equals it.
+        a mask equals it. None: `test_methods` looks.
     """
 
     method: str
     settings: dict[str, Any]
     published: Runs | None
     strict: Runs | None = None
-    merges: bool = False
+    merges: bool | None = False
 
     @property
     def pruner(self) -> pruning.Pruner:
@@ -53,8 +54,8 @@ def _nowhere() -> Iterator[Case]:
     yield Case("no-image", {}, [(6, 0)])
 
 
-def _by_attention_found() -> Iterator[Case]:
-    """Methods whose counts depend on the attention that they find."""
+def _by_attention() -> Iterator[Case]:
+    """Methods whose counts depend on the attention."""
     autoprune = {"target_token_num": 8, "x0": 3.0}
     yield Case("autoprune", autoprune, None, merges=True)
     yield Case("autoprune", {**autoprune, "recycle_ratio": 0.0}, None)
@@ -158,4 +159,18 @@ def _many_cuts() -> Iterator[Case]:
     yield sparsevlm(9, [(1, 16), (2, 14), (1, 10), (2, 5)], strict_9, **plus)
 
 
-CASES = [*_nowhere(), *_by_attention_found(), *_once(), *_one_cut(), *_many_cuts()]
+def small_settings(cls: type[pruning.Pruner], budget: int = PATCHES // 2) -> dict[str, Any]:
+    """The budget where a method has one, and its default depths in a tiny model."""
+    small = cls().scaled(32, LAYERS)
+    depths = {name: getattr(small, name) for name in cls.depths}
+    return {"target_token_num": budget, **depths} if cls.takes_budget() else depths
+
+
+def _without_a_case(methods: Iterable[str]) -> Iterator[Case]:
+    for method, cls in pruning.METHODS.items():
+        if method not in methods:
+            yield Case(method, small_settings(cls), None, merges=None)
+
+
+_WRITTEN = [*_nowhere(), *_by_attention(), *_once(), *_one_cut(), *_many_cuts()]
+CASES = [*_WRITTEN, *_without_a_case({case.method for case in _WRITTEN})]

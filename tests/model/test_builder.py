@@ -12,7 +12,7 @@ from llava.model import reading
 from llava.model.builder import load_pretrained_model
 
 from .. import checkpoints, tiny
-from ..answers import Answer, answer, check, inputs, refused
+from ..answers import Answer, answer, check, inputs, logits_of, refused
 
 VISUAL = 16
 
@@ -214,7 +214,7 @@ def test_transformers_own_llava_answers_the_same(hf, expected):
     ids = torch.cat([ids[:, :at], image, ids[:, at + 1 :]], dim=1)
     options = {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        logits = stock(**options).logits[0, :, : tiny.VOCAB]
+        logits = logits_of(stock.model(**options).last_hidden_state[0], stock.lm_head)
         new = stock.generate(
             **options,
             do_sample=False,

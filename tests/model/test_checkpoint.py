@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava.model import weights
 from llava.model.checkpoint import EXTRA_ROWS, convert, main
-from llava.model.weights import rename
+from llava.model.tensor_names import rename
 
 from .. import checkpoints, tiny
 from ..answers import answer, check

@@ -11,14 +11,8 @@ from llava import pruning
 from llava.pruning.checks import LARGEST, LARGEST_WHOLE, declared_types
 
 from .. import tiny
+from .method_cases import small_settings
 
-#: What makes each method prune the tiny model, whose decoder has six layers.
-USUAL = {
-    "autoprune": {"x0": 3.0},
-    "vscan": {"layer": 3},
-    "pdrop": {"stages": (1, 2, 4)},
-    "sparsevlm": {"stages": (1, 2, 4)},
-}
 EXTREMES = {
     int: (0, 1, -1, LARGEST_WHOLE, -LARGEST_WHOLE),
     float: (0.0, 1e-300, -1e-300, float(LARGEST), float(-LARGEST)),
@@ -28,8 +22,7 @@ EXTREMES = {
 @pytest.mark.parametrize("method", pruning.METHODS)
 def test_extreme_settings_are_refused_or_work(method: str) -> None:
     cls = pruning.METHODS[method]
-    usual = {"target_token_num": 8} if cls.takes_budget() else {}
-    usual |= USUAL.get(method, {})
+    usual = small_settings(cls)
     model, prompt, pixels = tiny.model(), tiny.prompt(0)[None], tiny.pixels(0)
     worked = 0
     for field in fields(cls):

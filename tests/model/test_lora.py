@@ -16,7 +16,8 @@ from torch import Tensor
 
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import main
-from llava.model.weights import original_names, read_tensors
+from llava.model.tensor_names import original_names
+from llava.model.weights import read_tensors
 
 from .. import checkpoints, checkpoints_next
 from ..adapters import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
-from llava.model.weights import original_name, rename
+from llava.model.tensor_names import original_name, rename
 
 from .. import checkpoints, checkpoints_next, tiny
 from ..answers import answer, check, refused

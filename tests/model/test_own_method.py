@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import ClassVar
 
 import pytest
 import torch
 
 from llava import pruning
+from llava.pruning import methods
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
+from llava.pruning.methods.dense import Dense
 from llava.pruning.selectors import keep_top
 from tests import tiny
 
@@ -21,6 +28,7 @@ class EveryOther(pruning.Pruner):
 
     method: ClassVar[str] = "every-other"
     depths: ClassVar[tuple[str, ...]] = ("layer",)
+    presets: ClassVar[dict[str, dict[str, int]]] = {"sparse": {"layer": 0, "step": 8}}
 
     layer: int = 1
     step: int = 2
@@ -63,6 +71,17 @@ def test_it_is_built_by_name_and_by_flags(registered) -> None:
         pruning.build("every-othr")
 
 
+def test_it_has_presets_of_its_own(registered) -> None:
+    sparse = EveryOther(layer=2, step=8)
+    assert pruning.build("every-other", preset="sparse", layer=2) == sparse
+    flags = ("--method", "every-other", "--preset", "sparse", "--set", "layer=2")
+    assert parse(*flags) == sparse
+    with pytest.raises(ValueError, match="unknown preset 'paper'"):
+        pruning.build("every-other", preset="paper")
+    with pytest.raises(ValueError, match="unknown preset 'sparse'"):
+        pruning.build("autoprune", preset="sparse")
+
+
 def test_it_runs(registered) -> None:
     model = tiny.model(7)
     out = model.generate(
@@ -100,7 +119,7 @@ def test_a_class_may_be_registered_twice_and_a_name_once(registered) -> None:
     assert pruning.register(EveryOther) is EveryOther
 
     @dataclass(frozen=True, kw_only=True)
-    class Other(pruning.Dense):
+    class Other(Dense):
         method: ClassVar[str] = "every-other"
 
     with pytest.raises(ValueError, match="method 'every-other' is there already"):
@@ -109,11 +128,11 @@ def test_a_class_may_be_registered_twice_and_a_name_once(registered) -> None:
 
 
 def test_what_is_no_method_is_refused() -> None:
-    class Plain(pruning.Dense):
+    class Plain(Dense):
         method: ClassVar[str] = "plain"
 
     @dataclass(frozen=True, kw_only=True)
-    class Nameless(pruning.Dense):
+    class Nameless(Dense):
         method: ClassVar[str] = ""
 
     @dataclass(frozen=True)
@@ -129,3 +148,79 @@ def test_what_is_no_method_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             pruning.register(cls)
     assert known == pruning.METHODS
+
+
+def test_every_file_of_the_methods_folder_registers_a_method() -> None:
+    files = {module.name for module in iter_modules(methods.__path__)}
+    prefix = methods.__name__ + "."
+    registered = {cls.__module__.removeprefix(prefix) for cls in pruning.METHODS.values()}
+    assert registered == files
+
+
+#: One file with one line, the decorator: what a method needs. The second keeps a token too many.
+OUTSIDE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llava import pruning
+from llava.pruning.entry import EntryPruner
+
+
+@pruning.register
+@dataclass(frozen=True, kw_only=True)
+class Middle(EntryPruner):
+    method: ClassVar[str] = "middle"
+
+    def choose(self, image, count, embeds):
+        first = (len(image) - count) // 2
+        return range(first, first + count)
+
+
+@pruning.register
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Middle):
+    method: ClassVar[str] = "greedy"
+
+    def resolved(self, sizes):
+        return Middle(target_token_num=self.target_token_num + 1)
+"""
+
+
+def test_a_method_in_a_file_elsewhere_is_held_to_what_all_methods_promise(tmp_path: Path) -> None:
+    """No test knows of it: the matrix finds it, and finds what it does not keep."""
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "outside",
+            "-p",
+            "no:cacheprovider",
+            "-v",
+            "-k",
+            "middle or greedy",
+            str(Path(__file__).with_name("test_methods.py")),
+        ],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        capture_output=True,
+        text=True,
+    )
+    results = dict(line.split()[:2] for line in done.stdout.splitlines() if "::test_" in line)
+    outcomes = {name.partition("::")[2]: outcome for name, outcome in results.items()}
+    middle = {
+        name for name, outcome in outcomes.items() if "middle" in name and outcome == "PASSED"
+    }
+    assert {name for name in outcomes if "middle" in name} == middle
+    for promise in (
+        "a_batch_equals_its_samples",
+        "it_equals_a_full_length_run_with_a_mask",
+        "the_budget_is_met",
+        "a_call_is_deterministic_and_leaves_nothing_behind",
+    ):
+        assert any(name.startswith(f"test_{promise}[") for name in middle), done.stdout
+    failed = {name for name, outcome in outcomes.items() if outcome == "FAILED"}
+    assert failed and all("greedy" in name and "budget" in name for name in failed), done.stdout

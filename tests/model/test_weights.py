@@ -10,7 +10,8 @@ from transformers import LlavaForConditionalGeneration
 
 from llava.model.config_json import from_hf
 from llava.model.shapes import expected_shapes
-from llava.model.weights import NAMES, VISION, rename, vision_config
+from llava.model.tensor_names import NAMES, VISION, rename
+from llava.model.weights import vision_config
 
 from .. import checkpoints, tiny
 

@@ -9,7 +9,7 @@ import torch
 
 from llava import pruning
 from llava.pruning.indicators import cosine_similarity, mean_attention
-from llava.pruning.methods.autoprune.method import AutoPrune
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.schedules import CURVES
 
 from .common import layout, observe, vicuna, walk

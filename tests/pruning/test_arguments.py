@@ -7,8 +7,12 @@ import argparse
 import pytest
 
 from llava import pruning
-from llava.pruning import AutoPrune, Dense, PDrop, Pruner, SparseVLM
+from llava.pruning import Pruner
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
+from llava.pruning.methods.autoprune import AutoPrune
+from llava.pruning.methods.dense import Dense
+from llava.pruning.methods.pdrop import PDrop
+from llava.pruning.methods.sparsevlm import SparseVLM
 
 
 def parse(*flags: str) -> Pruner:

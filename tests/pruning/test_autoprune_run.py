@@ -11,8 +11,8 @@ from llava import pruning
 from llava.pruning.base import Observation
 from llava.pruning.indicators import mutual_information, text_relevance
 from llava.pruning.layout import TEXT, Segment, TokenLayout
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
-from llava.pruning.methods.autoprune.method import AutoPrune
 
 from .common import layout, observe, vicuna, walk
 

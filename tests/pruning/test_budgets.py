@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from llava import pruning
 from llava.pruning.cost import DecoderShape, prefill_flops
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import Budget, budget, solve_plan
-from llava.pruning.methods.autoprune.method import AutoPrune
 from llava.pruning.schedules import CURVES, Plan, logistic, logistic_area, recycled
 
 from .common import released, vicuna
@@ -148,7 +148,7 @@ def test_exact_budget_is_met(kind: str, data) -> None:
     elif kind == "target_flops" and case.k >= 0:
         assert gap <= max(0.01 * target, one)
     else:
-        # Recycling may move all later layers by a token, see `schedules.solve`.
+        # Recycling may move all later layers by a token, see `solve_plan`.
         assert gap <= one * layers
 
 

@@ -8,8 +8,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from llava import pruning
+from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
-from llava.pruning.methods.autoprune.method import AutoPrune
 from llava.pruning.schedules import CURVES, exponential, linear, linear_area, shares, tanh
 
 from .common import vicuna
@@ -148,7 +148,7 @@ def test_budget_is_met(curve: str, preset: str, mode: str, tokens: int) -> None:
     # Early inflections (no slope left for most layers), flat, steep, rising.
     for k, x0 in ((0.4, 2.0), (0.0, 15.0), (1e6, 14.9), (1e6, -5.0), (-0.3, 20.0), (-1e6, 14.9)):
         # Layers of one share step together, by up to a token each; strict mixes the two sides.
-        # Under strict, recycling may do the same, see `schedules.solve`.
+        # Under strict, recycling may do the same, see `solve_plan`.
         slack = 1 if mode == "strict" and (preset == "paper" or k >= 0) else 16
         assert abs(total(k, x0) - 32 * tokens) <= slack, (k, x0)
 

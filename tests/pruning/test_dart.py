@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava.pruning import DART
 from llava.pruning.base import Observation
 from llava.pruning.layout import TokenLayout
+from llava.pruning.methods.dart import DART
 
 from .common import FixedAhead, entering, figures, kept, layout, vicuna
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava.pruning import DivPrune
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.divprune import farthest
+from llava.pruning.methods.divprune import DivPrune, farthest
 
 from .common import layout, vicuna
 

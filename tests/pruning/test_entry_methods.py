@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.pruning import NoImage, Random, UniformGrid
 from llava.pruning.arguments import add_pruning_arguments, pruner_from_args
 from llava.pruning.entry import find_images
+from llava.pruning.images import divide
 from llava.pruning.layout import TEXT, Segment, TokenLayout
-from llava.pruning.methods.uniform_grid import centres, lattice
-from llava.pruning.shares import divide
+from llava.pruning.methods.no_image import NoImage
+from llava.pruning.methods.random import Random
+from llava.pruning.methods.uniform_grid import UniformGrid, centres, lattice
 
 from .common import vicuna
 

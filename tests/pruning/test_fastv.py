@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava.pruning import FastV
 from llava.pruning.base import Observation
+from llava.pruning.methods.fastv import FastV
 from llava.pruning.staged import Cut
 
 from .common import entering, figures, kept, layout, leaving_average, observe, vicuna, walk

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +27,7 @@ def test_pruning_imports_neither_transformers_nor_the_model() -> None:
         f"llava.pruning.{file.stem}" for file in files if file.stem not in ("__init__", "cache")
     ]
     loaded = modules_after("llava.pruning", *names)
-    assert {"torch", "llava.pruning.methods.autoprune.method", "llava.pruning.arguments"} <= loaded
+    assert {"torch", "llava.pruning.methods.autoprune.run", "llava.pruning.arguments"} <= loaded
     foreign = {
         name
         for name in loaded
@@ -33,3 +35,23 @@ def test_pruning_imports_neither_transformers_nor_the_model() -> None:
         or name.startswith(("llava.model", "llava.eval", "llava.pruning.cache"))
     }
     assert foreign == set()
+
+
+def imported(file: Path, package: Path) -> set[Path]:
+    """Files of `package` that `file` imports, wherever in it; relatively, as they all do."""
+    files = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            modules = [folder / alias.name for alias in node.names] + [folder]
+            for module in modules:
+                files |= {module.with_suffix(".py"), module / "__init__.py"}
+    return {path for path in files if path.is_file() and package in path.parents and path != file}
+
+
+def test_imports_form_no_circle_even_for_type_checkers() -> None:
+    package = ROOT / "llava" / "pruning"
+    graph = {file: imported(file, package) for file in package.rglob("*.py")}
+    assert package / "checks.py" in graph[package / "base.py"]
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index(package / "base.py") < order.index(package / "methods" / "fastv.py")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava.pruning import PDrop
 from llava.pruning.base import Observation
+from llava.pruning.methods.pdrop import PDrop
 
 from .common import FixedAhead, entering, figures, kept, layout, vicuna
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.pruning import PruMerge
 from llava.pruning.cost import TowerShape
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.prumerge import adaptive, fixed, outliers
+from llava.pruning.methods.prumerge import PruMerge, adaptive, fixed, outliers
 from llava.pruning.vision import Probe, VisionFeatures
 from tests.closeness import assert_close
 

@@ -10,9 +10,9 @@ import pytest
 
 from llava import pruning
 from llava.pruning.checks import declared_types
-from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
+from llava.pruning.methods.autoprune import AutoPrune
 
-# What the table at the head of llava/pruning/methods/autoprune/method.py says of each preset.
+# What the table at the head of llava/pruning/methods/autoprune/settings.py says of each preset.
 DOCUMENTED = {
     "released": {
         "preselect_ratio": 2.5,
@@ -82,7 +82,7 @@ def test_preset_sets_what_its_table_says(preset: str) -> None:
 def test_every_field_is_documented_and_every_preset_tested() -> None:
     documented = set(COMMON) | set(DOCUMENTED["released"]) | set(DOCUMENTED["paper"])
     assert {field.name for field in fields(AutoPrune)} == documented
-    assert set(PRESETS) == set(DOCUMENTED)
+    assert set(AutoPrune.presets) == set(DOCUMENTED)
 
 
 def test_released_is_the_default_and_settings_win_over_a_preset() -> None:

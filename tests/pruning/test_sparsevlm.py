@@ -8,10 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from llava.pruning import SparseVLM
 from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.sparsevlm import find_raters, gravity
+from llava.pruning.methods.sparsevlm import SparseVLM, find_raters, gravity
 from tests.closeness import assert_close
 
 from .common import entering, figures, kept, layout, leaving_average, vicuna

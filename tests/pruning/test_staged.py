@@ -20,8 +20,8 @@ STAGED = ["fastv", "pdrop", "dart", "sparsevlm"]
 def test_totals_by_hand() -> None:
     stages = Stages(20, 6, (1, 3, 4))
     # Layers see 20, 9, 9, 4, 2, 2; they leave 9, 9, 4, 2, 2, 2.
-    assert stages.total((9, 4, 2), "entering") == 46
-    assert stages.total((9, 4, 2), "leaving") == 28
+    assert stages.flow((9, 4, 2)).total("entering") == 46
+    assert stages.flow((9, 4, 2)).total("leaving") == 28
     assert stages.cuts((9, 4, 2)) == (Cut(0, 9), Cut(2, 4), Cut(3, 2))
     # No cut keeps more than it gets, and none keeps nothing.
     assert stages.cuts((30, 9, 10)) == (Cut(0, 20), Cut(2, 9), Cut(3, 9))
@@ -32,7 +32,7 @@ def test_totals_with_merging_by_hand() -> None:
     stages = Stages(40, 5, (1, 3), recycle=0.3, strictly=True)
     # 40 - 6 = 34 dropped: int(10.2) + 1 = 11 pooled, 2 clusters; 8 - 5 = 3: 1 pooled, 1 cluster.
     assert stages.cuts((6, 5)) == (Cut(0, 6, 11, 2), Cut(2, 5, 1, 1))
-    assert stages.total((6, 5), "entering") == 40 + 2 * 8 + 2 * 6
+    assert stages.flow((6, 5)).total("entering") == 40 + 2 * 8 + 2 * 6
     # Every cut drops a token: 40 -> 39 + 1 of 1 pooled, then 39 of 40.
     assert [cut.keep for cut in stages.cuts((99, 99))] == [39, 39]
 
@@ -61,7 +61,7 @@ def test_a_single_cut_is_off_by_half_the_layers_behind_it(n, target, depth, more
         with pytest.raises(ValueError, match="below the floor"):
             fit_single(n, layers, depth, target)
         return
-    total = stages.total((fit_single(n, layers, depth, target),), "entering")
+    total = stages.flow((fit_single(n, layers, depth, target),)).total("entering")
     assert 2 * abs(total - layers * target) <= more
 
 
@@ -77,7 +77,7 @@ def test_leftover_tokens_go_to_the_longest_stage_that_takes_them() -> None:
     # so the first takes a token (2 layers), then the middle (3), then the last (5): four times.
     keeps = stages.fit(coarse, 40, "entering", spend=True)
     assert keeps == (34, 34, 34)
-    assert stages.total(keeps, "entering") == 440
+    assert stages.flow(keeps).total("entering") == 440
     assert stages.fit(coarse, 40, "entering", spend=False) == (30, 30, 30)
     # 451 - 100 = 351 for T = 41: 35 everywhere is 350; a token more in the first is no nearer.
     assert stages.fit(coarse, 41, "entering", spend=True) == (35, 35, 35)

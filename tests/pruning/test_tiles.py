@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from llava import pruning
+from llava.pruning.images import share_out
 from llava.pruning.layout import NEWLINE, Segment, TokenLayout
-from llava.pruning.methods.autoprune.method import normalised_in_tiles
+from llava.pruning.methods.autoprune.run import normalised_in_tiles
 from llava.pruning.methods.hired import HiRED, tiles_of_patches
 from llava.pruning.selectors import keep_top
-from llava.pruning.shares import share_out
 from llava.pruning.vision import Probe
 
 from .common import kept

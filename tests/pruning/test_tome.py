@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llava.pruning import ToMe
 from llava.pruning.cost import TowerShape
-from llava.pruning.methods.tome import Merging, schedule
+from llava.pruning.methods.tome import Merging, ToMe, schedule
 from tests.closeness import assert_close
 
 from .common import layout, vicuna

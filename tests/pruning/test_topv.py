@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from llava.pruning import TopV
 from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.topv import contributions, costs, with_recovered
+from llava.pruning.methods.topv import TopV, contributions, costs, with_recovered
 from tests.closeness import assert_close
 
 from .common import FixedAhead, layout, vicuna

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.pruning import VisionZip
 from llava.pruning.cost import TowerShape
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.visionzip import contextual_tokens
+from llava.pruning.methods.visionzip import VisionZip, contextual_tokens
 from llava.pruning.vision import Probe, VisionFeatures
 from tests.closeness import assert_close
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.pruning import VisPruner
 from llava.pruning.cost import TowerShape
-from llava.pruning.methods.vispruner import least_alike
+from llava.pruning.methods.vispruner import VisPruner, least_alike
 
 from .common import layout, vicuna
 from .tower_features import features, ranked

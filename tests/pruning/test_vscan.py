@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.pruning import VScan
 from llava.pruning.base import Observation
 from llava.pruning.layout import Segment, TokenLayout, apply
-from llava.pruning.methods.vscan import pack_ranks, unpack_ranks, window_of
+from llava.pruning.methods.vscan import VScan, pack_ranks, unpack_ranks, window_of
 from tests.closeness import assert_close
 
 from .common import FixedAhead, layout, vicuna

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from llava.pruning import ZipVL
 from llava.pruning.base import Observation
+from llava.pruning.budget import token_target
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.zipvl import curves, fewest, solve
+from llava.pruning.methods.zipvl import ZipVL, curves, fewest, solve_tau
 
 from .common import layout, vicuna, walk
 
@@ -23,6 +24,12 @@ def attention(tokens: TokenLayout, *weights: float) -> torch.Tensor:
     row[tokens.is_visual[0]] = torch.tensor(weights) / 32
     row[0] = 1 - row.sum()
     return row.expand(1, 1, 2, -1)
+
+
+def solve(curve: torch.Tensor, layers: int, total: int) -> tuple[float, list[int]]:
+    """tau and counts for `total` tokens that leave the layers, all of which drop."""
+    budget = replace(token_target(1, layers, "leaving"), amount=total)
+    return solve_tau(curve, layers, layers, budget)
 
 
 def test_the_curve_is_of_visual_tokens_alone() -> None:

@@ -16,7 +16,7 @@ from llava import pruning
 from llava.analysis import overlay, traced
 from llava.serve import handler, viewer
 from llava.serve.handler import ViewerServer
-from llava.serve.viewing import Question, Viewer
+from llava.serve.viewing import Viewer, ViewerQuestion
 
 from .conftest import QUESTION
 from .paths import DEMO
@@ -264,7 +264,9 @@ def test_nothing_is_kept_between_questions(served) -> None:
     before = dict(vars(served.viewer))
     assert ask(served, SMALL)[0] == 200
     assert vars(served.viewer) == before
-    assert not [value for value in before.values() if isinstance(value, (dict, list, Question))]
+    assert not [
+        value for value in before.values() if isinstance(value, (dict, list, ViewerQuestion))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_an_answer_stops_when_its_asker_has_gone(served, endless, more) -> None:
 
 def test_who_leaves_a_question_half_sent_is_not_answered(served, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(viewing.Question, "from_json", asked.append)
+    monkeypatch.setattr(viewing.ViewerQuestion, "from_json", asked.append)
     with connect(served) as connection:
         connection.sendall(question(b"{", length="9"))
         connection.shutdown(socket.SHUT_WR)

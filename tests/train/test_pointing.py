@@ -133,7 +133,10 @@ def _guided(
 ) -> dict[str, torch.Tensor]:
     """Losses of a decoder whose attention is uniform, as all its queries are 0."""
     config = LlamaConfig(
-        **{"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2},
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_attention_heads=2,
         num_hidden_layers=LAYERS,
     )
     decoder = LlamaForCausalLM(config)
@@ -181,7 +184,10 @@ def test_what_chooses_attends_to_the_right_option() -> None:
 
 def test_only_half_of_the_heads_of_two_layers_are_guided() -> None:
     config = LlamaConfig(
-        **{"vocab_size": 8, "hidden_size": 16, "intermediate_size": 8, "num_attention_heads": 4},
+        vocab_size=8,
+        hidden_size=16,
+        intermediate_size=8,
+        num_attention_heads=4,
         num_hidden_layers=LAYERS,
     )
     decoder = LlamaForCausalLM(config)

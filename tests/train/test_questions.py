@@ -62,7 +62,10 @@ def _answers(kind: str) -> dict[str, str]:
 
 def test_the_questions_of_an_example_worked_by_hand() -> None:
     assert [name for name, _ in refer(EXAMPLE)] == [
-        *("the star", "the moon", "the blue object", "the white object")
+        "the star",
+        "the moon",
+        "the blue object",
+        "the white object",
     ]
     assert _answers("color") == {
         "What color is the star?": "red",
@@ -253,5 +256,5 @@ def test_ocr_tokens_are_texts_of_the_picture() -> None:
     assert (
         {"STOP, 42", "42, STOP", "42", "STOP"}
         <= found
-        <= {*("STOP, 42", "42, STOP", "42", "STOP", "")}
+        <= {"STOP, 42", "42, STOP", "42", "STOP", ""}
     )

@@ -99,8 +99,11 @@ def test_a_choice_is_asked_for_its_answer_in_words(
 
 def _decoder() -> LlamaForCausalLM:
     config = LlamaConfig(
-        **{"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": WIDTH},
-        **{"num_attention_heads": 2, "num_hidden_layers": LAYERS},
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_attention_heads=2,
+        num_hidden_layers=LAYERS,
     )
     return LlamaForCausalLM(config)
 
@@ -149,7 +152,7 @@ def test_an_answer_knows_its_focus_and_the_way_between_two(encoder: TurnEncoder)
     question = next(iter(ask(scene, ("choose side",))))
     one, other = question.targets
     pair = compared(question, scene)
-    found, layers = _read_out([Turn("Which?", "left", focus=(pair.one,), compared=pair)], encoder)
+    found, layers = _read_out([Turn("Which?", "left", focus=(pair.first,), compared=pair)], encoder)
     assert found.keys() == {"read", "read_text_right", "read_centre", "way"}
     way = 10 * (((one.x - other.x) / 336) ** 2 + ((one.y - other.y) / 336) ** 2)
     assert float(found["way"]) == pytest.approx(way, rel=1e-4)

@@ -1,32 +1,28 @@
-"""One file a benchmark: how its questions are recovered, joined with annotations and scored.
+"""One file a benchmark: its files and sources, how it is asked, and how answers are scored.
 
-`BENCHMARKS` has them by name, in the order of AutoPrune's tables, then Senna's plans. Importing it
-needs no torch.
+`BENCHMARKS` has them by name, in the order of AutoPrune's tables, then Senna's plans. A benchmark
+from outside joins them by `register`. Importing this needs no torch.
 """
 
 from __future__ import annotations
 
-from . import gqa, mme, mmvet, pope, scienceqa, textvqa, vizwiz, vqav2
-from .base import Benchmark
-from .mmbench import MMBENCH, MMBENCH_CN
-from .senna import benchmark as senna
+from importlib import import_module
 
-BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark
-    for benchmark in (
-        vqav2.BENCHMARK,
-        gqa.BENCHMARK,
-        vizwiz.BENCHMARK,
-        scienceqa.BENCHMARK,
-        textvqa.BENCHMARK,
-        textvqa.BENCHMARK_NO_OCR,
-        pope.BENCHMARK,
-        mme.BENCHMARK,
-        MMBENCH,
-        MMBENCH_CN,
-        mmvet.BENCHMARK,
-        senna.BENCHMARK,
-    )
-}
+from .base import BENCHMARKS, Benchmark, register
 
-__all__ = ["BENCHMARKS", "Benchmark"]
+# Each registers what it defines.
+for _module in (
+    "vqav2",
+    "gqa",
+    "vizwiz",
+    "scienceqa",
+    "textvqa",
+    "pope",
+    "mme",
+    "mmbench",
+    "mmvet",
+    "senna.benchmark",
+):
+    import_module(f".{_module}", __name__)
+
+__all__ = ["BENCHMARKS", "Benchmark", "register"]

@@ -15,14 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
-from ..run.questions import QuestionFile
 from ..run.watched import read_once, the_path
-from .base import Benchmark, existing, existing_annotations, require_complete
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    existing_annotations,
+    question_lines,
+    question_list,
+    register,
+    require_complete,
+)
 from .scoring import percentage, percentages_by_group, texts_by_id, write_array
 
-QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
+QUESTIONS = question_list("gqa", "llava_gqa_testdev_balanced.jsonl")
 ANNOTATIONS = "data/testdev_balanced_questions.json"
 
 # An operation that has one of these in it does not lengthen the reasoning.
@@ -50,17 +58,6 @@ class Annotation:
     steps: int
     words: int
     group: str | None
-
-
-def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
-    """The questions, or one chunk of them.
-
-    Raises:
-        FileNotFoundError: no question file; says where it comes from.
-        ValueError: a malformed file, a wrong chunk.
-    """
-    path = existing(folder / QUESTIONS, "it is in gqa/ of LLaVA's eval.zip.")
-    return QuestionFile(path, num_chunks, chunk_idx)
 
 
 @read_once(the_path)
@@ -203,12 +200,22 @@ def _read(entry: Any, where: str) -> Annotation | None:
     )
 
 
-BENCHMARK = Benchmark(
-    name="gqa",
-    title="GQA (testdev, balanced)",
-    folder="gqa",
-    images="data/images",
-    metric="accuracy",
-    load_questions=load_questions,
-    score=score,
+BENCHMARK = register(
+    Benchmark(
+        name="gqa",
+        title="GQA (testdev, balanced)",
+        folder="gqa",
+        splits=(
+            Split(
+                QUESTIONS,
+                File("data/images", "images of GQA from gqadataset.org", "images"),
+                (File(ANNOTATIONS, "questions of GQA 1.2 from gqadataset.org"),),
+                scored_as="gqa",
+            ),
+        ),
+        metric="accuracy",
+        load_questions=question_lines(QUESTIONS),
+        score=score,
+        script="gqa.sh",
+    )
 )

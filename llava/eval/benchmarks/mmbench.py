@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..run.question_list import TableQuestions
-from .base import Benchmark, require_complete, require_fields
+from .base import Benchmark, File, Split, register, require_complete, require_fields
 from .mmbench_rows import (
     INSTRUCTIONS,
     LETTERS,
@@ -63,14 +63,14 @@ def parse_letter(text: str, options: Sequence[str] = ()) -> str | None:
     options: those of its question, in the order of their letters.
     """
     text = text.strip()
-    found = _LETTER.match(text)
-    if found is None:
+    match = _LETTER.match(text)
+    if match is None:
         return None
-    letter, rest = found[1], text[found.end() :]
+    letter, rest = match[1], text[match.end() :]
     if (place := LETTERS.index(letter)) < len(options):
         echo = rf"\A\s*{re.escape(options[place].strip())}"
         rest = re.sub(echo, "", rest, flags=re.IGNORECASE)
-    letters = _ALONE.findall(_ARTICLE.sub("", found[0] + rest))
+    letters = _ALONE.findall(_ARTICLE.sub("", match[0] + rest))
     return letter if set(letters) == {letter} else None
 
 
@@ -100,16 +100,16 @@ def score(
     path = folder / file
     _, rows = load_rows(path)
     groups = _group(rows, path)
-    found = _join(rows, answers, path)
-    missing = [row.index for row in rows if row.index not in found]
+    texts = _join(rows, answers, path)
+    missing = [row.index for row in rows if row.index not in texts]
     require_complete(missing, len(rows), allow_missing=allow_missing)
     options = {row.index: row.options for row in rows}
-    letters = {index: parse_letter(text, options[index]) for index, text in found.items()}
+    letters = {index: parse_letter(text, options[index]) for index, text in texts.items()}
     unparsed = [letter is None for letter in letters.values()]
     verdicts = [_judge(group, letters) for group in groups]
     return {
         "benchmark": name,
-        "samples": len(found),
+        "samples": len(texts),
         "missing": len(missing),
         **_accuracies(verdicts),
         "rotations": {
@@ -140,9 +140,9 @@ def write_submission(path: Path, tsv: Path, answers: Iterable[dict[str, Any]]) -
         ) from None
     table = open_table(tsv)
     rows = read_rows(table)
-    found = _join(rows, answers, tsv)
+    texts = _join(rows, answers, tsv)
     require_complete(
-        [r.index for r in rows if r.index not in found], len(rows), allow_missing=False
+        [r.index for r in rows if r.index not in texts], len(rows), allow_missing=False
     )
     columns = [name for name in table.columns if name not in _NOT_SUBMITTED]
     last_option = max(i for i, name in enumerate(columns) if name in ("question", *LETTERS))
@@ -151,32 +151,38 @@ def write_submission(path: Path, tsv: Path, answers: Iterable[dict[str, Any]]) -
     sheet = book.create_sheet()
     sheet.append(columns)
     for row, (_, cells) in zip(rows, table):
-        values = {**cells, "index": row.index, "prediction": found[row.index]}
+        values = {**cells, "index": row.index, "prediction": texts[row.index]}
         sheet.append([_excel(sheet, values[name]) for name in columns])
     path.parent.mkdir(parents=True, exist_ok=True)
     book.save(path)
     return len(rows)
 
 
-def _benchmark(name: str, title: str, file: str, lang: str) -> Benchmark:
+def _benchmark(name: str, title: str, file: str, lang: str, *flags: str) -> Benchmark:
     def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> TableQuestions:
         return read_questions(folder / file, num_chunks, chunk_idx, instruction=INSTRUCTIONS[lang])
 
+    source = "with images and annotations from open-compass/MMBench on GitHub"
     return Benchmark(
         name=name,
         title=title,
         folder=name,
-        images=".",  # they are in the TSV file
+        splits=(Split(File(file, source, "questions"), scored_as=name),),
         metric="circular",
         load_questions=load_questions,
         score=partial(score, file=file, name=name),
         max_new_tokens=1024,
         group=lambda question: question.question_id % ROTATION,
+        program="llava.eval.model_vqa_mmbench",
+        flags=("--single-pred-prompt", *flags),
+        script=f"{name}.sh",
     )
 
 
-MMBENCH = _benchmark("mmbench", "MMBench", "mmbench_dev_20230712.tsv", "en")
-MMBENCH_CN = _benchmark("mmbench_cn", "MMBench-CN", "mmbench_dev_cn_20231003.tsv", "cn")
+MMBENCH = register(_benchmark("mmbench", "MMBench", "mmbench_dev_20230712.tsv", "en"))
+MMBENCH_CN = register(
+    _benchmark("mmbench_cn", "MMBench-CN", "mmbench_dev_cn_20231003.tsv", "cn", "--lang", "cn")
+)
 
 
 def _group(rows: list[Row], path: Path) -> list[list[Row]]:
@@ -213,11 +219,11 @@ def _group(rows: list[Row], path: Path) -> list[list[Row]]:
 def _join(rows: list[Row], answers: Iterable[dict[str, Any]], path: Path) -> dict[int, str]:
     """The text of each answer by index."""
     # Both languages have the same indices, so only the text tells answers to the other one.
-    asked = {str(row.index): " ".join(row.text.split()) for row in rows}
+    prompts = {str(row.index): " ".join(row.text.split()) for row in rows}
 
     def check_prompt(key: str, answer: dict[str, Any]) -> None:
         require_fields(answer, "prompt")
-        question = asked[key]
+        question = prompts[key]
         prompt = " ".join(str(answer["prompt"]).split())
         if not prompt.startswith(question):
             raise ValueError(
@@ -225,7 +231,7 @@ def _join(rows: list[Row], answers: Iterable[dict[str, Any]], path: Path) -> dic
                 f"it is {question[:120]!r}. Are the answers those of another language or version?"
             )
 
-    texts = texts_by_id(answers, asked, check_prompt)
+    texts = texts_by_id(answers, prompts, check_prompt)
     return {int(index): text for index, text in texts.items()}
 
 

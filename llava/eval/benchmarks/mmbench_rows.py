@@ -66,8 +66,8 @@ def read_questions(
     cells = {str(row.index): row.picture for row in rows}
     places = [find_places(str(row.index), cells) for row in rows]
     questions = [
-        _question(position, row, 1 if isinstance(found, str) else len(found), path, instruction)
-        for position, (row, found) in enumerate(zip(rows, places))
+        _question(position, row, 1 if isinstance(place, str) else len(place), path, instruction)
+        for position, (row, place) in enumerate(zip(rows, places))
     ]
     digest = file_digest(path, instruction)
     return TableQuestions(table, digest, questions, places, num_chunks, chunk_idx)

@@ -21,7 +21,17 @@ from typing import Any
 
 from ..run.questions import Question, QuestionFile
 from ..run.watched import read_once
-from .base import Benchmark, existing, require_complete, require_fields
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    existing,
+    question_lines,
+    question_list,
+    register,
+    require_complete,
+    require_fields,
+)
 
 NAME = "mme"
 PERCEPTION = (
@@ -40,10 +50,10 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 TASKS = PERCEPTION + COGNITION
 POINTS = 200.0  # that a task is worth
 
-_QUESTIONS = "llava_mme.jsonl"
-_EVAL_ZIP = "it is in MME/ of LLaVA's eval.zip."
+_QUESTIONS = question_list("MME", "llava_mme.jsonl")
 _RELEASE = "MME_Benchmark_release_version"
-_SOURCE = "The authors of MME (BradyFU/Awesome-Multimodal-Large-Language-Models) hand it out"
+_AUTHORS = "authors of MME (BradyFU/Awesome-Multimodal-Large-Language-Models)"
+_SOURCE = f"The {_AUTHORS} hand it out"
 _INSTRUCTIONS = ("Answer the question using a single word or phrase.", "Please answer yes or no.")
 
 Picture = tuple[str, str]  # task, file name without its ending
@@ -51,7 +61,7 @@ Key = tuple[Picture, str]  # picture, question without instruction
 
 
 @dataclass(frozen=True)
-class Asked:
+class MmeQuestion:
     """A question with its picture and the true answer."""
 
     question: Question
@@ -60,17 +70,17 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Truth:
+class MmeTruth:
     """The questions of the file `source`, and how many true answers none of them asks for."""
 
     source: Path
-    asked: Sequence[Asked]
+    entries: Sequence[MmeQuestion]
     unasked: int
 
     @property
     def tasks(self) -> list[str]:
         """The tasks that have questions, in MME's order."""
-        present = {entry.picture[0] for entry in self.asked}
+        present = {entry.picture[0] for entry in self.entries}
         return [task for task in TASKS if task in present]
 
 
@@ -110,7 +120,7 @@ def load_answers(release: Path) -> dict[Key, bool]:
 
 
 @read_once(lambda questions, release: (questions, *release.rglob("*.txt")))
-def load_truth(question_file: Path, release: Path) -> Truth:
+def load_truth(question_file: Path, release: Path) -> MmeTruth:
     """Join the questions with their true answers.
 
     Raises:
@@ -120,9 +130,9 @@ def load_truth(question_file: Path, release: Path) -> Truth:
     """
     answers = load_answers(release)
     released = {task for (task, _), _ in answers}
-    asked: dict[Key, Asked] = {}
+    entries: dict[Key, MmeQuestion] = {}
     pictures: defaultdict[Picture, list[Question]] = defaultdict(list)
-    for question in QuestionFile(existing(question_file, _EVAL_ZIP)):
+    for question in QuestionFile(existing(question_file, f"it is in {_QUESTIONS.source}.")):
         picture = _picture(question, question_file)
         key = (picture, _strip(question.text))
         if picture[0] not in released:
@@ -137,12 +147,12 @@ def load_truth(question_file: Path, release: Path) -> Truth:
                 f"{key[1]!r} in {picture[1]}.txt of the task {picture[0]}. Are both of the same "
                 f"version of MME?"
             )
-        if key in asked:
+        if key in entries:
             raise ValueError(
-                f"{question_file}: {asked[key].question} and {question} ask the same about the "
+                f"{question_file}: {entries[key].question} and {question} ask the same about the "
                 f"same picture. Remove one of them."
             )
-        asked[key] = Asked(question, picture, answers[key])
+        entries[key] = MmeQuestion(question, picture, answers[key])
         pictures[picture].append(question)
     for (task, name), questions in pictures.items():
         if len(questions) != 2:
@@ -150,11 +160,11 @@ def load_truth(question_file: Path, release: Path) -> Truth:
                 f"{question_file}: expected two questions about the picture {name} of the task "
                 f"{task}, got {len(questions)}: {', '.join(map(str, questions))}."
             )
-    return Truth(question_file, list(asked.values()), len(answers) - len(asked))
+    return MmeTruth(question_file, list(entries.values()), len(answers) - len(entries))
 
 
 def score_answers(
-    truth: Truth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
+    truth: MmeTruth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Points for answers in LLaVA's schema, which find their questions by `question_id` and prompt.
 
@@ -172,7 +182,7 @@ def score_answers(
     """
     by_prompt = {
         (str(entry.question.question_id), _strip(entry.question.text)): entry
-        for entry in truth.asked
+        for entry in truth.entries
     }
     said: dict[int, bool | None] = {}  # by line of the question file
     for answer in answers:
@@ -187,10 +197,10 @@ def score_answers(
         if entry.question.index in said:
             raise ValueError(f"two answers to {entry.question}. Remove one of them.")
         said[entry.question.index] = read_answer(answer["text"])
-    missing = [e.question for e in truth.asked if e.question.index not in said]
-    require_complete(missing, len(truth.asked), allow_missing=allow_missing)
+    missing = [e.question for e in truth.entries if e.question.index not in said]
+    require_complete(missing, len(truth.entries), allow_missing=allow_missing)
     tasks = {
-        task: _score_task([e for e in truth.asked if e.picture[0] == task], said)
+        task: _score_task([e for e in truth.entries if e.picture[0] == task], said)
         for task in truth.tasks
     }
     points = {task: entry["score"] for task, entry in tasks.items()}
@@ -207,21 +217,16 @@ def score_answers(
     }
 
 
-def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
-    """The questions in `folder`; see `QuestionFile`."""
-    return QuestionFile(existing(folder / _QUESTIONS, _EVAL_ZIP), num_chunks, chunk_idx)
-
-
 def score(
     folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Score answers against the files in `folder`; see `load_truth` and `score_answers`."""
-    truth = load_truth(folder / _QUESTIONS, folder / _RELEASE)
+    truth = load_truth(folder / _QUESTIONS.path, folder / _RELEASE)
     return score_answers(truth, answers, allow_missing=allow_missing)
 
 
-def _score_task(asked: Sequence[Asked], said: Mapping[int, bool | None]) -> dict[str, Any]:
-    answered = [entry for entry in asked if entry.question.index in said]
+def _score_task(entries: Sequence[MmeQuestion], said: Mapping[int, bool | None]) -> dict[str, Any]:
+    answered = [entry for entry in entries if entry.question.index in said]
     right: defaultdict[Picture, list[bool]] = defaultdict(list)
     for entry in answered:
         right[entry.picture].append(said[entry.question.index] is entry.yes)
@@ -230,7 +235,7 @@ def _score_task(asked: Sequence[Asked], said: Mapping[int, bool | None]) -> dict
     plus = _percent(sum(map(all, pairs)), len(pairs))
     return {
         "samples": len(answered),
-        "missing": len(asked) - len(answered),
+        "missing": len(entries) - len(answered),
         "other": sum(said[entry.question.index] is None for entry in answered),
         "accuracy": accuracy,
         "accuracy_plus": plus,
@@ -275,14 +280,23 @@ def _add(values: Iterable[float | None]) -> float | None:
     return None if None in known or not known else sum(known)
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="MME",
-    folder="MME",
-    images=_RELEASE,
-    metric="total",
-    best=POINTS * len(TASKS),
-    load_questions=load_questions,
-    score=score,
-    group=lambda question: question.image,
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="MME",
+        folder="MME",
+        splits=(
+            Split(
+                _QUESTIONS,
+                File(_RELEASE, f"with the annotations from the {_AUTHORS}", "images"),
+                scored_as=NAME,
+            ),
+        ),
+        metric="total",
+        best=POINTS * len(TASKS),
+        load_questions=question_lines(_QUESTIONS),
+        score=score,
+        group=lambda question: question.image,
+        script="mme.sh",
+    )
 )

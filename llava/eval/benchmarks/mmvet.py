@@ -19,10 +19,19 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NoReturn
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import QuestionFile
-from .base import Benchmark, existing, require_complete
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    Submission,
+    existing,
+    question_list,
+    register,
+    require_complete,
+)
 from .scoring import percentages_by_group, texts_by_id
 
 NAME = "mmvet"
@@ -55,16 +64,16 @@ def write_submission(
         ValueError: no answer at all, two to one question, or, given the question file, an answer to
             none of its questions or a question without an answer.
     """
-    asked: list[str] | None = None
+    ids: list[str] | None = None
     if question_file is not None:
         file = QuestionFile(_questions(question_file))
-        asked = [str(file[position].question_id) for position in range(len(file))]
-    texts = texts_by_id(answers, asked)
+        ids = [str(file[position].question_id) for position in range(len(file))]
+    texts = texts_by_id(answers, ids)
     if not texts:
         raise ValueError("there are no answers to grade.")
-    if asked is not None:
-        missing = [key for key in asked if key not in texts]
-        require_complete(missing, len(asked), allow_missing=False)
+    if ids is not None:
+        missing = [key for key in ids if key not in texts]
+        require_complete(missing, len(ids), allow_missing=False)
     results = {f"v1_{key}": text for key, text in texts.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2), encoding="utf-8")
@@ -105,14 +114,14 @@ def load_grades(path: Path) -> dict[str, list[float]]:
     if not grades:
         raise ValueError(f"{path} has no grades.")
     runs = len(next(iter(grades.values())))
-    for key, found in grades.items():
-        if len(found) != runs or not runs:
+    for key, marks in grades.items():
+        if len(marks) != runs or not runs:
             raise ValueError(
-                f"{path}: {key} was graded {len(found)} times, other answers {runs} times. Let "
+                f"{path}: {key} was graded {len(marks)} times, other answers {runs} times. Let "
                 f"MM-Vet's evaluator finish."
             )
-        if not all(0 <= grade <= 1 for grade in found):
-            raise ValueError(f"{path}: grades from 0 to 1 were expected of {key}, got {found}.")
+        if not all(0 <= grade <= 1 for grade in marks):
+            raise ValueError(f"{path}: grades from 0 to 1 were expected of {key}, got {marks}.")
     return grades
 
 
@@ -137,7 +146,7 @@ def score_grades(
     missing = [key for key in capabilities if key not in grades]
     require_complete(missing, len(capabilities), allow_missing=allow_missing)
     totals = [100 * fmean(grading) for grading in zip(*grades.values())]
-    means = [(capabilities[key], fmean(found)) for key, found in grades.items()]
+    means = [(capabilities[key], fmean(marks)) for key, marks in grades.items()]
     return {
         "benchmark": NAME,
         "samples": len(grades),
@@ -145,9 +154,18 @@ def score_grades(
         "gradings": len(totals),
         "total": fmean(totals),
         "deviation": pstdev(totals),
-        "by_capability": percentages_by_group((one, mean) for all_, mean in means for one in all_),
-        "by_capabilities": percentages_by_group(("_".join(all_), mean) for all_, mean in means),
+        "by_capability": percentages_by_group(
+            (name, mean) for needs, mean in means for name in needs
+        ),
+        "by_capabilities": percentages_by_group(("_".join(needs), mean) for needs, mean in means),
     }
+
+
+def submit(
+    target: Path, folder: Path, question_file: Path, answers: Iterable[dict[str, Any]]
+) -> dict[str, int]:
+    """`write_submission`, counted."""
+    return {"answers": write_submission(target, answers, question_file)}
 
 
 def score(
@@ -172,14 +190,23 @@ def _questions(path: Path) -> Path:
     return existing(path, "llava-mm-vet.jsonl is in mm-vet/ of LLaVA's eval.zip.", "Question file ")
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="MM-Vet",
-    folder="mm-vet",
-    images="images",
-    metric="total",
-    load_questions=load_questions,
-    score=score,
-    max_new_tokens=1024,
-    scored_here=False,
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="MM-Vet",
+        folder="mm-vet",
+        splits=(
+            Split(
+                question_list("mm-vet", QUESTIONS),
+                File("images", "mm-vet.zip in the releases of yuweihao/MM-Vet on GitHub", "images"),
+                submission=Submission(submit, "MM-Vet's GPT-4 grader", GRADING),
+            ),
+        ),
+        metric="total",
+        load_questions=load_questions,
+        score=score,
+        max_new_tokens=1024,
+        program="llava.eval.model_vqa",
+        script="mmvet.sh",
+    )
 )

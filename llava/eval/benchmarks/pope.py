@@ -19,18 +19,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import Question, QuestionFile, parse_question
 from ..run.watched import read_once
-from .base import Benchmark, existing, require_complete, require_fields
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    existing,
+    question_lines,
+    question_list,
+    register,
+    require_complete,
+    require_fields,
+)
 
 NAME = "pope"
 CATEGORIES = ("random", "popular", "adversarial")
 
-_QUESTIONS = "llava_pope_test.jsonl"
+_QUESTIONS = question_list("pope", "llava_pope_test.jsonl")
 _LABELS = "coco"
-_EVAL_ZIP = "it is in pope/ of LLaVA's eval.zip."
 _SOURCE = (
     "LLaVA's questions belong to the label files of AoiDragon/POPE at commit e3e3926 (output/coco)"
 )
@@ -42,7 +51,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PopeQuestion:
     """A question with its category and the true answer."""
 
     question: Question
@@ -51,11 +60,11 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Truth:
+class PopeTruth:
     """The questions of the file `source`, and how many labels of a category none of them asks."""
 
     source: Path
-    asked: Sequence[Asked]
+    entries: Sequence[PopeQuestion]
     unasked: Mapping[str, int]
 
 
@@ -95,7 +104,7 @@ def load_labels(path: Path) -> dict[Key, bool]:
 
 
 @read_once(lambda questions, labels: (questions, *labels.glob("*.json")))
-def load_truth(question_file: Path, label_folder: Path) -> Truth:
+def load_truth(question_file: Path, label_folder: Path) -> PopeTruth:
     """Join the questions with the labels of their category.
 
     Raises:
@@ -104,10 +113,10 @@ def load_truth(question_file: Path, label_folder: Path) -> Truth:
             question has no label, as with the label files of another version of POPE.
     """
     questions = _by_category(question_file)
-    asked: list[Asked] = []
+    entries: list[PopeQuestion] = []
     unasked: dict[str, int] = {}
     for category in CATEGORIES:
-        path = label_folder / f"coco_pope_{category}.json"
+        path = label_folder / _label_file(category)
         labels = load_labels(path)
         keys = [_key(question) for question in questions[category]]
         if strange := [key for key in keys if key not in labels]:
@@ -116,13 +125,15 @@ def load_truth(question_file: Path, label_folder: Path) -> Truth:
                 f"in {question_file}, such as {_name(strange[0])}. {_SOURCE}; other versions ask "
                 f"about other pictures and objects."
             )
-        asked += [Asked(q, category, labels[key]) for q, key in zip(questions[category], keys)]
+        entries += [
+            PopeQuestion(q, category, labels[key]) for q, key in zip(questions[category], keys)
+        ]
         unasked[category] = len(labels.keys() - set(keys))
-    return Truth(question_file, asked, unasked)
+    return PopeTruth(question_file, entries, unasked)
 
 
 def score_answers(
-    truth: Truth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
+    truth: PopeTruth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Confusion counts and rates of answers in LLaVA's schema.
 
@@ -140,19 +151,21 @@ def score_answers(
             whose prompt is another question, or, unless `allow_missing`, questions without an
             answer; names them.
     """
-    asked = truth.asked
+    entries = truth.entries
     find = _Finder(truth)
     counts: Counter[tuple[str, bool, bool]] = Counter()  # by category, truth, answer
     seen: set[int] = set()
     for answer in answers:
         position = find(answer)
-        entry = asked[position]
+        entry = entries[position]
         if position in seen:
             raise ValueError(f"two answers to {entry.question}. Remove one of them.")
         seen.add(position)
         counts[entry.category, entry.yes, says_yes(answer["text"])] += 1
-    missing = [entry for position, entry in enumerate(asked) if position not in seen]
-    require_complete([entry.question for entry in missing], len(asked), allow_missing=allow_missing)
+    missing = [entry for position, entry in enumerate(entries) if position not in seen]
+    require_complete(
+        [entry.question for entry in missing], len(entries), allow_missing=allow_missing
+    )
     categories: dict[str, dict[str, Any]] = {}
     for category in CATEGORIES:
         cells = {
@@ -190,58 +203,57 @@ def rates(*, tp: int, fp: int, tn: int, fn: int) -> dict[str, float | None]:
     }
 
 
-def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
-    """The questions in `folder`; see `QuestionFile`."""
-    return QuestionFile(existing(folder / _QUESTIONS, _EVAL_ZIP), num_chunks, chunk_idx)
-
-
 def score(
     folder: Path, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Score answers against the files in `folder`; see `load_truth` and `score_answers`."""
-    truth = load_truth(folder / _QUESTIONS, folder / _LABELS)
+    truth = load_truth(folder / _QUESTIONS.path, folder / _LABELS)
     return score_answers(truth, answers, allow_missing=allow_missing)
 
 
 class _Finder:
     """Finds the question that an answer belongs to, as a position in the list of questions."""
 
-    def __init__(self, truth: Truth) -> None:
-        self._asked = truth.asked
+    def __init__(self, truth: PopeTruth) -> None:
+        self._entries = truth.entries
         self._source = truth.source
         self._by_id: defaultdict[str, list[int]] = defaultdict(list)
-        for i, entry in enumerate(truth.asked):
+        for i, entry in enumerate(truth.entries):
             self._by_id[str(entry.question.question_id)].append(i)
 
     def __call__(self, answer: dict[str, Any]) -> int:
         require_fields(answer, "question_id", "prompt", "text")
         metadata = answer.get("metadata")
         line = metadata.get("index") if isinstance(metadata, dict) else None
-        found = self._by_id.get(str(answer["question_id"]), [])
+        positions = self._by_id.get(str(answer["question_id"]), [])
         if line is not None:
-            found = [i for i in found if self._asked[i].question.index == line]
-        if not found:
+            positions = [i for i in positions if self._entries[i].question.index == line]
+        if not positions:
             at = "" if line is None else f" with metadata index {line!r}"
             raise ValueError(
                 f"answer to question {answer['question_id']!r}{at}, which {self._source} does not "
                 f"have. Are they answers to this file?"
             )
-        if len(found) > 1:
+        if len(positions) > 1:
             raise ValueError(
                 f"answer to question {answer['question_id']!r}, an id that {self._source} has "
-                f"{len(found)} times: expected answers with a metadata.index."
+                f"{len(positions)} times: expected answers with a metadata.index."
             )
-        question = self._asked[found[0]].question
+        question = self._entries[positions[0]].question
         if _normalise(answer["prompt"]) != _normalise(question.text):
             raise ValueError(
                 f"the answer to {question} has the prompt {answer['prompt']!r}, but {self._source} "
                 f"asks {question.text!r}. Are they answers to this file?"
             )
-        return found[0]
+        return positions[0]
+
+
+def _label_file(category: str) -> str:
+    return f"coco_pope_{category}.json"
 
 
 def _by_category(path: Path) -> dict[str, list[Question]]:
-    QuestionFile(existing(path, _EVAL_ZIP))  # checks every line
+    QuestionFile(existing(path, f"it is in {_QUESTIONS.source}."))  # checks every line
     questions: dict[str, list[Question]] = {category: [] for category in CATEGORIES}
     for index, line in enumerate(path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")):
         if not line.strip():
@@ -282,12 +294,28 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="POPE",
-    folder="pope",
-    images="val2014",
-    metric="f1",
-    load_questions=load_questions,
-    score=score,
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="POPE",
+        folder="pope",
+        splits=(
+            Split(
+                _QUESTIONS,
+                File("val2014", "val2014.zip from cocodataset.org", "images"),
+                tuple(
+                    File(
+                        f"{_LABELS}/{_label_file(category)}",
+                        "output/coco of AoiDragon/POPE on GitHub, at commit e3e3926",
+                    )
+                    for category in CATEGORIES
+                ),
+                scored_as=NAME,
+            ),
+        ),
+        metric="f1",
+        load_questions=question_lines(_QUESTIONS),
+        score=score,
+        script="pope.sh",
+    )
 )

@@ -22,13 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
 from ..run.question_list import QuestionList, file_digest
 from ..run.questions import Question
 from ..run.watched import read_once, the_path
-from .base import Benchmark, existing, require_complete, require_fields
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    existing,
+    question_list,
+    register,
+    require_complete,
+    require_fields,
+)
 from .scoring import percentage, percentages_by_group, texts_by_id
 
 NAME = "scienceqa"
@@ -137,8 +146,8 @@ def parse_answer(text: str) -> str:
         return text
     if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
         return text[0]
-    found = _SENTENCE.findall(text)
-    return found[0] if len(found) == 1 else FAILED
+    letters = _SENTENCE.findall(text)
+    return letters[0] if len(letters) == 1 else FAILED
 
 
 def grade(
@@ -208,15 +217,28 @@ def score(
     return summarise(grade(problems, answers, allow_missing=allow_missing), len(problems))
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="ScienceQA",
-    folder="scienceqa",
-    images="images/test",
-    metric="img_accuracy",
-    load_questions=load_questions,
-    score=score,
-    max_new_tokens=1024,
+_DATA_SET = "data/scienceqa of lupantech/ScienceQA on GitHub"
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="ScienceQA",
+        folder="scienceqa",
+        splits=(
+            Split(
+                question_list("scienceqa", QUESTION_FILE),
+                File("images/test", "test.zip of ScienceQA, unpacked in images/", "images"),
+                (File("problems.json", _DATA_SET), File("pid_splits.json", _DATA_SET)),
+                scored_as=NAME,
+            ),
+        ),
+        metric="img_accuracy",
+        load_questions=load_questions,
+        score=score,
+        max_new_tokens=1024,
+        program="llava.eval.model_vqa_science",
+        flags=("--single-pred-prompt",),
+        script="sqa.sh",
+    )
 )
 
 

@@ -1,25 +1,21 @@
-"""What the scorers share: texts by question id, accuracies, and the command line.
+"""What the scorers share: texts by question id, and accuracies.
 
 Nothing of a benchmark is in here, so that benchmarks and their programs can both import it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.linefile import read_lines
-
-Annotations = TypeVar("Annotations")
 
 
 @contextmanager
@@ -118,61 +114,3 @@ def percentages_by_group(scored: Iterable[tuple[Any, float]]) -> dict[str, dict[
         str(group): {"accuracy": percentage(scores), "samples": len(scores)}
         for group, scores in sorted(groups.items())
     }
-
-
-def run_scorer(
-    argv: Sequence[str] | None,
-    *,
-    program: str,
-    description: str | None,
-    load: Callable[[Path], Annotations],
-    score: Callable[..., dict[str, Any]],
-    metrics: Mapping[str, str],
-    variant: str | None = None,
-) -> int:
-    """A scorer's command line; 0 if everything was scored, 2 on wrong input.
-
-    `score(load(annotation_file), answers, allow_missing=...)` is the result. Of it, `samples` and
-    `metrics` (label to key, percentages) are printed, and `variant` (a key) in the title. The last
-    line on stdout is the result as JSON, or `{"results": [...]}` for a folder.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {program}", description=description, allow_abbrev=False
-    )
-    parser.add_argument("--annotation-file", type=Path, required=True)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--result-file", type=Path, help="answers to score")
-    which.add_argument("--result-dir", type=Path, help="score every *.jsonl in this folder")
-    parser.add_argument(
-        "--allow-missing", action="store_true", help="score what is answered, ignore the rest"
-    )
-    args = parser.parse_args(argv)
-
-    def score_file(path: Path) -> dict[str, Any]:
-        with answers_in(path) as answers:
-            result = score(annotations, answers, allow_missing=args.allow_missing)
-        return {"result_file": str(path), **result}
-
-    try:
-        annotations = load(args.annotation_file)
-        files = [args.result_file] if args.result_file else _answer_files(args.result_dir)
-        results = [score_file(path) for path in files]
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for result in results:
-        title = Path(result["result_file"]).stem
-        print(f"{title} ({result[variant]})" if variant else title)
-        print(f"Samples: {result['samples']}")
-        for label, key in metrics.items():
-            value = result[key]
-            print(f"{label}: none" if value is None else f"{label}: {value:.2f}%")
-    print(json.dumps(results[0] if args.result_file else {"results": results}))
-    return 0
-
-
-def _answer_files(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.glob("*.jsonl") if not p.name.endswith(".errors.jsonl"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no answers: expected files *.jsonl in it.")
-    return files

@@ -20,12 +20,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import QuestionFile
 from ..run.watched import read_once, the_path
 from .answer_normaliser import REFERENCES, normalise, soft_accuracies
-from .base import Benchmark, existing, existing_annotations, require_complete, require_fields
+from .base import (
+    Benchmark,
+    File,
+    Split,
+    existing,
+    existing_annotations,
+    question_list,
+    register,
+    require_complete,
+    require_fields,
+)
 
 NAME = "textvqa"
 NAME_NO_OCR = "textvqa-noocr"
@@ -73,8 +83,8 @@ def read_prompt(prompt: str) -> Prompt:
         ValueError: it has none of the three forms in which LLaVA asks TextVQA questions.
     """
     lines = prompt.split("\n")
-    if prompt.startswith(_M4C_PREFIX) and (found := _M4C_QUESTION.search(prompt)):
-        return Prompt(found[1].lower(), with_ocr=True)
+    if prompt.startswith(_M4C_PREFIX) and (match := _M4C_QUESTION.search(prompt)):
+        return Prompt(match[1].lower(), with_ocr=True)
     if _OCR_LINE in prompt and len(lines) == 3:
         hint, question = lines[:2] if prompt.startswith(_OCR_LINE) else lines[1::-1]
         return Prompt(question.lower(), with_ocr=True, empty=hint.strip() == _OCR_LINE.strip())
@@ -221,17 +231,38 @@ def _name(key: Key) -> str:
     return f"image {key[0]}, question {key[1]!r}"
 
 
-def _benchmark(name: str, title: str, file: str) -> Benchmark:
-    return Benchmark(
-        name=name,
-        title=title,
+_IMAGES = File("train_images", "train_val_images.zip from textvqa.org", "images")
+_TRUTH = (File(ANNOTATIONS, "textvqa.org"),)
+_WITH_OCR = Split(question_list("textvqa", QUESTIONS), _IMAGES, _TRUTH, scored_as=NAME)
+# Without OCR tokens it is another benchmark, whose scores do not compare.
+_WITHOUT_OCR = Split(
+    File(QUESTIONS_NO_OCR, f"{QUESTIONS} without the OCR lines", "questions"),
+    _IMAGES,
+    _TRUTH,
+    scored_as=NAME_NO_OCR,
+    names=f"^{re.escape(QUESTIONS_NO_OCR)}$",
+    apart=True,
+)
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="TextVQA",
         folder="textvqa",
-        images="train_images",
+        splits=(_WITHOUT_OCR, _WITH_OCR),
         metric="accuracy",
-        load_questions=partial(load_questions, file=file),
-        score=partial(score, name=name),
+        load_questions=partial(load_questions, file=QUESTIONS),
+        score=partial(score, name=NAME),
+        script="textvqa.sh",
     )
-
-
-BENCHMARK = _benchmark(NAME, "TextVQA", QUESTIONS)
-BENCHMARK_NO_OCR = _benchmark(NAME_NO_OCR, "TextVQA (no OCR)", QUESTIONS_NO_OCR)
+)
+BENCHMARK_NO_OCR = register(
+    Benchmark(
+        name=NAME_NO_OCR,
+        title="TextVQA (no OCR)",
+        folder="textvqa",
+        splits=(_WITHOUT_OCR,),
+        metric="accuracy",
+        load_questions=partial(load_questions, file=QUESTIONS_NO_OCR),
+        score=partial(score, name=NAME_NO_OCR),
+    )
+)

@@ -18,16 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import Question, QuestionFile
 from ..run.watched import read_once
 from .answer_normaliser import normalise, soft_accuracies
 from .base import (
     Benchmark,
+    File,
+    Split,
+    Submission,
     existing,
     existing_annotations,
+    question_list,
     read_references,
+    register,
     require_complete,
     require_fields,
 )
@@ -54,11 +59,11 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class Truth:
+class VizWizTruth:
     """The questions of the file `source` by id, each with its annotation."""
 
     source: Path
-    asked: Mapping[str, tuple[Question, Annotation]]
+    entries: Mapping[str, tuple[Question, Annotation]]
 
 
 def load_questions(folder: Path, num_chunks: int = 1, chunk_idx: int = 0) -> QuestionFile:
@@ -100,7 +105,7 @@ def load_annotations(path: Path) -> dict[str, Annotation]:
 
 
 @read_once(lambda questions, annotations: (questions, annotations))
-def load_truth(question_file: Path, annotation_file: Path) -> Truth:
+def load_truth(question_file: Path, annotation_file: Path) -> VizWizTruth:
     """Join the questions with the annotations of their images.
 
     Raises:
@@ -109,7 +114,7 @@ def load_truth(question_file: Path, annotation_file: Path) -> Truth:
             not the one that is annotated.
     """
     annotations = load_annotations(annotation_file)
-    asked: dict[str, tuple[Question, Annotation]] = {}
+    entries: dict[str, tuple[Question, Annotation]] = {}
     for question in _questions(question_file):
         annotation = annotations.get(str(question.image))
         if annotation is None or not _words(question.text).startswith(_words(annotation.question)):
@@ -118,12 +123,12 @@ def load_truth(question_file: Path, annotation_file: Path) -> Truth:
                 f"{question.text[:120]!r} about the image {question.image}. Are both files of the "
                 f"same split?"
             )
-        asked[str(question.question_id)] = question, annotation
-    return Truth(question_file, asked)
+        entries[str(question.question_id)] = question, annotation
+    return VizWizTruth(question_file, entries)
 
 
 def score_answers(
-    truth: Truth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
+    truth: VizWizTruth, answers: Iterable[dict[str, Any]], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Mean soft accuracy, in percent, of answers in LLaVA's schema.
 
@@ -136,17 +141,17 @@ def score_answers(
         ValueError: an answer to no question or to another one than its id says, two answers to one,
             or, unless `allow_missing`, questions without an answer; names them.
     """
-    asked = {key: question for key, (question, _) in truth.asked.items()}
-    texts = _join(asked, answers, truth.source, allow_missing=allow_missing)
+    questions = {key: question for key, (question, _) in truth.entries.items()}
+    texts = _join(questions, answers, truth.source, allow_missing=allow_missing)
     said = {key: normalise(text) for key, text in texts.items()}
-    gold = [truth.asked[key][1] for key in said]
+    gold = [truth.entries[key][1] for key in said]
     scores = [
         soft_accuracies(entry.references).get(text, 0.0) for entry, text in zip(gold, said.values())
     ]
     return {
         "benchmark": NAME,
         "samples": len(said),
-        "missing": len(asked) - len(said),
+        "missing": len(questions) - len(said),
         "accuracy": percentage(scores),
         "unanswerable": sum(text == UNANSWERABLE for text in said.values()),
         "by_answer_type": percentages_by_group(
@@ -164,15 +169,22 @@ def write_submission(path: Path, question_file: Path, answers: Iterable[dict[str
         OSError: a file cannot be read or written.
         ValueError: what `score_answers` raises; the server wants every question answered.
     """
-    asked = {str(question.question_id): question for question in _questions(question_file)}
-    texts = _join(asked, answers, question_file, allow_missing=False)
+    questions = {str(question.question_id): question for question in _questions(question_file)}
+    texts = _join(questions, answers, question_file, allow_missing=False)
     return write_array(
         path,
         (
             {"image": question.image, "answer": normalise(texts[key])}
-            for key, question in asked.items()
+            for key, question in questions.items()
         ),
     )
+
+
+def submit(
+    target: Path, folder: Path, question_file: Path, answers: Iterable[dict[str, Any]]
+) -> dict[str, int]:
+    """`write_submission`, counted."""
+    return {"answers": write_submission(target, question_file, answers)}
 
 
 def score(
@@ -192,12 +204,12 @@ def _read(entry: Any, where: str) -> tuple[str, Annotation]:
 
 
 def _existing(path: Path) -> Path:
-    made = (
+    source = (
         "scripts/write_val_questions.py --benchmark vizwiz makes it from val.json"
         if path.name == QUESTIONS
         else "llava_test.jsonl is in vizwiz/ of LLaVA's eval.zip"
     )
-    return existing(path, f"{made}. {_SERVER}", "Question file ")
+    return existing(path, f"{source}. {_SERVER}", "Question file ")
 
 
 def _questions(path: Path) -> Sequence[Question]:
@@ -216,7 +228,7 @@ def _questions(path: Path) -> Sequence[Question]:
 
 
 def _join(
-    asked: Mapping[str, Question],
+    questions: Mapping[str, Question],
     answers: Iterable[dict[str, Any]],
     source: Path,
     *,
@@ -226,16 +238,16 @@ def _join(
 
     def check_prompt(key: str, answer: dict[str, Any]) -> None:
         require_fields(answer, "prompt")
-        question = asked[key]
+        question = questions[key]
         if _words(answer["prompt"]) != _words(question.text):
             raise ValueError(
                 f"the answer to {question} has the prompt {answer['prompt'][:120]!r}, but "
                 f"{source} asks {question.text[:120]!r}. Are they answers to the other split?"
             )
 
-    texts = texts_by_id(answers, asked, check_prompt)
-    missing = [key for key in asked if key not in texts]
-    require_complete(missing, len(asked), allow_missing=allow_missing)
+    texts = texts_by_id(answers, questions, check_prompt)
+    missing = [key for key in questions if key not in texts]
+    require_complete(missing, len(questions), allow_missing=allow_missing)
     return texts
 
 
@@ -243,12 +255,45 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-BENCHMARK = Benchmark(
-    name=NAME,
-    title="VizWiz (val)",
-    folder="vizwiz",
-    images="val",
-    metric="accuracy",
-    load_questions=load_questions,
-    score=score,
+_VAL = Split(
+    File(
+        QUESTIONS,
+        "made from val.json",
+        "questions",
+        "python scripts/write_val_questions.py --benchmark vizwiz --dir {folder}",
+    ),
+    File("val", "val.zip of VizWiz-VQA from vizwiz.org", "images"),
+    (File(ANNOTATIONS, "Annotations.zip of VizWiz-VQA from vizwiz.org"),),
+    scored_as=NAME,
+    names="(^|_)val",
+    decided_by=ANNOTATIONS,
+    apart=True,
+)
+_TEST = Split(
+    question_list(
+        "vizwiz",
+        "llava_test.jsonl",
+        "To be scored here, not by the server, the val split needs\n"
+        f"{ANNOTATIONS} of VizWiz-VQA from vizwiz.org in this folder",
+    ),
+    File("test", "test.zip of VizWiz-VQA from vizwiz.org", "images"),
+    submission=Submission(
+        submit,
+        "the VizWiz server",
+        "The test split is scored by the VizWiz server on eval.ai (challenge 1911); it takes "
+        "{file}",
+    ),
+    apart=True,
+)
+BENCHMARK = register(
+    Benchmark(
+        name=NAME,
+        title="VizWiz (val)",
+        folder="vizwiz",
+        splits=(_VAL, _TEST),
+        metric="accuracy",
+        load_questions=load_questions,
+        score=score,
+        script="vizwiz.sh",
+    )
 )

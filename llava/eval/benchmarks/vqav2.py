@@ -24,22 +24,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..run.questions import QuestionFile, parse_question
 from ..run.watched import read_once, the_path
 from .answer_normaliser import normalise, normalise_official
 from .base import (
     Benchmark,
+    File,
+    Split,
+    Submission,
     existing,
     existing_annotations,
+    question_list,
     read_references,
+    register,
     require_complete,
 )
 from .scoring import percentage, percentages_by_group, texts_by_id, write_array
 
 QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 
 
 @dataclass(frozen=True)
@@ -142,13 +148,13 @@ def write_submission(
     answers: Iterable[dict[str, Any]],
     test_file: Path,
     *,
-    asked_file: Path | None = None,
+    question_file: Path | None = None,
     allow_missing: bool = False,
 ) -> dict[str, int]:
     """Write the file for the test server, [{"question_id", "answer"}].
 
     The server wants every question of `test_file` (LLaVA's llava_vqav2_mscoco_test2015.jsonl),
-    whichever split it scores; those without an answer get an empty one. `asked_file` is the
+    whichever split it scores; those without an answer get an empty one. `question_file` is the
     question file that was answered, say test-dev: none of its questions may then lack an answer.
 
     Returns:
@@ -157,16 +163,16 @@ def write_submission(
     Raises:
         OSError: a file cannot be read or written.
         ValueError: an answer to a question that is not in `test_file`, two answers to one, no
-            answer at all, or, unless `allow_missing`, questions of `asked_file` without an answer.
+            answer at all, or, unless `allow_missing`, a question of `question_file` without one.
     """
     ids = {str(question_id): question_id for question_id in _question_ids(test_file)}
     texts = texts_by_id(answers, ids)
     if not texts:
         raise ValueError("there are no answers to submit.")
-    if asked_file is not None:
-        asked = [str(question_id) for question_id in _question_ids(asked_file)]
-        missing = [key for key in asked if key not in texts]
-        require_complete(missing, len(asked), allow_missing=allow_missing)
+    if question_file is not None:
+        wanted = [str(question_id) for question_id in _question_ids(question_file)]
+        missing = [key for key in wanted if key not in texts]
+        require_complete(missing, len(wanted), allow_missing=allow_missing)
     count = write_array(
         path,
         (
@@ -184,6 +190,13 @@ def score(
     return score_answers(
         load_annotations(folder / ANNOTATIONS), answers, allow_missing=allow_missing
     )
+
+
+def submit(
+    target: Path, folder: Path, question_file: Path, answers: Iterable[dict[str, Any]]
+) -> dict[str, int]:
+    """`write_submission` of answers to test-dev, with the questions of test in the folder."""
+    return write_submission(target, answers, folder / TEST_FILE, question_file=question_file)
 
 
 def _read(entry: Any, where: str) -> tuple[str, Annotation]:
@@ -210,12 +223,45 @@ def _strip(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-BENCHMARK = Benchmark(
-    name="vqav2",
-    title="VQAv2 (val2014)",
-    folder="vqav2",
-    images="val2014",
-    metric="accuracy",
-    load_questions=load_questions,
-    score=score,
+_VAL = Split(
+    File(
+        QUESTIONS,
+        "v2_OpenEnded_mscoco_val2014_questions.json from visualqa.org, of which they are made",
+        "questions",
+        "python scripts/write_val_questions.py --benchmark vqav2 --dir {folder}",
+    ),
+    File("val2014", "val2014.zip from cocodataset.org", "images"),
+    (File(ANNOTATIONS, "visualqa.org"),),
+    scored_as="vqav2",
+    names="(^|_)val",
+    decided_by=ANNOTATIONS,
+    apart=True,
+)
+_TEST_DEV = Split(
+    question_list(
+        "vqav2",
+        "llava_vqav2_mscoco_test-dev2015.jsonl",
+        "To be scored here, not by the server, val2014 needs\n"
+        f"{ANNOTATIONS} from visualqa.org in this folder",
+    ),
+    File("test2015", "test2015.zip from cocodataset.org", "images"),
+    (File(TEST_FILE, "vqav2/ of LLaVA's eval.zip", "all questions of the server"),),
+    submission=Submission(
+        submit,
+        "the VQA server",
+        "test-dev is scored by the VQA server on eval.ai (challenge 830); it takes {file}",
+    ),
+    apart=True,
+)
+BENCHMARK = register(
+    Benchmark(
+        name="vqav2",
+        title="VQAv2 (val2014)",
+        folder="vqav2",
+        splits=(_VAL, _TEST_DEV),
+        metric="accuracy",
+        load_questions=load_questions,
+        score=score,
+        script="vqav2.sh",
+    )
 )

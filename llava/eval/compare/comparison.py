@@ -17,7 +17,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from llava.pruning import METHODS, Pruner, build
-from llava.pruning.methods.autoprune.method import PRESETS, AutoPrune
 
 from ..run.record import commit_label, commits, environments
 from ..run.settings import OLDER
@@ -146,11 +145,10 @@ def settings_of(pruner: Mapping[str, Any]) -> dict[str, Any]:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in pruner.items()}
     rest = {k: v for k, v in values.items() if k not in ("method", _SEED, *_BUDGETS)}
     result: dict[str, Any] = {}
-    if method is AutoPrune:
-        for name, preset in PRESETS.items():
-            if preset and all(rest.get(field) == value for field, value in preset.items()):
-                result["preset"] = name
-                defaults |= preset
+    for name, preset in method.presets.items() if method else ():
+        if preset and all(rest.get(field) == value for field, value in preset.items()):
+            result["preset"] = name
+            defaults |= preset
     return result | {k: v for k, v in rest.items() if k not in defaults or v != defaults[k]}
 
 

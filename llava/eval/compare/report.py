@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import program
+from llava.common import program
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
@@ -51,7 +51,7 @@ def main(
     """Run the command line; 2 on wrong input."""
     start_logging()
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.compare.report",
+        prog=program.name("llava.eval.compare.report"),
         description="Tabulate finished runs: scores, tokens, FLOPs, KV bytes and prefill time.",
         allow_abbrev=False,
     )

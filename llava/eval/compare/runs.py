@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from llava import flags
+from llava.common import flags
 from llava.pruning import METHODS, Pruner, build
 from llava.pruning.arguments import read_setting
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from llava import program
+from llava.common import program
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
@@ -88,7 +88,7 @@ class Outcome:
 def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser:
     """The command line; defaults are those of `RunSettings`."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.compare.sweep",
+        prog=program.name("llava.eval.compare.sweep"),
         description="Run a comparison of pruning methods on several benchmarks, and print its "
         "table. Run the same command again to continue.",
         formatter_class=Help,

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from llava import program
+from llava.common import program
 from llava.pruning import METHODS
 
 from ..benchmarks import BENCHMARKS
@@ -49,7 +49,7 @@ _SEEDS = (0, 1, 2)
 def build_parser(tables: Mapping[str, PublishedTable]) -> argparse.ArgumentParser:
     """The command line; what it does not know is the sweep's."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.compare.tables",
+        prog=program.name("llava.eval.compare.tables"),
         description="Run what a table of the paper lacks, and print it with the published values "
         "beside the measured ones. Other flags (--model-path, --batch-size, --limit, ...) are "
         "those of llava.eval.compare.sweep. Run the same command again to continue.",

@@ -11,7 +11,7 @@ from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llava import json_files
+from llava.common import json_files
 
 from .linefile import LineFile, read_lines
 from .questions import Question

@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from llava import flags
+from llava.common import flags
 
 from .settings import RunSettings, kinds
 

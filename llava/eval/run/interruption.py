@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from llava.signals import ending_signals, keep_exit_status, leave
+from llava.common.signals import ending_signals, keep_exit_status, leave
 
 
 class Interruption:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from llava import json_files
+from llava.common import json_files
 
 from .rescue import account_for
 
@@ -280,6 +280,8 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _lock(fd: int, path: Path) -> None:
+    # The file itself is locked. A lock of `filelock` is a file of its own, which would stay beside
+    # every answers file; where there are no locks, it would also outlive the process.
     if fcntl is None:
         return
     try:

@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from llava.images import note
+from llava.common.images import note
+from llava.common.signals import ending_signals
 from llava.mm_utils import process_images
-from llava.signals import ending_signals
 
 from .answers import QuestionSource
 from .questions import Question
@@ -34,7 +34,7 @@ class LoadedQuestion:
 
     `pixels` are (3, height, width), one for each of its images, or (views, 3, height, width) of a
     model that tiles them; `sizes` the original (width, height) of each. `notes` say how values were
-    scaled, see `llava.images`. `error` says why there are no pixels although there should be.
+    scaled, see `common/images.py`. `error` says why there are no pixels although there should be.
     """
 
     position: int

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from llava import json_files
+from llava.common import json_files
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.pruning.cost import DecoderShape
 

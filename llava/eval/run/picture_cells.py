@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llava import json_files
+from llava.common import json_files
 
 _DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
 _NO_DIGIT = re.compile("[^0-9A-Za-z+/]")

@@ -177,7 +177,7 @@ class TableQuestions(QuestionList):
 
     def open_image(self, question: Question, folder: Path) -> Image.Image:
         """The RGB image in the row that has it; `folder` does not matter."""
-        from llava.images import read
+        from llava.common.images import read
 
         position = self.position(question.index)
         if position is None:

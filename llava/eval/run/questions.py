@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llava import json_files
+from llava.common import json_files
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import without_image_tokens
 
@@ -258,7 +258,7 @@ def open_in_folder(question: Question, folder: Path) -> Image.Image:
         OSError: no such file, or one that cannot be read; names it.
     """
     # Imported here because it brings Pillow, for which reading questions must not wait.
-    from llava.images import read_file
+    from llava.common.images import read_file
 
     if question.image is None:
         raise ValueError(f"{question} has no image.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from llava.signals import EXIT_INTERRUPTED
+from llava.common.signals import EXIT_INTERRUPTED
 
 from .answers import AnswerFile, FailureFile, QuestionSource
 from .environment import environment, peak_memory_bytes

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 from llava.constants import MERGE_TYPES, READINGS
 from llava.conversation import conv_templates
 

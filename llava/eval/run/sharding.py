@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from llava import json_files
+from llava.common import json_files
 
 from .answers import AnswerFile, QuestionSource, answered_position
 from .interruption import ends_at_once
@@ -97,7 +97,7 @@ def run_launched(
     if settings.num_chunks != 1:
         raise ValueError("a launcher of several processes splits the questions: no --num-chunks")
     share = shard_settings(settings, launch.size, launch.rank)
-    if share.device is None and torch.cuda.is_available():
+    if share.device in (None, "cuda") and torch.cuda.is_available():
         share = replace(share, device=f"cuda:{launch.local_rank % torch.cuda.device_count()}")
     chunk = argparse.Namespace(**vars(args))
     chunk.num_chunks, chunk.chunk_idx = launch.size, launch.rank

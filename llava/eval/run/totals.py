@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 _NUMBERS = ("n_visual", "n_text", "new_tokens")
 _GROUPS = ("cost", "seconds")

@@ -1,1 +1,1 @@
-"""The decoder."""
+"""The decoder: our loop over stock layers, masks and attention rows, and `generate`."""

@@ -175,7 +175,7 @@ def attention_rows(
 class LayersAhead:
     """What a pruning method may ask after a layer: see `llava.pruning.base.Ahead`.
 
-    `asked` is the number of rows of the next layer that were computed.
+    `rows_computed` is the number of rows of the next layer that were computed.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class LayersAhead:
     ) -> None:
         self._model, self._index = model, index
         self._hidden, self._rope, self._valid = hidden, rope, valid
-        self.asked = 0
+        self.rows_computed = 0
 
     def _next(self) -> nn.Module:
         layers = self._model.config.num_hidden_layers
@@ -206,7 +206,7 @@ class LayersAhead:
         cos, sin = (table[:, None].to(keys.device) for table in self._rope)
         keys = keys * cos + rotate_half(keys) * sin
         valid = None if self._valid is None else self._valid.to(keys.device)
-        self.asked = max(self.asked, count)
+        self.rows_computed = max(self.rows_computed, count)
         return attention_rows(attention, queries, self._rope, keys, count, valid)
 
     @torch.no_grad()

@@ -1,1 +1,1 @@
-"""The vision tower."""
+"""The vision tower, with a look at the CLS attention of its layers."""

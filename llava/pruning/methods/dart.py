@@ -37,11 +37,13 @@ from ..base import Observation
 from ..checks import demand, demand_count
 from ..cost import DecoderShape
 from ..layout import TokenLayout, precise, take
+from ..registry import register
 from ..staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 _MOST_PIVOTS = 10_000  # more than an image has tokens
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class DART(StagedPruner):
     """Settings of DART.
@@ -77,7 +79,7 @@ class DART(StagedPruner):
         target = int(self.target_token_num)
         if target >= n_visual:
             return ()
-        if self.budget_mode == "strict":
+        if self.strict:
             keep = fit_single(n_visual, shape.layers, self.depth, target)
         else:
             pivots = self.image_pivots + self.text_pivots
@@ -108,9 +110,10 @@ class DARTRun(StagedRun):
         """1 on the tokens that stay, 0 on the others; a sample that keeps all may have any."""
         config, layout = self.config, observation.layout
         device, n = layout.image.device, layout.n
-        found = [self._pivots(k, t) for k, t in zip(keep, layout.tail)]
-        shares = [_shares(k, *pair, config) for k, pair in zip(keep, found)]
+        counts = [self._pivots(k, t) for k, t in zip(keep, layout.tail)]
+        shares = [_shares(k, *pair, config) for k, pair in zip(keep, counts)]
 
+        assert observation.keys is not None, "the decoder gives the keys of every layer"
         norms = precise(observation.keys).abs().sum((1, 3))
         column = torch.arange(n, device=device)
         behind = column >= n - torch.tensor(layout.tail, device=device)[:, None]
@@ -118,11 +121,11 @@ class DARTRun(StagedRun):
         image = _largest(norms, visual, config.image_pivots)
         pivots = torch.cat([image, _largest(norms, behind, config.text_pivots)], 1)
 
-        features = normalize(precise(observation.ahead.final_norm()), dim=-1)
+        features = normalize(precise(observation.looked_ahead().final_norm()), dim=-1)
         cosine = take(features, pivots) @ features.transpose(1, 2)
         chosen = torch.zeros_like(visual)
-        own = torch.tensor([pair[0] for pair in found], device=device)[:, None]
-        chosen = _choose(chosen, image, own)
+        image_pivots = torch.tensor([pair[0] for pair in counts], device=device)[:, None]
+        chosen = _choose(chosen, image, image_pivots)
         taken = torch.tensor(shares, device=device)
         for pivot in range(pivots.shape[1]):
             free = visual & ~chosen
@@ -134,9 +137,9 @@ class DARTRun(StagedRun):
 def _shares(keep: int, image: int, text: int, config: DART) -> list[int]:
     """How many tokens each of the pivots chooses, 0 for those that are not there."""
     each, left = divmod(keep - image, max(image + text, 1))
-    there = [each + (i < left) for i in range(image + text)]
+    shares = [each + (i < left) for i in range(image + text)]
     gap = [0] * (config.image_pivots - image)
-    return [*there[:image], *gap, *there[image:], *[0] * (config.text_pivots - text)]
+    return [*shares[:image], *gap, *shares[image:], *[0] * (config.text_pivots - text)]
 
 
 def _largest(values: Tensor, among: Tensor, count: int) -> Tensor:

@@ -28,8 +28,10 @@ from torch import Tensor
 
 from ..entry import EntryPruner, ImageTokens
 from ..layout import precise
+from ..registry import register
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class DivPrune(EntryPruner):
     """Settings of `EntryPruner`."""

@@ -26,10 +26,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..registry import register
 from ..tower import TowerPruner, cls_attention, keep_patches, top
 from ..vision import Reduced, VisionFeatures
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class FasterVLM(TowerPruner):
     """Settings of `TowerPruner`."""

@@ -30,7 +30,6 @@ The image is found, not assumed at a fixed position. Equal scores go to the lowe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -42,9 +41,12 @@ from ..checks import demand_count
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import TokenLayout
+from ..registry import register
+from ..solver import up
 from ..staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class FastV(StagedPruner):
     """Settings of FastV; see the module for `query` and `published_count`.
@@ -75,15 +77,12 @@ class FastV(StagedPruner):
         target, layers = int(self.target_token_num), shape.layers
         if target >= n_visual:
             return ()
-        stages = Stages(n_visual, layers, (self.depth,))
         keep = target
-        if self.budget_mode == "strict":
+        if self.strict:
             keep = fit_single(n_visual, layers, self.depth, target)
         elif self.published_count == "leaving":
-            stages.demand_reachable(target, "leaving")
-            full = self.depth - 1
-            keep = math.ceil((layers * target - full * n_visual) / (layers - full))
-        return stages.cuts([keep])
+            keep = fit_single(n_visual, layers, self.depth, target, "leaving", up)
+        return Stages(n_visual, layers, (self.depth,)).cuts([keep])
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> FastVRun:
         return FastVRun(self, layout, shape, self.positions)
@@ -107,6 +106,7 @@ class FastVRun(StagedRun):
 
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
         rows = observation.rows
+        assert rows is not None, "asked for at a cut"
         if self.config.query == "last":
             return rows[:, :, -1].mean(1)
         return text_relevance(rows, observation.layout.valid)

@@ -48,11 +48,13 @@ import torch
 from torch import Tensor
 
 from ..checks import demand
-from ..shares import divide, share_out
+from ..images import divide, share_out
+from ..registry import register
 from ..tower import TowerPruner, cls_attention, keep_patches, top
 from ..vision import Groups, Reduced, VisionFeatures
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class HiRED(TowerPruner):
     """Settings of `TowerPruner`, and of tiled pictures:
@@ -81,7 +83,8 @@ class HiRED(TowerPruner):
         if features.grids is None:
             return super().reduce(features, groups)
         patches = features.patches.shape[1]
-        grids, counts = iter(features.grids), []
+        grids = iter(features.grids)
+        counts: list[int] = []
         for group in groups:
             for views, budget in zip(group, self._of_pictures([v * patches for v in group])):
                 counts += self._of_views(features, len(counts), next(grids), views, budget)
@@ -112,7 +115,8 @@ class HiRED(TowerPruner):
         # The tiles cannot hold more than their patches, whatever alpha leaves them.
         overview = max(min(int(self.alpha * budget), patches), budget - (views - 1) * patches)
         looked_at = top(
-            features.probes[0].one(first).cls_attention()[0].sum(0), int(patches * (1 - self.alpha))
+            features.probes[0].of_image(first).cls_attention()[0].sum(0),
+            int(patches * (1 - self.alpha)),
         )
         tile_of = tiles_of_patches(patches, grid, self.regions).to(looked_at.device)
         counts = tile_of[looked_at].bincount(minlength=views - 1).tolist()

@@ -19,9 +19,11 @@ from ..base import Pruner, PrunerRun
 from ..checks import PromptError
 from ..cost import DecoderShape
 from ..layout import Selection, TokenLayout
+from ..registry import register
 from ..selectors import keep_top
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class NoImage(Pruner):
     """Settings: none. There is no budget either; 0 visual tokens enter and leave every layer."""

@@ -35,9 +35,11 @@ from ..base import Observation
 from ..checks import demand, demand_depths
 from ..cost import DecoderShape
 from ..layout import TokenLayout
+from ..registry import register
 from ..staged import Cut, StagedPruner, StagedRun, Stages
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class PDrop(StagedPruner):
     """Settings of PyramidDrop.
@@ -86,7 +88,7 @@ class PDrop(StagedPruner):
             lambda share: [int(n_visual * share**power) for power in powers.values()],
             self.target_token_num,
             "entering",
-            spend=self.budget_mode == "strict",
+            spend=self.strict,
         )
         return stages.cuts(keeps)
 
@@ -98,4 +100,4 @@ class PDropRun(StagedRun):
     """One prefill."""
 
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
-        return observation.ahead.rows(1)[:, :, -1].mean(1)
+        return observation.looked_ahead().rows(1)[:, :, -1].mean(1)

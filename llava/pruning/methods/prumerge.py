@@ -46,12 +46,14 @@ from torch import Tensor
 from ..base import PrunerRun
 from ..checks import demand
 from ..cost import DecoderShape, TowerShape
+from ..images import divide
 from ..layout import TokenLayout, precise
-from ..shares import divide
+from ..registry import register
 from ..tower import TowerPruner, top
 from ..vision import Groups, Reduced, VisionFeatures
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class PruMerge(TowerPruner):
     """Settings of `TowerPruner`, and:
@@ -73,7 +75,7 @@ class PruMerge(TowerPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         demand(self, "neighbours", self.neighbours >= 0, "0 or more")
-        if self.adaptive and self.budget_mode == "strict":
+        if self.adaptive and self.strict:
             raise ValueError(
                 "adaptive=true lets each image decide how many tokens it keeps and meets no "
                 "budget: leave budget_mode='strict' out, or set adaptive=false"
@@ -87,11 +89,12 @@ class PruMerge(TowerPruner):
         """T tokens a sample; adaptive: waits for the device, to learn how many."""
         if not self.adaptive:
             return super().reduce(features, groups)
-        made = []
+        reduced = []
         for image in range(len(features.patches)):
             attention = self._attention(features, image)
-            made.append(self._merged(features, image, attention, adaptive(attention, self.plus)))
-        return made
+            kept = adaptive(attention, self.plus)
+            reduced.append(self._merged(features, image, attention, kept))
+        return reduced
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         attention = self._attention(features, image)
@@ -99,12 +102,12 @@ class PruMerge(TowerPruner):
         return self._merged(features, image, attention, kept)
 
     def _attention(self, features: VisionFeatures, image: int) -> Tensor:
-        return features.probes[features.ran].one(image).joined().cls_attention()[0, 0]
+        return features.probes[features.ran].of_image(image).joined().cls_attention()[0, 0]
 
     def _merged(
         self, features: VisionFeatures, image: int, attention: Tensor, kept: Tensor
     ) -> Reduced:
-        keys = features.probes[features.ran].one(image).joined().keys[0, 0, 1:]
+        keys = features.probes[features.ran].of_image(image).joined().keys[0, 0, 1:]
         patches = features.patches[image]
         weights = neighbour_weights(keys, attention, kept, self.neighbours)
         points = precise(patches)

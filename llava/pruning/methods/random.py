@@ -22,10 +22,12 @@ from torch import Tensor
 
 from ..checks import demand
 from ..entry import EntryPruner, ImageTokens
+from ..registry import register
 
 _SEEDS = 2**63
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class Random(EntryPruner):
     """Settings of `EntryPruner`, and `seed`, a whole number from 0.

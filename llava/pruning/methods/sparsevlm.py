@@ -50,6 +50,7 @@ from ..checks import demand, demand_count, demand_depths
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import Selection, TokenLayout, precise
+from ..registry import register
 from ..staged import Cut, StagedPruner, StagedRun, Stages
 
 #: Tokens kept at the three stages, for a target of 576 tokens and 32 layers.
@@ -61,6 +62,7 @@ _LIST_TOKENS, _LIST_LAYERS, _LIST_STAGES = 576, 32, (3, 7, 16)
 _RECYCLE = 0.3
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(StagedPruner):
     """Settings of SparseVLM.
@@ -102,20 +104,19 @@ class SparseVLM(StagedPruner):
         shares = dict(zip(self.stages, lists[budget]))
         recycle = _RECYCLE if self.version == "1.5" else 0.0
         stages = Stages(n_visual, shape.layers, tuple(shares), recycle, strictly=True)
-        strict = self.budget_mode == "strict"
         at_home = (n_visual, shape.layers, self.stages) == (
             _LIST_TOKENS,
             _LIST_LAYERS,
             _LIST_STAGES,
         )
-        if at_home and budget == target and not strict:
+        if at_home and budget == target and not self.strict:
             return stages.cuts(lists[budget])
         most = n_visual / min(shares.values())
         keeps = stages.fit(
             lambda scale: [int(scale * most * share) for share in shares.values()],
             target,
-            "entering" if strict else "leaving",
-            spend=strict,
+            self.counted,
+            spend=self.strict,
         )
         return stages.cuts(keeps)
 
@@ -150,6 +151,7 @@ class SparseVLMRun(StagedRun):
 
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
         rows, layout = observation.rows, observation.layout
+        assert rows is not None, "asked for at a cut"
         # Every sample's text is at the right edge, and no cut changes its length.
         raters = self.raters.to(rows.device)
         if self.config.version == "1.5":
@@ -172,15 +174,15 @@ def find_raters(layout: TokenLayout, embeds: Tensor) -> Tensor:
     """
     width = max(layout.tail)
     tail = torch.tensor(layout.tail, device=embeds.device)[:, None]
-    own = torch.arange(width, 0, -1, device=embeds.device) <= tail
+    behind = torch.arange(width, 0, -1, device=embeds.device) <= tail
     states = precise(embeds)
     logits = states @ states[:, -width:].transpose(1, 2)
     # A sample without visual tokens has no text to look at; its rows are masked below.
-    weights = logits.masked_fill(~(own | (tail == 0))[:, None, :], -torch.inf).softmax(-1)
+    weights = logits.masked_fill(~(behind | (tail == 0))[:, None, :], -torch.inf).softmax(-1)
     visual = layout.is_patch.to(embeds.device)[..., None]
     weight = (weights * visual).sum(1) / visual.sum(1).clamp(min=1)
-    above = own & (weight > 1 / tail.clamp(min=1))
-    return torch.where(above.any(1, keepdim=True), above, own)
+    above = behind & (weight > 1 / tail.clamp(min=1))
+    return torch.where(above.any(1, keepdim=True), above, behind)
 
 
 def gravity(positions: Tensor, queries: int, head_dim: int, theta: float) -> Tensor:
@@ -194,4 +196,5 @@ def gravity(positions: Tensor, queries: int, head_dim: int, theta: float) -> Ten
     exponent = even.to(positions.dtype) / head_dim
     angle = positions[..., None] * theta**-exponent
     turned = torch.cat([angle.cos(), angle.sin()], -1)
-    return turned[:, -queries:] @ turned.transpose(1, 2) * (2 / head_dim**0.5)
+    logits: Tensor = turned[:, -queries:] @ turned.transpose(1, 2) * (2 / head_dim**0.5)
+    return logits

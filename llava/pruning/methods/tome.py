@@ -49,17 +49,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..base import PrunerRun
+from ..budget import Budgeted
 from ..checks import BudgetError
 from ..cost import DecoderShape, TowerShape
 from ..layout import TokenLayout, precise, take
-from ..target import WholeTarget
+from ..registry import register
 from ..tower import TowerPruned, view_counts
 from ..vision import Groups, TowerRun
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class ToMe(WholeTarget):
-    """Settings of `WholeTarget`, and `proportional_attention`: step 5."""
+class ToMe(Budgeted):
+    """Settings of `Budgeted`, and `proportional_attention`: step 5."""
 
     method: ClassVar[str] = "tome"
     merges_in_tower: ClassVar[bool] = True
@@ -147,6 +149,7 @@ class Merging(TowerRun):
         return self._size.log()[:, None, None, :]
 
     def patch(self) -> Tensor:
+        assert self._patch is not None, "patches are known once a layer ran"
         return self._patch[:, 1:]
 
     def after_attention(self, layer: int, hidden: Tensor, keys: Tensor) -> Tensor:

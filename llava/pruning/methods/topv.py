@@ -38,7 +38,6 @@ rounded down, so the mean is at most T.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -46,16 +45,20 @@ import torch
 from torch import Tensor
 
 from ..base import Observation, PrunerRun
-from ..checks import BudgetError, demand, demand_later_layers
+from ..budget import Budgeted
+from ..checks import demand, demand_later_layers
 from ..cost import DecoderShape
 from ..entry import ImageTokens, select_in_images
 from ..layout import Selection, TokenLayout, precise
-from ..target import Budgeted
+from ..registry import register
+from ..solver import down
+from ..staged import fit_single
 from .uniform_grid import centres
 
 _MOST_ITERATIONS = 10_000  # it settles long before
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class TopV(Budgeted):
     """Settings of TopV, see the module.
@@ -71,8 +74,8 @@ class TopV(Budgeted):
     method: ClassVar[str] = "topv"
     needs_grid: ClassVar[bool] = True
     depths: ClassVar[tuple[str, ...]] = ("layer",)
+    fractional: ClassVar[bool] = True
 
-    budget_mode: Literal["published", "strict"] = "published"
     layer: int = 2
     feature_weight: float = 1.0
     distance_weight: float = 1.0
@@ -85,8 +88,7 @@ class TopV(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("target_token_num", "layer"):
-            demand(self, field, getattr(self, field) >= 1, "at least 1")
+        demand(self, "layer", self.layer >= 1, "at least 1")
         ok = 1 <= self.iterations <= _MOST_ITERATIONS
         demand(self, "iterations", ok, f"from 1 to {_MOST_ITERATIONS:,}")
         for field in ("feature_weight", "distance_weight", "centre_weight", "relax"):
@@ -132,15 +134,16 @@ class TopVRun(PrunerRun):
             self._entering = observation.hidden
         if observation.layer != config.layer - 1:
             return None
-        sources, targets = self._entering, observation.ahead.next_norm()
+        assert self._entering is not None, "seen before the layer of the cut"
+        sources, targets = self._entering, observation.looked_ahead().next_norm()
         self._entering = None
 
         def choose(sample: int, image: ImageTokens, count: int) -> list[int]:
-            own = slice(image.columns[0], image.columns[-1] + 1)
-            n, width = sources[sample, own].shape
+            tokens = slice(image.columns[0], image.columns[-1] + 1)
+            n, width = sources[sample, tokens].shape
             # Cosines, and two sums over the plan an iteration: a product and an addition a pair.
             self._flops[sample] += 2 * n * n * width + 4 * config.iterations * n * n
-            cost = costs(config, sources[sample, own], targets[sample, own], image.side)
+            cost = costs(config, sources[sample, tokens], targets[sample, tokens], image.side)
             return with_recovered(contributions(config, cost), count, config.recover)
 
         return select_in_images(layout, self.keep, choose, self.targets)
@@ -154,15 +157,7 @@ def _count(config: TopV, layers: int, visual: int) -> int:
     target = config.target_token_num
     if target >= visual:
         return visual
-    whole = config.layer - (config.budget_mode == "published")
-    kept = int((target * layers - whole * visual) // (layers - whole))
-    if kept < 1:
-        raise BudgetError(
-            f"target_token_num {target:g} is below the floor of "
-            f"{(whole * visual + layers - whole) / layers:.6g}: that many on average when a single "
-            f"one of {visual} visual tokens is left after {config.layer} of {layers} layers"
-        )
-    return kept
+    return fit_single(visual, layers, config.layer, target, config.counted, down)
 
 
 @torch.no_grad()
@@ -170,7 +165,7 @@ def costs(config: TopV, source: Tensor, target: Tensor, side: int | None) -> Ten
     """C (n, n), float32, of the tokens (n, d) of one image; `side` as in `ImageTokens`."""
     n = len(source)
     unit = [torch.nn.functional.normalize(precise(x), dim=-1) for x in (source, target)]
-    cost = config.feature_weight * (1 - unit[0] @ unit[1].T) / 2
+    cost: Tensor = config.feature_weight * (1 - unit[0] @ unit[1].T) / 2
     index = torch.arange(n, device=source.device)
     width = side or n
     place = torch.stack([index // width, index % width], 1).float()
@@ -179,7 +174,8 @@ def costs(config: TopV, source: Tensor, target: Tensor, side: int | None) -> Ten
     apart = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")
     out = (place - (place[0] + place[-1]) / 2).norm(dim=1)
     cost += config.distance_weight * apart / diagonal
-    return cost + config.centre_weight * (2 * out / diagonal)[:, None]
+    cost += config.centre_weight * (2 * out / diagonal)[:, None]
+    return cost
 
 
 @torch.no_grad()
@@ -201,7 +197,7 @@ def with_recovered(importance: Tensor, count: int, share: float) -> list[int]:
     importance (n,), 0 <= count < n. Ties go to the lower index.
     """
     recovered = int(share * count)
-    order: Sequence[int] = importance.argsort(descending=True, stable=True).tolist()
+    order: list[int] = importance.argsort(descending=True, stable=True).tolist()
     kept = order[: count - recovered]
     dropped = sorted(order[count - recovered :])
-    return kept + [dropped[place] for place in centres(len(dropped), recovered)]
+    return [*kept, *(dropped[place] for place in centres(len(dropped), recovered))]

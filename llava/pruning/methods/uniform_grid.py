@@ -28,8 +28,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..entry import EntryPruner, ImageTokens
+from ..registry import register
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class UniformGrid(EntryPruner):
     """Settings of `EntryPruner`."""

@@ -39,10 +39,12 @@ from torch import Tensor
 from ..checks import demand
 from ..cost import TowerShape
 from ..layout import precise
+from ..registry import register
 from ..tower import TowerPruner, cls_attention, top
 from ..vision import Reduced, VisionFeatures
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(TowerPruner):
     """Settings of `TowerPruner`, and `contextual_ratio`, the share of T that is merged tokens.
@@ -71,14 +73,14 @@ class VisionZip(TowerPruner):
         kept = ranked[: dominant - 1].sort().values
         rest = ranked[dominant - 1 :].sort().values
         cls_patch = kept.new_tensor([len(patches)])
-        made, centres = patches[:0], kept[:0]
+        merged, centres = patches[:0], kept[:0]
         if contextual:
             keys = precise(features.probes[features.ran - 1].keys[image]).mean(0)[1:]
             metric = F.normalize(keys[rest], dim=-1)
-            made, targets = contextual_tokens(patches[rest], metric, contextual)
+            merged, targets = contextual_tokens(patches[rest], metric, contextual)
             centres = rest[targets]
         return Reduced(
-            torch.cat([token[None], patches[kept], made]),
+            torch.cat([token[None], patches[kept], merged]),
             torch.cat([cls_patch, kept, centres]),
         )
 

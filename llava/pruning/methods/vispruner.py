@@ -44,12 +44,14 @@ from torch.nn.functional import normalize
 from ..checks import demand
 from ..cost import TowerShape
 from ..layout import precise
+from ..registry import register
 from ..tower import TowerPruner, cls_attention, keep_patches, top
 from ..vision import Reduced, VisionFeatures
 
 _A_ROUND = 8
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class VisPruner(TowerPruner):
     """Settings of `TowerPruner`, and `important_ratio`, 0 to 1: the share of T that attention picks

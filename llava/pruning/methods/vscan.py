@@ -44,21 +44,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import Observation, PrunerRun
+from ..budget import Budgeted
 from ..checks import demand, demand_later_layers, demand_text_behind
 from ..cost import DecoderShape
 from ..entry import find_images
+from ..images import divide, share_out
 from ..layout import Merge, Selection, TokenLayout, precise
+from ..registry import register
 from ..selectors import keep_top
-from ..shares import divide, share_out
-from ..target import WholeTarget
 from ..vision import Groups, Reduced, VisionFeatures
 
 # Layers that run of the tower that `local_layer` is given for: CLIP ViT-L, feature -2.
 _RAN = 23
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class VScan(WholeTarget):
+class VScan(Budgeted):
     """Settings; `target_token_num` is the average of tokens entering a layer. See the module.
 
     first_ratio: T1 / T. layer: of the decoder, before which stage 2 drops. local_layer: of the
@@ -98,7 +100,7 @@ class VScan(WholeTarget):
         """
         patches = features.patches.shape[1]
         sizes = [[views * patches for views in group] for group in groups]
-        if all(sum(own) <= self.resolved(own).target_token_num for own in sizes):
+        if all(sum(images) <= self.resolved(images).target_token_num for images in sizes):
             return None
         if features.grids is not None:
             raise ValueError(
@@ -108,7 +110,7 @@ class VScan(WholeTarget):
         local = features.probes[self._local(features.ran)].cls_attention().mean(1)
         scores = pack_ranks(local, features.cls, window_of(patches, self.windows))
         every = torch.arange(patches, device=local.device)
-        return [Reduced(image, every, own) for image, own in zip(features.patches, scores)]
+        return [Reduced(image, every, ranks) for image, ranks in zip(features.patches, scores)]
 
     def stages(self, visual: int, layers: int) -> tuple[int, int]:
         """T1 and T2 of a sample of `visual` tokens in a decoder of `layers` layers."""
@@ -150,6 +152,7 @@ class VScanRun(PrunerRun):
         """Stage 1. Waits for the device, to see the images."""
         if self.first == list(layout.n_visual):
             return None
+        assert layout.cls is not None, "the rankings of stage 1"
         device = layout.image.device
         chosen = torch.zeros(layout.image.shape, device=device)
         # For each token the column that it goes on in; its own unless it joins another.
@@ -161,17 +164,20 @@ class VScanRun(PrunerRun):
             else:
                 counts = share_out(self.first[sample], self.targets[sample], sizes)
             for image, count in zip(images, counts):
-                here = slice(image.columns[0], image.columns[-1] + 1)
-                kept, dropped = unpack_ranks(layout.cls[sample, here], count, self.config.windows)
-                chosen[sample, here.start + kept] = 1
+                start, stop = image.columns[0], image.columns[-1] + 1
+                ranks = layout.cls[sample, start:stop]
+                kept, dropped = unpack_ranks(ranks, count, self.config.windows)
+                chosen[sample, start + kept] = 1
                 if self.config.merge and len(kept) and len(dropped):
-                    own = embeds[sample, here]
-                    joined = here.start + kept[most_similar(own[dropped], own[kept])]
-                    goes_to[sample, here.start + dropped] = joined
+                    tokens = embeds[sample, start:stop]
+                    joined = start + kept[most_similar(tokens[dropped], tokens[kept])]
+                    goes_to[sample, start + dropped] = joined
                     pairs = len(dropped) * (len(kept) + 1)
                     self._flops[sample] += 2 * pairs * embeds.shape[-1]
         selection = keep_top(layout, chosen, self.first)
-        return pool_into(layout, selection, goes_to) if self.config.merge else selection
+        if selection is None or not self.config.merge:
+            return selection
+        return pool_into(layout, selection, goes_to)
 
     def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
         return [keep < n for keep, n in zip(self.second, layout.n_visual)]
@@ -180,7 +186,7 @@ class VScanRun(PrunerRun):
         """Stage 2."""
         if observation.layer != self.config.layer - 1 or not self.reduces:
             return None
-        scores = observation.ahead.rows(1).mean(1)[:, 0]
+        scores = observation.looked_ahead().rows(1).mean(1)[:, 0]
         return keep_top(observation.layout, scores, self.second, targets=self.targets)
 
 

@@ -37,14 +37,19 @@ import torch
 from torch import Tensor
 
 from ..base import Observation, PrunerRun
-from ..checks import BudgetError, demand, demand_text_behind
+from ..budget import Budgeted, Flow, Target, token_target
+from ..checks import demand, demand_text_behind
 from ..cost import DecoderShape
 from ..indicators import text_relevance
 from ..layout import Selection, TokenLayout
+from ..registry import register
 from ..selectors import keep_top
-from ..target import Budgeted
+from ..solver import Problem, fill, solve
+
+_WHERE = "after every layer that drops"
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class ZipVL(Budgeted):
     """Settings of ZipVL.
@@ -58,15 +63,14 @@ class ZipVL(Budgeted):
     """
 
     method: ClassVar[str] = "zipvl"
+    fractional: ClassVar[bool] = True
 
-    budget_mode: Literal["published", "strict"] = "published"
     tau: float | None = None
     probes: int = 64
     positions: Literal["compact", "original"] = "original"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        demand(self, "target_token_num", self.target_token_num >= 1, "at least 1")
         ok = self.tau is None or 0 < self.tau <= 1
         demand(self, "tau", ok, "none or a share in (0, 1]")
         demand(self, "probes", self.probes >= 1, "at least 1")
@@ -80,30 +84,25 @@ class ZipVLRun(PrunerRun):
     """State of one prefill: the counts of each sample, once layer 0 has run."""
 
     def __init__(self, config: ZipVL, layout: TokenLayout, shape: DecoderShape) -> None:
-        self.config = config
+        self.config, self.layers = config, shape.layers
         self.positions = config.positions
         demand_text_behind(config.method, layout)
         free = config.tau is not None
-        strict = config.budget_mode == "strict"
         # Only the published way of counting looks at what leaves the last layer.
-        self.drops = shape.layers - (free or strict)
+        self.drops = shape.layers - (free or config.strict)
         budgets = [config.resolved(sizes).target_token_num for sizes in layout.sizes]
         self.targets = None if free else config.targets_in_images(layout.sizes)
         self.active = [
-            visual > 0 and (free or target < visual)
-            for target, visual in zip(budgets, layout.n_visual)
+            visual > 0 and (free or tokens < visual)
+            for tokens, visual in zip(budgets, layout.n_visual)
         ]
-        #: Tokens that leave the layers which drop, summed over these.
-        self.totals: list[int] = []
-        for target, visual, active in zip(budgets, layout.n_visual, self.active):
-            whole = visual if strict else 0
-            self.totals.append(int(shape.layers * target) - whole)
-            if active and not free and self.totals[-1] < self.drops:
-                raise BudgetError(
-                    f"target_token_num {target:g} is below the floor of "
-                    f"{(whole + self.drops) / shape.layers:.6g}: that many enter a layer on "
-                    f"average when all {visual} visual tokens enter layer 0 and one each later"
-                )
+        self.budgets = [
+            token_target(tokens, shape.layers, config.counted, whole=True) for tokens in budgets
+        ]
+        for budget, visual, active in zip(self.budgets, layout.n_visual, self.active):
+            if active and not free:
+                least = budget.cost(flow(visual, shape.layers, [1] * self.drops))
+                budget.demand_reachable(least, visual, _WHERE)
         self.counts: list[list[int]] = []
         self.solved: list[dict[str, float]] = []
 
@@ -120,7 +119,7 @@ class ZipVLRun(PrunerRun):
         if observation.rows is None:
             return None
         layer, layout = observation.layer, observation.layout
-        mass = text_relevance(observation.rows, observation.row_mask)
+        mass = text_relevance(*observation.measured())
         if self.config.tau is not None:
             keep = [
                 int(fewest(curve, [self.config.tau])) if len(curve) else 0
@@ -136,8 +135,8 @@ class ZipVLRun(PrunerRun):
         return keep_top(layout, mass, keep, targets=self.targets)
 
     def _solve(self, measured: Sequence[Tensor]) -> None:
-        for curve, total, active in zip(measured, self.totals, self.active):
-            tau, counts = solve(curve, self.drops, total) if active else (1.0, [])
+        for curve, budget, active in zip(measured, self.budgets, self.active):
+            tau, counts = solve_tau(curve, self.layers, self.drops, budget) if active else (1.0, [])
             self.counts.append(counts)
             self.solved.append({"tau": tau} if active else {})
 
@@ -152,11 +151,11 @@ def curves(mass: Tensor, layout: TokenLayout) -> list[Tensor]:
     """
     mass = (mass * layout.is_patch).masked_fill(~layout.is_visual, -1)
     ranked = mass.sort(dim=1, descending=True).values
-    found = []
+    per_sample = []
     for row, tokens in zip(ranked.cpu().double(), layout.n_visual):
         summed = row[:tokens].cumsum(0)
-        found.append(summed / summed[-1:].clamp(min=torch.finfo(torch.float32).tiny))
-    return found
+        per_sample.append(summed / summed[-1:].clamp(min=torch.finfo(torch.float32).tiny))
+    return per_sample
 
 
 def fewest(curve: Tensor, shares: Sequence[float] | Tensor) -> Tensor:
@@ -165,25 +164,35 @@ def fewest(curve: Tensor, shares: Sequence[float] | Tensor) -> Tensor:
     return (torch.searchsorted(curve, wanted) + 1).clamp(max=len(curve))
 
 
-def solve(curve: Tensor, drops: int, total: int) -> tuple[float, list[int]]:
-    """tau, and the counts after each of `drops` layers; their sum is `total`, see the module.
+def flow(visual: int, layers: int, counts: Sequence[int]) -> Flow:
+    """What enters and leaves each layer when `counts` are left after the first ones."""
+    leaving = [*counts]
+    leaving += [leaving[-1] if leaving else visual] * (layers - len(counts))
+    return Flow([visual, *leaving[:-1]], leaving)
 
-    `total` is from `drops` up to `drops` times the tokens of `curve`. Counts never increase.
+
+def solve_tau(curve: Tensor, layers: int, drops: int, budget: Target) -> tuple[float, list[int]]:
+    """tau, and the counts after each of the first `drops` layers, see the module.
+
+    The counts never increase and meet the budget to the token.
     """
+    visual = len(curve)
 
-    def at(tau: float) -> list[int]:
-        return fewest(curve, tau ** torch.arange(1, drops + 1, dtype=torch.float64)).tolist()
+    def keep(tau: float) -> list[int]:
+        shares = tau ** torch.arange(1, drops + 1, dtype=torch.float64)
+        counts: list[int] = fewest(curve, shares).tolist()
+        return counts
 
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(at(middle)) <= total else (low, middle)
-    counts = at(low)
-    # Tokens that no probe looks at come in at no tau at all.
-    above = at(high) if high < 1 else [len(curve)] * drops
-    spare = total - sum(counts)
-    for layer, most in enumerate(above):
-        more = min(spare, most - counts[layer])
-        counts[layer] += more
-        spare -= more
-    return low, counts
+    problem = Problem(
+        keep=keep,
+        flow=lambda counts: flow(visual, layers, counts),
+        target=budget,
+        places=drops,
+        n_visual=visual,
+        where=_WHERE,
+        # Tokens that no probe looks at come in at no tau at all.
+        full=[visual] * drops,
+        choices=fill,
+    )
+    tau, counts = solve(problem)
+    return tau, list(counts)

@@ -22,7 +22,7 @@ _QUALITY = 84  # of JPEG files
 
 
 @dataclass(frozen=True)
-class Asked:
+class SceneQuestion:
     """A question chosen for a benchmark, and its scene."""
 
     scene: Scene
@@ -45,7 +45,7 @@ def scenes(block: int) -> Iterator[Scene]:
 
 def collect(
     pictures: Iterable[Scene], quotas: Mapping[str, int], per_scene: int, seed: int
-) -> list[Asked]:
+) -> list[SceneQuestion]:
     """Questions in balance: each kind as often as its quota says, its answers as equal as can be.
 
     Yes and no come in pairs, as `Pairs` chooses them.
@@ -63,7 +63,7 @@ def collect(
     left = Counter(quotas)
     used: Counter[tuple[str, str]] = Counter()
     pairs: defaultdict[str, Pairs] = defaultdict(lambda: Pairs(rng))
-    chosen: list[Asked] = []
+    chosen: list[SceneQuestion] = []
     for scene in pictures:
         room = per_scene
         kinds = [kind for kind in left if left[kind] > 0]
@@ -73,14 +73,14 @@ def collect(
         for kind in sorted(kinds, key=lambda k: (-left[k] / quotas[k], rng.random())):
             questions = ask(scene, (kind,))
             if not _yes_no(questions):
-                found = _rarest(questions, used, rng) if room else []
+                drawn = _rarest(questions, used, rng) if room else []
             else:
-                found = pairs[kind].take(questions) if room > 1 else []
-            rng.shuffle(found)
-            chosen += (Asked(scene, question) for question in found)
-            used.update((kind, question.answer) for question in found)
-            left[kind] -= len(found)
-            room -= len(found)
+                drawn = pairs[kind].take(questions) if room > 1 else []
+            rng.shuffle(drawn)
+            chosen += (SceneQuestion(scene, question) for question in drawn)
+            used.update((kind, question.answer) for question in drawn)
+            left[kind] -= len(drawn)
+            room -= len(drawn)
     return chosen
 
 

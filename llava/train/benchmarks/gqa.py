@@ -6,13 +6,23 @@ Official files: `llava_gqa_testdev_balanced.jsonl`, `data/testdev_balanced_quest
 
 from __future__ import annotations
 
-from llava.train.benchmarks.common import Asked, Folder, collect, scenes
+from llava.train.benchmarks.common import Folder, SceneQuestion, collect, scenes
 from llava.train.turns import SHORT
 
 _QUOTAS = {
-    **{"color": 30, "shape": 30, "pattern": 30, "size": 24, "is color": 30},
-    **{"choose side": 40, "is side": 40, "beside": 48, "larger": 20, "same color": 24},
-    **{"twin shape": 24, "twin pattern": 20, "twin side": 40},
+    "color": 30,
+    "shape": 30,
+    "pattern": 30,
+    "size": 24,
+    "is color": 30,
+    "choose side": 40,
+    "is side": 40,
+    "beside": 48,
+    "larger": 20,
+    "same color": 24,
+    "twin shape": 24,
+    "twin pattern": 20,
+    "twin side": 40,
 }
 _TYPES = {  # structural and semantic type, and the last operation
     "color": ("query", "attr", "query: color"),
@@ -33,9 +43,9 @@ _TYPES = {  # structural and semantic type, and the last operation
 
 def write(folder: Folder) -> None:
     """Write the benchmark."""
-    asked = collect(scenes(1), _QUOTAS, per_scene=5, seed=1)
+    entries = collect(scenes(1), _QUOTAS, per_scene=5, seed=1)
     questions, annotations = [], {}
-    for number, entry in enumerate(asked, 1):
+    for number, entry in enumerate(entries, 1):
         question_id = f"{number:08d}"
         folder.save_picture(entry.scene, f"data/images/{entry.image}")
         questions.append(
@@ -49,10 +59,10 @@ def write(folder: Folder) -> None:
         annotations[question_id] = _annotation(entry)
     folder.write_lines("llava_gqa_testdev_balanced.jsonl", questions)
     folder.write_json("data/testdev_balanced_questions.json", annotations)
-    folder.write_metadata(e.metadata(i) for i, e in zip(annotations, asked, strict=True))
+    folder.write_metadata(e.metadata(i) for i, e in zip(annotations, entries, strict=True))
 
 
-def _annotation(entry: Asked) -> dict[str, object]:
+def _annotation(entry: SceneQuestion) -> dict[str, object]:
     question = entry.question
     structural, semantic, last = _TYPES[question.kind]
     steps = [

@@ -12,18 +12,37 @@ import io
 import random
 from collections import Counter
 
-from llava.train.benchmarks.common import Asked, Folder, collect, jpeg, scenes
+from llava.train.benchmarks.common import Folder, SceneQuestion, collect, jpeg, scenes
 from llava.train.benchmarks.scienceqa import spread
 
 _FILE = "mmbench_dev_20230712.tsv"
 _ROTATION = 1_000_000
 _COLUMNS = (
-    *("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source"),
-    *("l2-category", "comment", "split"),
+    "index",
+    "question",
+    "hint",
+    "A",
+    "B",
+    "C",
+    "D",
+    "answer",
+    "category",
+    "image",
+    "source",
+    "l2-category",
+    "comment",
+    "split",
 )
 _QUOTAS = {
-    **{"color": 12, "pattern": 12, "read": 12, "count": 10, "choose side": 10, "beside": 14},
-    **{"twin shape": 12, "size": 6, "place": 12},
+    "color": 12,
+    "pattern": 12,
+    "read": 12,
+    "count": 10,
+    "choose side": 10,
+    "beside": 14,
+    "twin shape": 12,
+    "size": 6,
+    "place": 12,
 }
 _CATEGORIES = {  # category and its group, in MMBench's names
     "color": ("attribute_recognition", "finegrained_perception (instance-level)"),
@@ -41,12 +60,12 @@ _CATEGORIES = {  # category and its group, in MMBench's names
 def write(folder: Folder) -> None:
     """Write the benchmark: all questions first, then their rotations, as the official file."""
     rng = random.Random("mmbench")
-    asked = collect(scenes(5), _QUOTAS, per_scene=2, seed=5)
+    entries = collect(scenes(5), _QUOTAS, per_scene=2, seed=5)
     used: Counter[tuple[str, int]] = Counter()
-    base = [spread(entry.question, rng.choice((2, 3, 4, 4, 4)), used, rng) for entry in asked]
+    base = [spread(entry.question, rng.choice((2, 3, 4, 4, 4)), used, rng) for entry in entries]
     rows, metadata = [], []
     for turn in range(4):
-        for number, (entry, options) in enumerate(zip(asked, base, strict=True)):
+        for number, (entry, options) in enumerate(zip(entries, base, strict=True)):
             if turn < len(options):
                 index = number + turn * _ROTATION
                 turned = options[turn:] + options[:turn]
@@ -61,7 +80,7 @@ def write(folder: Folder) -> None:
     folder.write_metadata(metadata)
 
 
-def _row(index: int, entry: Asked, options: list[str], letter: str) -> dict[str, object]:
+def _row(index: int, entry: SceneQuestion, options: list[str], letter: str) -> dict[str, object]:
     category, group = _CATEGORIES[entry.question.kind]
     return {
         "index": index,

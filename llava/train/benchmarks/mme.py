@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from itertools import islice
 
-from llava.train.benchmarks.common import Asked, Folder, Pairs, scenes
+from llava.train.benchmarks.common import Folder, Pairs, SceneQuestion, scenes
 from llava.train.questions import ask
 from llava.train.scenes import Scene
 from llava.train.turns import SHORT
@@ -29,7 +29,7 @@ _PICTURES = 26  # a task
 
 def write(folder: Folder) -> None:
     """Write the benchmark."""
-    questions, asked = [], []
+    questions, entries = [], []
     pictures = scenes(3)
     for task, kind in _TASKS.items():
         for yes, no in _choose(pictures, kind):
@@ -37,7 +37,7 @@ def write(folder: Folder) -> None:
             folder.save_picture(yes.scene, f"{_RELEASE}/{image}")
             lines = []
             for entry in (yes, no):
-                asked.append(entry)
+                entries.append(entry)
                 text, answer = entry.question.text, entry.question.answer.capitalize()
                 lines.append(f"{text} Please answer yes or no.\t{answer}\n")
                 questions.append(
@@ -51,13 +51,13 @@ def write(folder: Folder) -> None:
             folder.write_text(f"{_RELEASE}/{image.removesuffix('.jpg')}.txt", "".join(lines))
     folder.write_lines("llava_mme.jsonl", questions)
     folder.write_metadata(
-        e.metadata(q["question_id"]) for q, e in zip(questions, asked, strict=True)
+        e.metadata(q["question_id"]) for q, e in zip(questions, entries, strict=True)
     )
 
 
-def _choose(pictures: Iterator[Scene], kind: str) -> Iterator[tuple[Asked, Asked]]:
+def _choose(pictures: Iterator[Scene], kind: str) -> Iterator[tuple[SceneQuestion, SceneQuestion]]:
     """A yes and a no about each of `_PICTURES` scenes, without those that allow no fair pair."""
     pairs = Pairs(random.Random(f"mme {kind}"))
     taken = ((scene, pairs.take(ask(scene, (kind,)))) for scene in pictures)
     for scene, (yes, no) in islice(((scene, pair) for scene, pair in taken if pair), _PICTURES):
-        yield Asked(scene, yes), Asked(scene, no)
+        yield SceneQuestion(scene, yes), SceneQuestion(scene, no)

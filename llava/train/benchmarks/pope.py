@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from llava.train.benchmarks.common import Asked, Folder, scenes
+from llava.train.benchmarks.common import Folder, SceneQuestion, scenes
 from llava.train.questions import ask
 from llava.train.scenes import Scene
 from llava.train.turns import SHORT
@@ -25,12 +25,12 @@ _POPULAR = [shape for shape, weight in SHAPES.items() if weight == max(SHAPES.va
 
 def write(folder: Folder) -> None:
     """Write the benchmark."""
-    questions, asked = [], []
+    questions, entries = [], []
     for category in CATEGORIES:
         labels = []
         for entry in _choose(category):
             folder.save_picture(entry.scene, f"val2014/{entry.image}")
-            asked.append(entry)
+            entries.append(entry)
             text = entry.question.text
             line = {"question_id": len(labels) + 1, "image": entry.image, "text": text}
             labels.append({**line, "label": entry.question.answer})
@@ -45,11 +45,11 @@ def write(folder: Folder) -> None:
         folder.write_lines(f"coco/coco_pope_{category}.json", labels)
     folder.write_lines("llava_pope_test.jsonl", questions)
     folder.write_metadata(
-        e.metadata(q["question_id"]) for q, e in zip(questions, asked, strict=True)
+        e.metadata(q["question_id"]) for q, e in zip(questions, entries, strict=True)
     )
 
 
-def _choose(category: str) -> Iterator[Asked]:
+def _choose(category: str) -> Iterator[SceneQuestion]:
     """Questions of a category, from the same scenes for all of them."""
     nouns = _POPULAR if category == "popular" else list(SHAPES)
     quota = _PER_CATEGORY // (2 * len(nouns))
@@ -66,7 +66,7 @@ def _choose(category: str) -> Iterator[Asked]:
             ):
                 left[question.subject, question.answer] -= 1
                 room -= 1
-                yield Asked(scene, question)
+                yield SceneQuestion(scene, question)
         if not +left:
             return
 

@@ -10,15 +10,22 @@ import random
 from collections import Counter
 from typing import Any
 
-from llava.train.benchmarks.common import Asked, Folder, collect, scenes
+from llava.train.benchmarks.common import Folder, SceneQuestion, collect, scenes
 from llava.train.lessons import lesson
 from llava.train.question import Question
 from llava.train.scenes import Scene
 from llava.train.turns import choices, lettered
 
 _QUOTAS = {
-    **{"color": 28, "shape": 24, "pattern": 24, "read": 28, "count": 24, "beside": 24},
-    **{"choose side": 20, "twin shape": 24, "larger": 12},
+    "color": 28,
+    "shape": 24,
+    "pattern": 24,
+    "read": 28,
+    "count": 24,
+    "beside": 24,
+    "choose side": 20,
+    "twin shape": 24,
+    "larger": 12,
 }
 _WITHOUT_IMAGE = 104
 _SUBJECTS = {True: "natural science", False: "language science"}
@@ -27,7 +34,7 @@ _SUBJECTS = {True: "natural science", False: "language science"}
 def write(folder: Folder) -> None:
     """Write the benchmark."""
     rng = random.Random("scienceqa")
-    pictured: list[Asked] = collect(scenes(4), _QUOTAS, per_scene=2, seed=4)
+    pictured: list[SceneQuestion] = collect(scenes(4), _QUOTAS, per_scene=2, seed=4)
     entries: list[tuple[Question, Scene | None]] = [(a.question, a.scene) for a in pictured]
     entries += [(lesson(rng), None) for _ in range(_WITHOUT_IMAGE)]
     rng.shuffle(entries)

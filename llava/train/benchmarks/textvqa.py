@@ -20,8 +20,8 @@ _ANNOTATORS = 10
 def write(folder: Folder) -> None:
     """Write the benchmark."""
     with_ocr, without, annotations = [], [], []
-    asked = collect(scenes(0), _QUOTAS, per_scene=3, seed=0)
-    for number, entry in enumerate(asked):
+    entries = collect(scenes(0), _QUOTAS, per_scene=3, seed=0)
+    for number, entry in enumerate(entries):
         image_id, text = entry.image.removesuffix(".jpg"), entry.question.text
         folder.save_picture(entry.scene, f"train_images/{entry.image}")
         tokens = ocr_tokens(entry.scene, random.Random(f"ocr {entry.scene.seed}"))
@@ -45,4 +45,4 @@ def write(folder: Folder) -> None:
         "TextVQA_0.5.1_val.json",
         {"dataset_type": "val", "dataset_name": "textvqa-mini", "data": annotations},
     )
-    folder.write_metadata(entry.metadata(entry.image.removesuffix(".jpg")) for entry in asked)
+    folder.write_metadata(entry.metadata(entry.image.removesuffix(".jpg")) for entry in entries)

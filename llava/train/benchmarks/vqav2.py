@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import random
 
-from llava.train.benchmarks.common import Asked, Folder, collect, scenes
+from llava.train.benchmarks.common import Folder, SceneQuestion, collect, scenes
 from llava.train.turns import SHORT
 
 _QUOTAS = {
-    **{"is color": 40, "exists colored": 30, "is side": 30, "same color": 20, "count": 80},
-    **{"color": 40, "shape": 36, "pattern": 30, "sign color": 30, "read": 30, "place": 24},
+    "is color": 40,
+    "exists colored": 30,
+    "is side": 30,
+    "same color": 20,
+    "count": 80,
+    "color": 40,
+    "shape": 36,
+    "pattern": 30,
+    "sign color": 30,
+    "read": 30,
+    "place": 24,
 }
 _ANNOTATORS = 10
 _FEWEST = 6  # annotators with the right answer
@@ -22,9 +31,9 @@ _FEWEST = 6  # annotators with the right answer
 
 def write(folder: Folder) -> None:
     """Write the benchmark."""
-    asked = collect(scenes(6), _QUOTAS, per_scene=4, seed=6)
+    entries = collect(scenes(6), _QUOTAS, per_scene=4, seed=6)
     questions, annotations = [], []
-    for number, entry in enumerate(asked):
+    for number, entry in enumerate(entries):
         question_id = entry.scene.seed * 1000 + number
         folder.save_picture(entry.scene, f"val2014/{entry.image}")
         questions.append(
@@ -42,11 +51,11 @@ def write(folder: Folder) -> None:
         {"data_type": "mscoco", "data_subtype": "val2014", "annotations": annotations},
     )
     folder.write_metadata(
-        e.metadata(q["question_id"]) for q, e in zip(questions, asked, strict=True)
+        e.metadata(q["question_id"]) for q, e in zip(questions, entries, strict=True)
     )
 
 
-def _annotation(question_id: int, entry: Asked) -> dict[str, object]:
+def _annotation(question_id: int, entry: SceneQuestion) -> dict[str, object]:
     rng = random.Random(f"annotators {question_id}")
     question = entry.question
     others = [o for o in question.options or ("yes", "no") if o != question.answer]

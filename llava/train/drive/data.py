@@ -51,7 +51,7 @@ def make_batch(seeds: Iterable[int], tokenizer: LlavaTokenizer) -> Batch:
     frames = [make_frame(seed) for seed in seeds]
     pictures = [views[camera] for views in map(render, frames) for camera in CAMERAS]
     labels = [view_labels(frame) for frame in frames]
-    shown = {name: torch.tensor([v for own in labels for v in own[name]]) for name in labels[0]}
+    shown = {name: torch.tensor([v for view in labels for v in view[name]]) for name in labels[0]}
     return Batch(normalised(pictures), shown, *encode(frames, tokenizer))
 
 
@@ -77,20 +77,20 @@ def encode(frames: Sequence[Frame], tokenizer: LlavaTokenizer) -> tuple[Tensor, 
     """ids, mask and labels (frames, n) of questions with answers; only the answers are labelled."""
     rows = []
     for frame in frames:
-        asked = tokenizer_image_token(prompt(question(frame)), tokenizer, IMAGE_TOKEN_INDEX)
+        prompt_ids = tokenizer_image_token(prompt(question(frame)), tokenizer, IMAGE_TOKEN_INDEX)
         whole = tokenizer_image_token(
             prompt(question(frame), frame.plan), tokenizer, IMAGE_TOKEN_INDEX
         )
-        assert whole[: len(asked)] == asked, "the answer changes the tokens of its prompt"
-        rows.append(([*whole, EOS], len(asked)))
+        assert whole[: len(prompt_ids)] == prompt_ids, "the answer changes the tokens of its prompt"
+        rows.append(([*whole, EOS], len(prompt_ids)))
     width = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
-    for row, (own, start) in enumerate(rows):
-        first = width - len(own)
-        ids[row, first:] = torch.tensor(own)
+    for row, (row_ids, start) in enumerate(rows):
+        first = width - len(row_ids)
+        ids[row, first:] = torch.tensor(row_ids)
         mask[row, first:] = 1
-        labels[row, first + start :] = torch.tensor(own[start:])
+        labels[row, first + start :] = torch.tensor(row_ids[start:])
     return ids, mask, labels
 
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from llava.constants import IGNORE_INDEX
 from llava.eval.benchmarks.senna.plan import CAMERAS
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.weights import VISION, rename, write_json, write_tensors, write_vision_tower
+from llava.model.tensor_names import VISION, rename
+from llava.model.weights import write_json, write_tensors, write_vision_tower
 from llava.pruning.layout import TEXT, TokenLayout, take
 from llava.train.architecture import SELECT_LAYER, Sizes, sine_positions
 from llava.train.drive.frames import Frame
@@ -93,8 +94,8 @@ class DriveModel(nn.Module):
         for name, head in self.heads.items():
             logits = head(F.layer_norm(seen, seen.shape[-1:]))
             losses[name] = F.cross_entropy(logits, labels[name])
-            asked = labels[name] != IGNORE_INDEX
-            right = (logits.argmax(-1) == labels[name])[asked].float().mean()
+            labelled = labels[name] != IGNORE_INDEX
+            right = (logits.argmax(-1) == labels[name])[labelled].float().mean()
             losses[f"{name}_right"] = right.detach()
         return losses
 
@@ -124,13 +125,13 @@ class DriveModel(nn.Module):
         hidden = model.model(
             inputs_embeds=embeds, attention_mask=valid, use_cache=False
         ).last_hidden_state[:, :-1]
-        asked = (targets := targets[:, 1:]) != IGNORE_INDEX
-        logits = model.lm_head(hidden[asked])
-        wrong = (logits.argmax(-1) != targets[asked]).float()
+        labelled = (targets := targets[:, 1:]) != IGNORE_INDEX
+        logits = model.lm_head(hidden[labelled])
+        wrong = (logits.argmax(-1) != targets[labelled]).float()
         mistakes = torch.zeros_like(targets, dtype=torch.float)
-        mistakes[asked] = wrong
+        mistakes[labelled] = wrong
         exact = (mistakes.sum(1) == 0).float().mean()
-        return {"answer": F.cross_entropy(logits, targets[asked]), "exact": exact.detach()}
+        return {"answer": F.cross_entropy(logits, targets[labelled]), "exact": exact.detach()}
 
 
 def some_columns(layout: TokenLayout, count: int, generator: torch.Generator | None) -> Tensor:
@@ -139,9 +140,9 @@ def some_columns(layout: TokenLayout, count: int, generator: torch.Generator | N
     chance = torch.rand(layout.image.shape, generator=generator).to(layout.image.device)
     kept = layout.image == TEXT
     for view in range(int(layout.image.max()) + 1):
-        own = layout.image == view
-        rank = chance.masked_fill(~own, 2.0).argsort(1).argsort(1)
-        kept |= own & (rank < count)
+        in_view = layout.image == view
+        rank = chance.masked_fill(~in_view, 2.0).argsort(1).argsort(1)
+        kept |= in_view & (rank < count)
     return kept.nonzero()[:, 1].view(layout.batch, -1)
 
 

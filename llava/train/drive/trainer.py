@@ -143,15 +143,15 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = stage.learning_rate(self.step)
         if stage.answers:
-            found = self._answer(batch, stage.visual, draw)
+            losses = self._answer(batch, stage.visual, draw)
         else:
-            found = self.model.see(batch.pixels, batch.shown)
-        loss = sum(value for value in found.values() if value.requires_grad)
+            losses = self.model.see(batch.pixels, batch.shown)
+        loss = sum(value for value in losses.values() if value.requires_grad)
         self.optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained(), 1.0)
         self.optimiser.step()
-        return {name: float(value.detach()) for name, value in found.items()}
+        return {name: float(value.detach()) for name, value in losses.items()}
 
     def _answer(
         self, batch: Batch, visual: int | None = None, draw: torch.Generator | None = None

@@ -1,6 +1,3 @@
 #!/usr/bin/env bash
-# GQA (testdev, balanced) with LLaVA-1.5-13B: answers, then scores.
-#   bash scripts/v1_5/eval/gqa_13b.sh TOKENS [flags of llava.eval.model_vqa_loader]
-set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../eval_benchmark.sh"
-evaluate gqa liuhaotian/llava-v1.5-13b 576 "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/../../checkout.sh"
+exec "$PYTHON" -m llava.eval.benchmark gqa "$@" --checkpoint liuhaotian/llava-v1.5-13b

@@ -1,6 +1,3 @@
 #!/usr/bin/env bash
-# MMBench-CN (dev) with LLaVA-1.6-7B: answers, then scores.
-#   bash scripts/v1_6/eval/mmbench_cn.sh TOKENS [flags of llava.eval.model_vqa_mmbench]
-set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../eval_benchmark.sh"
-evaluate mmbench_cn liuhaotian/llava-v1.6-vicuna-7b 2880 "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/../../checkout.sh"
+exec "$PYTHON" -m llava.eval.benchmark mmbench_cn "$@" --checkpoint liuhaotian/llava-v1.6-vicuna-7b

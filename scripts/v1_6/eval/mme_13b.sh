@@ -1,6 +1,3 @@
 #!/usr/bin/env bash
-# MME (perception and cognition) with LLaVA-1.6-13B: answers, then scores.
-#   bash scripts/v1_6/eval/mme_13b.sh TOKENS [flags of llava.eval.model_vqa_loader]
-set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../eval_benchmark.sh"
-evaluate mme liuhaotian/llava-v1.6-vicuna-13b 2880 "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/../../checkout.sh"
+exec "$PYTHON" -m llava.eval.benchmark mme "$@" --checkpoint liuhaotian/llava-v1.6-vicuna-13b

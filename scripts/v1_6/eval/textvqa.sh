@@ -1,6 +1,3 @@
 #!/usr/bin/env bash
-# TextVQA (validation) with LLaVA-1.6-7B: answers, then scores.
-#   bash scripts/v1_6/eval/textvqa.sh TOKENS [flags of llava.eval.model_vqa_loader]
-set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../eval_benchmark.sh"
-evaluate textvqa liuhaotian/llava-v1.6-vicuna-7b 2880 "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/../../checkout.sh"
+exec "$PYTHON" -m llava.eval.benchmark textvqa "$@" --checkpoint liuhaotian/llava-v1.6-vicuna-7b

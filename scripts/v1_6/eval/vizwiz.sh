@@ -1,6 +1,3 @@
 #!/usr/bin/env bash
-# VizWiz (val, else test) with LLaVA-1.6-7B: answers, then scores or writes the upload.
-#   bash scripts/v1_6/eval/vizwiz.sh TOKENS [flags of llava.eval.model_vqa_loader]
-set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../eval_benchmark.sh"
-evaluate vizwiz liuhaotian/llava-v1.6-vicuna-7b 2880 "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/../../checkout.sh"
+exec "$PYTHON" -m llava.eval.benchmark vizwiz "$@" --checkpoint liuhaotian/llava-v1.6-vicuna-7b

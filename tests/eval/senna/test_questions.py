@@ -61,7 +61,9 @@ def test_a_malformed_file_is_refused(path, change, message) -> None:
 
 
 def test_other_files_are_refused(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"not published theirs.*llava\.eval\.senna\.build"):
+    with pytest.raises(
+        FileNotFoundError, match=r"not published theirs.*llava\.eval\.benchmarks\.senna\.build"
+    ):
         load_questions(tmp_path)
     wrong = tmp_path / "eval_plan_qa.json"
     wrong.write_text("{}")

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base import Benchmark, require_complete
+from ..base import Benchmark, File, Split, register, require_complete
 from ..scoring import texts_by_id
-from .plan import Plan
+from .plan import CAMERAS, Plan
 from .questions import SennaQuestions, read_entries
 from .score import score_plans
 
@@ -53,14 +53,38 @@ def score(
     return score_answers(load_plans(folder / QUESTIONS), answers, allow_missing=allow_missing)
 
 
-BENCHMARK = Benchmark(
-    name="senna",
-    title="Senna plans (nuScenes)",
-    folder="senna",
-    images=".",
-    metric="planning_accuracy",
-    load_questions=load_questions,
-    score=score,
-    max_new_tokens=512,
-    conv_mode="llava_v1",
+BENCHMARK = register(
+    Benchmark(
+        name="senna",
+        title="Senna plans (nuScenes)",
+        folder="senna",
+        splits=(
+            Split(
+                File(
+                    QUESTIONS,
+                    "not published; python -m llava.eval.benchmarks.senna.build makes them of "
+                    "nuScenes' val frames",
+                    "questions",
+                ),
+                File(".", "nuScenes from nuscenes.org, where the questions' paths lead", "images"),
+                scored_as="senna",
+            ),
+        ),
+        metric="planning_accuracy",
+        load_questions=load_questions,
+        score=score,
+        max_new_tokens=512,
+        conv_mode="llava_v1",
+        program="llava.eval.model_vqa_senna",
+        checkpoint="rb93dett/Senna",
+        views=len(CAMERAS),
+        scoring=(
+            "llava.eval.eval_senna",
+            "--annotation-file",
+            "{questions}",
+            "--result-file",
+            "{answers}",
+        ),
+        script="senna/eval.sh",
+    )
 )

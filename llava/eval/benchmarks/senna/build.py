@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import json_files, program
+from llava.common import json_files, program
 
 from ...run.linefile import read_lines
 from .plan import CAMERAS, STEPS, label, navigation_command, plan_question

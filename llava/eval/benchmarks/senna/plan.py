@@ -23,8 +23,12 @@ SPEEDS = ("KEEP", "ACCELERATE", "DECELERATE", "STOP")
 PATHS = ("RIGHT_TURN", "RIGHT_CHANGE", "LEFT_TURN", "LEFT_CHANGE", "STRAIGHT")
 
 CAMERAS = (
-    *("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT"),
-    *("CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT"),
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_FRONT_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
 )
 VIEWS = ("FRONT", "FRONT LEFT", "FRONT RIGHT", "BACK LEFT", "BACK RIGHT", "BACK")
 
@@ -35,8 +39,11 @@ VIEW_BLOCK = "".join(f"<{view} VIEW>:\n<image>\n" for view in VIEWS)
 MARK = "SPEED plan"
 
 COMMANDS = (
-    *("go straight", "turn left", "turn right"),
-    *("go straight and turn left", "go straight and turn right"),
+    "go straight",
+    "turn left",
+    "turn right",
+    "go straight and turn left",
+    "go straight and turn right",
 )
 
 STEP = 0.5  # seconds between two positions
@@ -92,8 +99,8 @@ def parse_plan(text: str) -> Plan | None:
     The answer must be the two words and nothing more; white space around them and a full stop
     at the end do not matter. (Upstream instead looks whether words occur somewhere in it.)
     """
-    found = _EXACT.fullmatch(text.strip())
-    return Plan(*found.groups()) if found else None
+    match = _EXACT.fullmatch(text.strip())
+    return Plan(*match.groups()) if match else None
 
 
 def label(trajectory: Trajectory) -> Plan:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
 from ...run.question_list import QuestionList, file_digest

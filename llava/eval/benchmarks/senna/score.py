@@ -72,9 +72,9 @@ def _accuracies(scored: Scored) -> dict[str, float | None]:
 def _by_class(scored: Scored) -> dict[str, dict[str, Any]]:
     table = {}
     for key in (Plan(speed, path).key for speed in SPEEDS for path in PATHS):
-        own = [one for one in scored if one[0].key == key]
-        if own:
-            table[key] = {**_accuracies(own), "samples": len(own)}
+        of_class = [pair for pair in scored if pair[0].key == key]
+        if of_class:
+            table[key] = {**_accuracies(of_class), "samples": len(of_class)}
     return table
 
 

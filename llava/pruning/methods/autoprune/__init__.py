@@ -1,5 +1,22 @@
-"""AutoPrune: its settings and prefill, its budget, and the complexity that it measures."""
+"""AutoPrune: its `settings`, the `run` of a prefill, and its `budget`."""
 
-from .method import PRESETS, AutoPrune, AutoPruneRun
+from __future__ import annotations
 
-__all__ = ["PRESETS", "AutoPrune", "AutoPruneRun"]
+from dataclasses import dataclass
+
+from ...cost import DecoderShape
+from ...layout import TokenLayout
+from ...registry import register
+from .run import AutoPruneRun
+from .settings import AutoPruneSettings
+
+__all__ = ["AutoPrune", "AutoPruneRun", "AutoPruneSettings"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class AutoPrune(AutoPruneSettings):
+    """The method: its settings, and the run that each prefill starts."""
+
+    def start(self, layout: TokenLayout, shape: DecoderShape) -> AutoPruneRun:
+        return AutoPruneRun(self, layout, shape)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FULL = Path("/dev/full")
 #: A program that writes less than a buffer, more than one, and with flushes; and one that asks for
 #: its help, which argparse ends.
@@ -24,7 +24,7 @@ PROGRAMS = {
 
 
 def command(program: str) -> list[str]:
-    return [sys.executable, "-c", f"from llava import program; program.run({program})"]
+    return [sys.executable, "-c", f"from llava.common import program; program.run({program})"]
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="a system without /dev/full")
@@ -77,4 +77,5 @@ def test_every_program_ends_so() -> None:
     for path, text in programs.items():
         ending = 'if __name__ == "__main__":\n    program.run(main)\n'
         assert text.endswith(ending), path
-        assert re.search(r"^from (llava|\.\.) import .*\bprogram\b", text, re.MULTILINE), path
+        imported = r"^from (llava\.|\.\.)common import .*\bprogram\b"
+        assert re.search(imported, text, re.MULTILINE), path

@@ -1,4 +1,5 @@
-"""How every program of this package ends: with the status of its `main`, if its output arrived.
+"""How every program of this package is named, and how it ends: with the status of its `main`, if
+its output arrived.
 
 Python writes the standard output for the last time after the program, when nothing can be said
 about it any more, and what a full disk or a closed pipe then breaks ends in "Exception ignored".
@@ -9,11 +10,29 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 EXIT_UNWRITTEN = 1
 EXIT_UNREAD = 128 + 13  # of a program that SIGPIPE ends
+
+_names: dict[str, str] = {}  # of modules that the console script runs
+
+
+def name(module: str) -> str:
+    """What the program of a module is called on the command line, for its `prog`."""
+    return _names.get(module, f"python -m {module}")
+
+
+@contextmanager
+def named(module: str, command: str) -> Iterator[None]:
+    """Meanwhile the program of a module is called `command`."""
+    _names[module] = command
+    try:
+        yield
+    finally:
+        del _names[module]
 
 
 class _OutputError(Exception):

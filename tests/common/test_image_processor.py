@@ -10,12 +10,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor
 
-from llava.image_processor import NESTED_FILE, PLAIN_FILE, describe_processor, load_image_processor
+from llava.common.image_processor import (
+    NESTED_FILE,
+    PLAIN_FILE,
+    describe_processor,
+    load_image_processor,
+)
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import main
 
-from . import checkpoints, checkpoints_next
-from .answers import refused
+from .. import checkpoints, checkpoints_next
+from ..answers import refused
 
 GREY = [0.5, 0.5, 0.5]
 PLAIN = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}

@@ -116,9 +116,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: np.ndarray, note: str) -> Image.Image:
-    made = Image.fromarray(values).convert("RGB")
-    made.info[_NOTE] = note
-    return made
+    picture = Image.fromarray(values).convert("RGB")
+    picture.info[_NOTE] = note
+    return picture
 
 
 def note(image: Image.Image) -> str | None:

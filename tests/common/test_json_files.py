@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava import json_files
+from llava.common import json_files
 
 NESTED = "[" * 100_000
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import json_files
+from llava.common import json_files
 
 from ..eval.run.record import COMPLETE, commits, read_record
 from ..eval.run.settings import OLDER
@@ -87,15 +87,15 @@ def load_run(name: str, answers_file: Path, data: Path) -> Run:
     Raises:
         FileNotFoundError, ValueError: as `read_answered`, or no mutual information was measured.
     """
-    found = read_answered(name, answers_file, data)
-    shown = [answered for answered in found.answers if answered.question.image is not None]
-    samples = [_sample(found.benchmark.name, answered) for answered in shown]
-    settings = found.record["settings"]
+    answered_run = read_answered(name, answers_file, data)
+    shown = [answered for answered in answered_run.answers if answered.question.image is not None]
+    samples = [_sample(answered_run.benchmark.name, answered) for answered in shown]
+    settings = answered_run.record["settings"]
     model = settings.get("model_path"), settings.get("merge_type", OLDER["merge_type"])
     pruner = settings.get("pruner") or {}
-    text_only = len(found.answers) - len(shown)
-    code = tuple(commits([found.record]))
-    return Run(found.benchmark.name, answers_file, *model, pruner, samples, text_only, code)
+    text_only = len(answered_run.answers) - len(shown)
+    code = tuple(commits([answered_run.record]))
+    return Run(answered_run.benchmark.name, answers_file, *model, pruner, samples, text_only, code)
 
 
 def require_comparable(runs: Sequence[Run]) -> None:
@@ -104,8 +104,8 @@ def require_comparable(runs: Sequence[Run]) -> None:
     def settings(run: Run) -> dict[str, Any]:
         # A record of an older version does not name what came later.
         names = {**runs[0].pruner, **run.pruner}
-        own = {name: run.pruner.get(name, OLDER.get(f"pruner.{name}")) for name in names}
-        return {"model_path": run.model_path, "merge_type": run.merge_type, **own}
+        pruner = {name: run.pruner.get(name, OLDER.get(f"pruner.{name}")) for name in names}
+        return {"model_path": run.model_path, "merge_type": run.merge_type, **pruner}
 
     first, *others = runs
     for other in others:
@@ -160,9 +160,9 @@ def _largest(answers: dict[Path, dict[str, Path]], out: Path) -> str:
         if all(map(_prunes, records)):
             entering[run] = sum(record["tokens"]["entering"] for record in records)
     if not entering:
-        found = "; ".join(f"{f.name}: {', '.join(files)}" for f, files in answers.items())
+        runs = "; ".join(f"{f.name}: {', '.join(files)}" for f, files in answers.items())
         raise ValueError(
-            f"{out} has no finished AutoPrune run that prunes in all of its benchmarks ({found}). "
+            f"{out} has no finished AutoPrune run that prunes in all of its benchmarks ({runs}). "
             f"Name one with --run, or give the answer files of some benchmarks."
         )
     return max(entering, key=entering.__getitem__)

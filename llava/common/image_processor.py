@@ -18,7 +18,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from llava import json_files
+from llava.common import json_files
 
 CLIP_IMAGE_SIZE = 336
 
@@ -27,8 +27,10 @@ NESTED_FILE, PLAIN_FILE = "processor_config.json", "preprocessor_config.json"
 
 # Names under which checkpoints of any age describe the same resize, crop and normalisation.
 _CLIP_PROCESSORS = (
-    *("CLIPImageProcessor", "CLIPFeatureExtractor"),
-    *("LlavaImageProcessor", "LlavaNextImageProcessor"),
+    "CLIPImageProcessor",
+    "CLIPFeatureExtractor",
+    "LlavaImageProcessor",
+    "LlavaNextImageProcessor",
 )
 _FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 _TYPES = {
@@ -77,7 +79,8 @@ def load_image_processor(folder: str | Path) -> Any:
         if not torch.equal(pixels, others):
             logger.warning(
                 "%s and %s prepare pictures differently: the first is used, as transformers does.",
-                *(path, plain.name),
+                path,
+                plain.name,
             )
     return processor
 

@@ -17,7 +17,8 @@ from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
 _LINE = "Interrupted."
-_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+_CONSOLE_SCRIPTS = ("autoprune", "autoprune.exe")
+_SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -31,6 +32,8 @@ def is_starting() -> bool:
     """Whether a program of this package is at its start, which is what imports the package."""
     program = sys.argv[0] if sys.argv else ""
     if program != "-m":  # what Python has there until it has found the module
+        if Path(program).name in _CONSOLE_SCRIPTS:
+            return True
         return program.endswith(".py") and Path(program).resolve().parent == _SCRIPTS
     flags = zip(sys.orig_argv, sys.orig_argv[1:])
     named = [module for flag, module in flags if flag[:1] == "-" and flag[-1:] == "m"]
@@ -67,8 +70,10 @@ class _Ending:
 
 
 def _in_main(frame: FrameType | None) -> bool:
+    """Whether a `main` is running: the program's own, or that of the module it dispatched to."""
     while frame is not None:
-        if frame.f_code.co_name == "main" and frame.f_globals.get("__name__") == "__main__":
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if frame.f_code.co_name == "main" and package in ("__main__", "llava"):
             return True
         frame = frame.f_back
     return False

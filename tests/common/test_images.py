@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from llava import images
 from llava.analysis import traced
-from llava.images import check_size, expand2square, note, read, resized_square, to_rgb
+from llava.common import images
+from llava.common.images import check_size, expand2square, note, read, resized_square, to_rgb
 from llava.mm_utils import load_image, load_image_processor, process_images
 
 PAD = SimpleNamespace(image_aspect_ratio="pad", mm_token_adapter=None)
@@ -39,9 +39,29 @@ def stock(image: Image.Image, processor) -> torch.Tensor:
 
 
 SIZES = [
-    *((1, 1), (1, 2), (2, 1), (3, 7), (7, 3), (1, 500), (500, 1), (51, 50), (50, 51)),
-    *((335, 336), (336, 335), (336, 337), (337, 336), (336, 20), (20, 336), (640, 427)),
-    *((427, 640), (1001, 333), (333, 1001), (2000, 31), (31, 2000), (700, 700), (5, 5)),
+    (1, 1),
+    (1, 2),
+    (2, 1),
+    (3, 7),
+    (7, 3),
+    (1, 500),
+    (500, 1),
+    (51, 50),
+    (50, 51),
+    (335, 336),
+    (336, 335),
+    (336, 337),
+    (337, 336),
+    (336, 20),
+    (20, 336),
+    (640, 427),
+    (427, 640),
+    (1001, 333),
+    (333, 1001),
+    (2000, 31),
+    (31, 2000),
+    (700, 700),
+    (5, 5),
 ]
 
 

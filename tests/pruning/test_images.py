@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from llava.pruning.images import order_within_images
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.per_image import order_within_images
 
 
 def test_an_image_gives_what_it_cannot_use_to_the_others_in_proportion() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llava import flags
+from llava.common import flags
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "llava").rglob("*.py")
@@ -43,7 +43,7 @@ def test_no_flag_takes_a_number_that_is_none(program: str, monkeypatch) -> None:
     for action in parser._actions:
         if action.type in (None, Path) or not action.option_strings:
             continue
-        assert action.type not in (int, float), f"{action.option_strings}: use llava.flags"
+        assert action.type not in (int, float), f"{action.option_strings}: use llava.common.flags"
         for text in WRONG:
             with pytest.raises(argparse.ArgumentError) as refused:
                 parser._get_value(action, text)

@@ -1,7 +1,7 @@
 """Whether the mutual information of text and picture tells simple questions from complex ones.
 
-    python -m llava.analysis.complexity --runs OUT [--run NAME] [--data playground/data/mini]
-    python -m llava.analysis.complexity OUT/gqa/n_64.jsonl OUT/pope/n_64.jsonl
+    python -m llava.analysis.information --runs OUT [--run NAME] [--data playground/data/mini]
+    python -m llava.analysis.information OUT/gqa/n_64.jsonl OUT/pope/n_64.jsonl
 
 AutoPrune's premise (arXiv 2509.23931, sections 1 and 3): high mutual information (MI) in an early
 layer means a simple sample, low a complex one. Here a question is simple if it takes one step
@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from llava import flags, program
+from llava.common import flags, program
 
 from ..eval.compare.markdown import table as write_table
-from .complexity_samples import Run, Sample, find_runs, load_run, require_comparable
+from .information_samples import Run, Sample, find_runs, load_run, require_comparable
 from .rank_statistics import Comparison, compare, describe, partial_spearman, spearman
 
 _BINS = 16
@@ -37,9 +37,19 @@ _SUMMARY = ("n", "mean", "sd", "q1", "median", "q3")
 _NONE = "–"
 #: Settings on which the MI depends.
 _MI_SETTINGS = (
-    *("mi_layer", "mi_rows", "mi_heads", "log_base", "mi_eps", "normalise_rows"),
-    *("preselect_ratio", "target_token_num", "target_fraction", "budget_per", "budget_mode"),
-    *("target_flops", "target_kv"),
+    "mi_layer",
+    "mi_rows",
+    "mi_heads",
+    "log_base",
+    "mi_eps",
+    "normalise_rows",
+    "preselect_ratio",
+    "target_token_num",
+    "target_fraction",
+    "budget_per",
+    "budget_mode",
+    "target_flops",
+    "target_kv",
 )
 
 
@@ -112,7 +122,8 @@ def analyse(samples: Sequence[Sample], *, resamples: int = 2000, seed: int = 0) 
         "distributions": distributions(samples),
         "correlations": correlations(samples),
         "simple_over_complex": {
-            name: {**asdict(found), "claim": verdict(found)} for name, found in pairs.items()
+            name: {**asdict(comparison), "claim": verdict(comparison)}
+            for name, comparison in pairs.items()
         },
         "right_over_wrong": {
             "right": sum(right),
@@ -123,16 +134,16 @@ def analyse(samples: Sequence[Sample], *, resamples: int = 2000, seed: int = 0) 
     }
 
 
-def verdict(found: Comparison) -> str | None:
+def verdict(comparison: Comparison) -> str | None:
     """Of the claim that simple questions have the higher MI; None without an interval.
 
     "holds" or "reversed" where the interval is wholly above or below 0.5, else "undecided".
     """
-    if found.low is None or found.high is None:
+    if comparison.low is None or comparison.high is None:
         return None
-    if found.low > 0.5:
+    if comparison.low > 0.5:
         return "holds"
-    return "reversed" if found.high < 0.5 else "undecided"
+    return "reversed" if comparison.high < 0.5 else "undecided"
 
 
 def histogram(mi: Sequence[float], simple: Sequence[bool]) -> dict[str, list[float]]:
@@ -148,14 +159,14 @@ def histogram(mi: Sequence[float], simple: Sequence[bool]) -> dict[str, list[flo
     return {"edges": edges.tolist(), **counts}
 
 
-def draw(found: dict[str, list[float]]) -> str:
+def draw(bins: dict[str, list[float]]) -> str:
     """A histogram in characters; bars are shares of their own group, on one scale for both."""
     names = ("simple", "complex")
-    shares = [[count / max(sum(found[name]), 1) for count in found[name]] for name in names]
+    shares = [[count / max(sum(bins[name]), 1) for count in bins[name]] for name in names]
     longest = max((share for row in shares for share in row), default=0.0) or 1.0
-    heads = [f"{name} (n = {sum(found[name])})" for name in names]
+    heads = [f"{name} (n = {sum(bins[name])})" for name in names]
     lines = [f"{'MI':^23}  {heads[0]:<{_BAR + 6}}  {heads[1]}"]
-    edges = found["edges"]
+    edges = bins["edges"]
     for start, stop, *row in zip(edges, edges[1:], *shares):
         bars = [f"{share:4.0%} {'#' * round(_BAR * share / longest):<{_BAR}}" for share in row]
         lines.append(f"{start:>10.4g} to {stop:<10.4g} {bars[0]}  {bars[1]}".rstrip())
@@ -181,7 +192,7 @@ def report(results: dict[str, dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.complexity",
+        prog="python -m llava.analysis.information",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -256,8 +267,8 @@ def _claims(results: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, result in results.items():
         row = [name, str(result["simple"]), str(result["complex"])]
-        for found in result["simple_over_complex"].values():
-            row += [str(found["pairs"]), _interval(found), found["claim"] or _NONE]
+        for comparison in result["simple_over_complex"].values():
+            row += [str(comparison["pairs"]), _interval(comparison), comparison["claim"] or _NONE]
         rows.append(row)
     columns = ("pairs", "AUC [95 %]", "claim")
     of_image = (f"same image: {column}" for column in columns)
@@ -275,8 +286,8 @@ def _correlations(results: dict[str, dict[str, Any]]) -> str:
 
 def _successes(results: dict[str, dict[str, Any]]) -> str:
     rows = [
-        [name, str(found["right"]), str(found["wrong"]), _interval(found)]
-        for name, found in ((name, r["right_over_wrong"]) for name, r in results.items())
+        [name, str(comparison["right"]), str(comparison["wrong"]), _interval(comparison)]
+        for name, comparison in ((name, r["right_over_wrong"]) for name, r in results.items())
     ]
     return write_table(("", "right", "wrong", "AUC [95 %]"), rows)
 
@@ -296,10 +307,10 @@ def _number(value: float | None, form: str = ".3f") -> str:
     return str(value) if isinstance(value, int) else format(value, form)
 
 
-def _interval(found: dict[str, Any]) -> str:
-    if found["low"] is None:
-        return _number(found["auc"])
-    return f"{found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def _interval(comparison: dict[str, Any]) -> str:
+    if comparison["low"] is None:
+        return _number(comparison["auc"])
+    return f"{comparison['auc']:.3f} [{comparison['low']:.3f}, {comparison['high']:.3f}]"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,184 @@
+"""One prefill of AutoPrune: the pre-selection, the complexity of the samples, the schedule's cuts.
+
+The complexity is what one layer shows by a measure of `indicators`, over the settings' text rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import schedules
+from ...base import Observation, PrunerRun
+from ...checks import demand_text_behind
+from ...cost import DecoderShape
+from ...indicators import (
+    cosine_similarity,
+    mean_attention,
+    mutual_information,
+    text_relevance,
+)
+from ...layout import Selection, TokenLayout
+from ...selectors import keep_top
+from .budget import budget, solve_plan
+from .settings import AutoPruneSettings
+
+
+class AutoPruneRun(PrunerRun):
+    """State of one prefill: the schedules, once the indicator is known."""
+
+    def __init__(self, config: AutoPruneSettings, layout: TokenLayout, shape: DecoderShape) -> None:
+        self.config, self.shape = config, shape
+        self.positions = config.positions
+        if config.mi_layer >= shape.layers:
+            raise ValueError(f"mi_layer {config.mi_layer} of a decoder of {shape.layers} layers")
+        demand_text_behind(config.method, layout)
+        self.n_text = [n - v for n, v in zip(layout.lengths, layout.n_visual)]
+        self.configs = [config.resolved(sizes) for sizes in layout.sizes]
+        self.targets = config.targets_in_images(layout.sizes)
+        self.budgets = [
+            budget(resolved, shape, visual, text) if visual else None
+            for resolved, visual, text in zip(self.configs, layout.n_visual, self.n_text)
+        ]
+        # A sample is left alone when it has no visual tokens or fewer than it may keep.
+        self.active = [
+            b is not None and b.tokens < v for b, v in zip(self.budgets, layout.n_visual)
+        ]
+        if any(self.active) and config.needs_cls and layout.cls is None and not layout.mixed:
+            raise ValueError(
+                "the pre-selection ranks patches by the vision tower's CLS attention, which this "
+                "model does not give; set preselect_ratio to none (--set preselect_ratio=none)"
+            )
+        self.plans: list[schedules.Plan | None] = []
+        self.measured: list[dict[str, float]] = []
+        if config.indicator == "static" and any(self.active):
+            self._schedule([0.0] * layout.batch)
+
+    def rows(self, layer: int, layout: TokenLayout) -> int:
+        return max(layout.tail) if any(self.needed_by(layer, layout)) else 0
+
+    def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
+        if layer == 0 and self.config.needs_cls:
+            return self.active
+        if not self.plans:
+            return [active and layer == self.config.mi_layer for active in self.active]
+        return [p is not None and p.keep[layer] < p.entering[layer] for p in self.plans]
+
+    def after_layer(self, observation: Observation) -> Selection | None:
+        layer, layout = observation.layer, observation.layout
+        if observation.rows is None:
+            return None
+        if layer == self.config.mi_layer and not self.plans:
+            # Waits for the device: the only place that has to.
+            self._schedule(indicator(self.config, observation).tolist())
+        if layer == 0 and self.config.needs_cls:
+            keep = [
+                min(b.start, v) if b is not None and on else v
+                for b, v, on in zip(self.budgets, layout.n_visual, self.active)
+            ]
+            scores = self._first_scores(observation)
+            return keep_top(layout, scores, keep, targets=self.targets)
+        if layer < self.config.mi_layer:
+            return None
+        pairs = list(zip(self.plans, layout.n_visual))
+        keep = [n if p is None else p.keep[layer] for p, n in pairs]
+        pools = [0 if p is None else p.pools[layer] for p, _ in pairs]
+        clusters = [0 if p is None else p.clusters[layer] for p, _ in pairs]
+        rows, mask = text_rows(observation, self.config.rank_rows)
+        return keep_top(
+            layout,
+            text_relevance(rows, mask),
+            keep,
+            pools=pools,
+            clusters=clusters,
+            features=observation.hidden,
+            targets=self.targets,
+        )
+
+    def _first_scores(self, observation: Observation) -> Tensor:
+        """CLS attention + 0.3 M0 x text attention, M0 = MI of layer 0 over heads / N_t.
+
+        Text attention alone where the tokens have no CLS attention.
+        """
+        layout, config = observation.layout, self.config
+        rows, mask = observation.measured()
+        if layout.mixed:
+            return text_relevance(rows, mask)
+        assert layout.cls is not None, "a prefill that needs it begins with it"
+        scores = layout.cls
+        if config.tile_scores == "normalised" and layout.tile is not None:
+            scores = normalised_in_tiles(layout)
+        masked = config.letterbox_mask if layout.tile is None else config.border_mask
+        if masked and layout.letterbox is not None:
+            scores = scores.masked_fill(layout.letterbox, 0.0)
+        n_text = mask.sum(-1).clamp(min=1)
+        weight = config.preselect_text * information(config, observation) / n_text
+        return scores + weight[:, None] * text_relevance(rows, mask)
+
+    def _schedule(self, measured: Sequence[float]) -> None:
+        """Solve every sample's schedule for its value of the indicator; 0 where static."""
+        config = self.config
+        static = config.indicator == "static"
+        name = {"mutual_information": "mi"}.get(config.indicator, config.indicator)
+        for i, value in enumerate(measured):
+            sample_budget = self.budgets[i]
+            if sample_budget is None or not self.active[i]:
+                self.plans.append(None)
+                self.measured.append({})
+                continue
+            k = config.k0 - config.gamma * value
+            k = max(k, 0.0) if config.clamp_slope else k
+            shift = k if config.inflection == "slope" else config.beta * value
+            x0 = config.x0 if static else config.x0 + shift
+            plan = solve_plan(self.configs[i], self.shape, sample_budget, k, x0)
+            self.plans.append(plan)
+            known = {} if static else {name: value}
+            self.measured.append({**known, "k": k, "x0": x0, "scale": plan.scale})
+
+    def complexity(self) -> list[dict[str, float]]:
+        return self.measured
+
+
+def indicator(config: AutoPruneSettings, observation: Observation) -> Tensor:
+    """What `config.indicator` names, of each sample: (batch,). Static runs measure nothing."""
+    rows, mask = text_rows(observation, config.mi_rows)
+    visual = observation.layout.is_patch
+    if config.indicator == "mean_attention":
+        return mean_attention(rows, mask, visual)
+    if config.indicator == "cosine_similarity":
+        return cosine_similarity(observation.hidden, mask, visual)
+    return information(config, observation)
+
+
+def information(config: AutoPruneSettings, observation: Observation) -> Tensor:
+    """Mutual information of each sample, summed or averaged over heads: (batch,)."""
+    rows, mask = text_rows(observation, config.mi_rows)
+    heads = mutual_information(
+        rows,
+        mask,
+        observation.layout.is_patch,
+        normalise=config.normalise_rows,
+        eps=config.mi_eps,
+        base=config.log_base,
+    )
+    return heads.sum(-1) if config.mi_heads == "sum" else heads.mean(-1)
+
+
+def text_rows(observation: Observation, which: str) -> tuple[Tensor, Tensor]:
+    """The measured rows and their mask ("text"), or only those of the last token ("last")."""
+    rows, mask = observation.measured()
+    return (rows[:, :, -1:], mask[:, -1:]) if which == "last" else (rows, mask)
+
+
+def normalised_in_tiles(layout: TokenLayout) -> Tensor:
+    """The CLS attention (batch, n) of tiled pictures, divided by its sum over each tile."""
+    assert layout.cls is not None and layout.tile is not None, "of tiled pictures"
+    most = max((max(images) for images in layout.sizes if images), default=1)
+    scores = layout.cls * layout.is_patch
+    # One number for each tile of each image; text and newlines add nothing wherever they go.
+    group = (layout.image.clamp(min=0) * most + layout.tile.clamp(min=0)).long()
+    images = max(map(len, layout.sizes))
+    sums = scores.new_zeros(layout.batch, max(images, 1) * most).scatter_add_(1, group, scores)
+    return scores / sums.gather(1, group).clamp(min=torch.finfo(scores.dtype).tiny)
