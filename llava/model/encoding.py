@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..mm_utils import letterbox_mask
 from ..pruning.base import Pruner
-from ..pruning.methods.dense import Dense
 from ..pruning.vision import Reduced, TowerRun, VisionFeatures
 from .multimodal_encoder.clip_encoder import CLIPVisionTower
 from .senna import demand_mixed_tokens
@@ -38,13 +37,13 @@ from .tiles import (
 class Pictures:
     """The preprocessed pictures of a batch.
 
-    pixels: (views of all, 3, h, w). views, tilings: of each picture how many views it has and how
-    they tile it; None where pictures are not tiled. sizes: (width, height) of each original, where
-    given. grid: patches along a view.
+    pixels: (views of all, 3, h, w). views: how many each picture has; tilings: how they tile it,
+    None where pictures are not tiled. sizes: (width, height) of each original, where given. grid:
+    patches along a view.
     """
 
     pixels: Tensor
-    views: list[int] | None
+    views: list[int]
     tilings: list[Tiling] | None
     sizes: Sequence[tuple[int, int]] | None
     grid: int
@@ -70,30 +69,28 @@ def read_pictures(
     pixels, views = stack_views(images)
     if sizes is not None and len(sizes) != len(images):
         raise ValueError(f"{len(images)} images but {len(sizes)} image_sizes")
-    tiled = None
-    if views is not None:
-        tiled = tilings(config, tower.grid, tower.config.image_size, views, sizes)
+    if views is None:
+        return Pictures(pixels, [1] * len(images), None, sizes, tower.grid)
+    tiled = tilings(config, tower.grid, tower.config.image_size, views, sizes)
     return Pictures(pixels, views, tiled, sizes, tower.grid)
 
 
 def reduce_views(
     tower: CLIPVisionTower,
     pictures: Pictures,
-    pruner: Pruner | None,
+    pruner: Pruner,
     groups: Sequence[int],
     bound: int | None,
-) -> tuple[list[Reduced] | None, VisionFeatures | None]:
-    """What the method leaves of each view (None: everything), and what the tower gave of all.
+) -> list[Reduced] | VisionFeatures:
+    """What the method leaves of each view, or, if that is everything, what the tower gave of all.
 
-    groups: how many pictures each sample has. With a `bound` the last layer is probed too. The
-    features are None where the method merges inside the tower.
+    groups: how many pictures each sample has. With a `bound` the last layer is probed too.
     """
     pixels = pictures.pixels.to(execution_device(tower.inner.embeddings.patch_embedding))
     views = nested(groups, pictures.views)
-    pruner = Dense() if pruner is None else pruner
     runs = pruner.tower_runs(views, tower.grid**2, tower.run_layers)
     if runs is not None:
-        return _merge(tower, pixels, runs), None
+        return _merge(tower, pixels, runs)
     probe = pruner.tower_layers(tower.run_layers)
     if bound is not None:
         probe = (*probe, tower.run_layers - 1)
@@ -101,7 +98,8 @@ def reduce_views(
     if pictures.tilings is not None:
         grids = tuple((tiling.down, tiling.across) for tiling in pictures.tilings)
         features = replace(features, grids=grids)
-    return pruner.reduce(features, views), features
+    reduced = pruner.reduce(features, views)
+    return features if reduced is None else reduced
 
 
 def demand_whole_pictures(
@@ -160,13 +158,13 @@ def _plain_tokens(
     model: Any, pictures: Pictures, reduced: Sequence[Reduced], whole: int
 ) -> list[EncodedImage]:
     """The tokens of pictures of one view; `whole`: how many of each could be chosen from."""
-    padded = model.config.image_aspect_ratio == "pad" and pictures.sizes is not None
+    sizes = pictures.sizes if model.config.image_aspect_ratio == "pad" else None
     encoded = []
     for i, (view, embeds) in enumerate(zip(reduced, _projected(model, reduced))):
         patch, letterbox = view.patch.to(embeds.device), None
-        if padded:
+        if sizes is not None:
             # the CLS token, should a method keep it, is nowhere on the picture
-            mask = letterbox_mask(pictures.sizes[i], pictures.grid)
+            mask = letterbox_mask(sizes[i], pictures.grid)
             letterbox = torch.cat([mask, torch.tensor([False])]).to(embeds.device)[patch]
         encoded.append(EncodedImage(embeds, patch, view.scores, letterbox, whole))
     return encoded
@@ -181,15 +179,14 @@ def _projected(model: Any, reduced: Sequence[Reduced]) -> list[Tensor]:
 
 
 def adapted_tokens(
-    model: Any, pictures: Pictures, pruner: Pruner | None, bound: int | None
+    model: Any, pictures: Pictures, pruner: Pruner, bound: int | None
 ) -> list[EncodedImage]:
     """The tokens that a token adapter makes of each view; see `senna`.
 
     Raises ValueError for a method or a bound that needs patches.
     """
     tower, adapter = model.vision_tower, model.img_adapter
-    if pruner is not None:
-        demand_mixed_tokens(pruner, adapter)
+    demand_mixed_tokens(pruner, adapter)
     if bound is not None and bound < tower.grid**2:
         raise ValueError(
             f"visual_token_num {bound} drops patches, but the token adapter takes all "
@@ -206,13 +203,13 @@ def adapted_tokens(
 
 def _merge(tower: CLIPVisionTower, pixels: Tensor, runs: Sequence[TowerRun]) -> list[Reduced]:
     """Encode each view with its own run, those that share one together."""
-    merged: list[Reduced | None] = [None] * len(pixels)
+    merged: dict[int, Reduced] = {}
     for run in dict.fromkeys(runs):
         members = [i for i, other in enumerate(runs) if other is run]
         features = tower.merge(pixels[members], run)
         for i, view, patch in zip(members, features.patches, features.patch):
             merged[i] = Reduced(view, patch)
-    return merged
+    return [merged[i] for i in range(len(pixels))]
 
 
 def execution_device(module: nn.Module) -> torch.device:

@@ -13,6 +13,8 @@ from transformers import CLIPVisionConfig
 from ..pruning.base import Pruner
 from ..pruning.cost import TowerShape
 from ..pruning.layout import TokenLayout
+from ..pruning.methods.dense import Dense
+from ..pruning.vision import VisionFeatures
 from .context import demand_context
 from .encoding import (
     adapted_tokens,
@@ -121,7 +123,7 @@ class LlavaMetaForCausalLM:
             raise ValueError("this checkpoint has no vision tower (mm_vision_tower in config.json)")
         if visual_token_num is not None and visual_token_num < 1:
             raise ValueError(f"visual_token_num must be at least 1, got {visual_token_num}")
-        model = self.get_model()
+        model, pruner = self.get_model(), Dense() if pruner is None else pruner
         pictures = read_pictures(images, image_sizes, self.config, tower)
         bound = visual_token_num
         if bound is not None and bound >= pictures.most_patches:
@@ -129,12 +131,12 @@ class LlavaMetaForCausalLM:
         if model.img_adapter is not None:
             return adapted_tokens(model, pictures, pruner, bound)
         groups = [1] * len(images) if groups is None else groups
-        reduced, features = reduce_views(tower, pictures, pruner, groups, bound)
-        if reduced is not None:
-            demand_whole_pictures(pruner.method, pictures, bound, self.config.mm_patch_merge_type)
-            return reduced_tokens(model, pictures, reduced)
-        scored = bound is not None or (pruner is not None and pruner.needs_cls)
-        return best_tokens(model, pictures, features, features.cls if scored else None, bound)
+        views = reduce_views(tower, pictures, pruner, groups, bound)
+        if isinstance(views, VisionFeatures):
+            cls = views.cls if bound is not None or pruner.needs_cls else None
+            return best_tokens(model, pictures, views, cls, bound)
+        demand_whole_pictures(pruner.method, pictures, bound, self.config.mm_patch_merge_type)
+        return reduced_tokens(model, pictures, views)
 
     def embed_prompt(
         self,

@@ -181,9 +181,9 @@ def of_reduced(
     return EncodedImage(rows, all_ids, scores, None, whole, tile=all_tiles)
 
 
-def nested(groups: Sequence[int], views: Sequence[int] | None) -> list[list[int]]:
+def nested(groups: Sequence[int], views: Sequence[int]) -> list[list[int]]:
     """For each sample of `groups[i]` images, how many views each of its images has."""
-    each = iter([1] * sum(groups) if views is None else views)
+    each = iter(views)
     return [[next(each) for _ in range(group)] for group in groups]
 
 
