@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import argparse
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from llava.common import program
@@ -14,8 +15,10 @@ _COLUMNS = ("script", "folder", "questions", "pictures", "true answers", "scored
 _KINDS = ("questions", "images", "annotations")  # that the columns name
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table of all registered benchmarks."""
+    name = program.name("llava.eval.benchmarks")
+    argparse.ArgumentParser(prog=name, description=__doc__).parse_args(argv)
     print(table(BENCHMARKS.values()))
     return 0
 
