@@ -10,8 +10,8 @@ import pytest
 
 from llava.eval.benchmarks.mmbench import MMBENCH
 
+from .benchmarks.test_mmbench import TEXTS, write
 from .programs import script, write_lines
-from .test_mmbench import TEXTS, write
 
 convert = script("convert_mmbench_for_submission")
 NAME = "llava-v1.5-7b"  # its dot is no ending

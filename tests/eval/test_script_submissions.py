@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from .benchmarks.test_mmbench import SUFFIX_CN, M
+from .benchmarks.test_mmbench import write as write_table
+from .benchmarks.test_vizwiz import ACCURACY, ENTRIES, SHORT, TEXTS, UNANSWERABLE, write_val
 from .programs import calls, perform, write_lines, write_recorder
 from .stub import StubModel
-from .test_mmbench import SUFFIX_CN, M
-from .test_mmbench import write as write_table
-from .test_vizwiz import ACCURACY, ENTRIES, SHORT, TEXTS, UNANSWERABLE, write_val
 
 ROOT = Path(__file__).parents[2]
 VISUAL = {"v1_5": 576, "v1_6": 2880}
