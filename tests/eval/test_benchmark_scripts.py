@@ -12,7 +12,7 @@ import pytest
 
 from llava.eval.benchmarks import BENCHMARKS
 
-from .programs import calls, value, write_recorder
+from .programs import calls, run_script, value, write_recorder
 
 ROOT = Path(__file__).parents[2]
 LETTER = ("--single-pred-prompt",)
@@ -102,14 +102,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     script = f"scripts/{version}/eval/{name}{'_13b' if size == '13b' else ''}.sh"
     inherited = {k: v for k, v in os.environ.items() if k not in ("MODEL_PATH", "DATA", "PYTHON")}
-    return subprocess.run(
-        ["bash", script, *flags],
-        cwd=checkout,
-        env=inherited | {"CALLS": str(checkout / "calls")} | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    env = inherited | {"CALLS": str(checkout / "calls")} | environment
+    return run_script(["bash", script, *flags], checkout, env)
 
 
 def put(folder: Path, script: Script) -> None:

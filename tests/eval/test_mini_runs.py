@@ -20,7 +20,7 @@ import pytest
 from llava.eval.benchmarks import BENCHMARKS, Benchmark, mmbench_rows
 
 from ..checkpoints import write_original
-from .programs import calls, perform, value, write_lines, write_recorder
+from .programs import calls, perform, run_script, value, write_lines, write_recorder
 
 ROOT = Path(__file__).parents[2]
 MINI = ROOT / "playground" / "data" / "mini"
@@ -153,20 +153,17 @@ def run(
     version: str, script: str, checkpoint: Path, data: Path, python: Path
 ) -> subprocess.CompletedProcess:
     tower = next(checkpoint.glob("openai/*"))  # the config names it relative to the working folder
-    done = subprocess.run(
+    done = run_script(
         [
             *("bash", f"scripts/{version}/eval/{script}.sh", str(BUDGET)),
             *("--vision-tower", str(tower)),
             *("--batch-size", "3", "--dtype", "float32", "--device", "cpu", "--num-workers", "0"),
             *("--max_new_tokens", "3"),
         ],
-        cwd=ROOT,
-        env=os.environ
+        ROOT,
+        os.environ
         | {"MODEL_PATH": str(checkpoint), "DATA": str(data), "PYTHON": str(python)}
         | {"CALLS": str(data.parent / "calls")},
-        capture_output=True,
-        text=True,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done

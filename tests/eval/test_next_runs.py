@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from llava.eval.run.record import read_record
 from llava.eval.run.settings import differences
 
 from .. import checkpoints_next
-from .programs import calls, perform, write_recorder
+from .programs import calls, perform, run_script, write_recorder
 from .test_mini_runs import MINI, ROOT, cut_textvqa
 
 #: Tiles of 112 pixels, 8 x 8 patches each. The mini benchmark's pictures of 336 x 336 are larger
@@ -43,14 +42,14 @@ COMMON = ("--device", "cpu", "--dtype", "float32", "--num-workers", "0", "--max_
 
 def test_what_the_script_of_textvqa_runs(checkpoint, data, tmp_path, capsys):
     write_recorder(tmp_path / "python")
-    subprocess.run(
+    done = run_script(
         ["bash", "scripts/v1_6/eval/textvqa.sh", "160", *COMMON, "--batch-size", "2"],
-        cwd=ROOT,
-        env=os.environ
+        ROOT,
+        os.environ
         | {"MODEL_PATH": str(checkpoint), "DATA": str(data), "PYTHON": str(tmp_path / "python")}
         | {"CALLS": str(tmp_path / "calls")},
-        check=True,
     )
+    assert done.returncode == 0, done.stderr
     assert [perform(call) for call in calls(tmp_path)] == [0, 0]
     (answers,) = data.glob("answers/llava-next-tiny/autoprune/n_160.jsonl")
     for line in map(json.loads, answers.read_text().splitlines()):

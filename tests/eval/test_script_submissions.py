@@ -18,7 +18,7 @@ from PIL import Image
 from .benchmarks.test_mmbench import SUFFIX_CN, M
 from .benchmarks.test_mmbench import write as write_table
 from .benchmarks.test_vizwiz import ACCURACY, ENTRIES, SHORT, TEXTS, UNANSWERABLE, write_val
-from .programs import calls, perform, write_lines, write_recorder
+from .programs import calls, perform, run_script, write_lines, write_recorder
 from .stub import StubModel
 
 ROOT = Path(__file__).parents[2]
@@ -45,13 +45,10 @@ def bash(
     """Run a script; the checkpoint's name is one of the hub, where nothing is looked for."""
     inherited = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     own = {"MODEL_PATH": "someone/llava-tiny", "DATA": str(data), "PYTHON": str(python)}
-    done = subprocess.run(
+    done = run_script(
         ["bash", f"scripts/{version}/eval/{name}.sh", "64", "--num-workers", "0", *flags],
-        cwd=ROOT,
-        env=inherited | own | {"CALLS": str(python.parent / "calls"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        ROOT,
+        inherited | own | {"CALLS": str(python.parent / "calls")},
     )
     assert done.returncode == 0, done.stderr
     return done

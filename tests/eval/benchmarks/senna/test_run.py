@@ -15,7 +15,7 @@ from llava.eval import model_vqa_senna
 from llava.eval.benchmarks.senna.plan import plan_question
 from llava.eval.compare import sweep
 from tests import checkpoints, senna_files
-from tests.eval.programs import calls, perform, value, write_recorder
+from tests.eval.programs import calls, perform, run_script, value, write_recorder
 from tests.eval.stub import StubModel
 
 ROOT = Path(__file__).parents[4]
@@ -148,14 +148,8 @@ def test_a_sweep_has_senna_as_a_benchmark(place, tmp_path, capsys) -> None:
 def run(place: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     names = ("MODEL_PATH", "DATA", "PYTHON", "CUDA_VISIBLE_DEVICES")
     inherited = {k: v for k, v in os.environ.items() if k not in names}
-    return subprocess.run(
-        ["bash", str(SCRIPT), *arguments],
-        cwd=place,
-        env=inherited | {"MODEL_PATH": "Senna", "DATA": "senna"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
+    own = {"MODEL_PATH": "Senna", "DATA": "senna", "CALLS": str(place / "calls")}
+    return run_script(["bash", str(SCRIPT), *arguments], place, inherited | own | environment)
 
 
 def test_what_the_script_runs_answers_and_scores(place, tmp_path, capsys) -> None:
