@@ -8,9 +8,10 @@ it is found by itself; one that is defined elsewhere is there once its file is i
 """
 
 from .base import Observation, Pruner, PrunerRun
-from .layout import Segment, Selection, TokenLayout, apply
+from .layout import Segment, TokenLayout
 from .methods import load_all
 from .registry import METHODS, NOT_IMPLEMENTED, build, find, register
+from .selection import Selection, apply
 from .trace import PruneTrace, SampleTrace
 
 __all__ = [

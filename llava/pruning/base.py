@@ -11,7 +11,8 @@ In the vision tower the pruner itself is asked (see `vision`):
 The decoder asks the run, in this order:
   at_entry(layout, embeds)  -> Selection | None     before layer 0
   rows(layer, layout)       -> int                  attention of how many last tokens to measure
-  after_layer(observation)  -> Selection | None     with those rows, after the layer ran
+  leaving(layer, layout)    -> [int] | None         whether the choice may come before the layer
+  after_layer(observation)  -> Selection | None     with those rows, who goes on to the next layer
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from .checks import demand_declared
 from .cost import DecoderShape
-from .layout import Selection, TokenLayout
+from .layout import TokenLayout
+from .selection import Selection
 from .vision import Groups, Reduced, TowerRun, VisionFeatures
 
 
@@ -58,30 +60,37 @@ class Observation:
 
     layer:     index, counted from 0
     layout:    the tokens that entered the layer
-    hidden:    (batch, n, d), what the layer returned for them
+    hidden:    (batch, n, d), what the layer returned for them; None where the method said by
+               `leaving` that it does not look at it, and the layer has not run yet
     rows:      (batch, heads, r, n) float32, attention of the last r tokens over all keys of the
                layer, softmaxed; None when none were asked for
-    row_mask:  (batch, r), True on rows of text tokens after the sample's last visual token
+    row_mask:  (batch, r), True on rows of text tokens after the sample's last visual token; None
+               where all are
     keys:      (batch, kv heads, n, head_dim), what the layer cached, rotated
-    ahead:     more, computed on request
+    ahead:     more, computed on request; None where `hidden` is
     """
 
     layer: int
     layout: TokenLayout
-    hidden: Tensor
+    hidden: Tensor | None = None
     rows: Tensor | None = None
     row_mask: Tensor | None = None
     keys: Tensor | None = None
     ahead: Ahead | None = None
 
-    def measured(self) -> tuple[Tensor, Tensor]:
+    def measured(self) -> tuple[Tensor, Tensor | None]:
         """`rows` and `row_mask` of a layer that was asked for rows."""
-        assert self.rows is not None and self.row_mask is not None, "no rows were asked for"
+        assert self.rows is not None, "no rows were asked for"
         return self.rows, self.row_mask
+
+    def returned(self) -> Tensor:
+        """`hidden` of a layer that has run."""
+        assert self.hidden is not None, "the layer has not run yet"
+        return self.hidden
 
     def looked_ahead(self) -> Ahead:
         """`ahead`, which the decoder gives after every layer."""
-        assert self.ahead is not None, "the decoder gives what is computed on request"
+        assert self.ahead is not None, "the layer has not run yet"
         return self.ahead
 
 
@@ -103,8 +112,18 @@ class PrunerRun:
         the others are not charged for it."""
         return [True] * layout.batch
 
+    def leaving(self, layer: int, layout: TokenLayout) -> Sequence[int] | None:
+        """How many tokens of each sample are about to leave after `layer`; those to be merged stay.
+
+        A number, or a guess at it, says that the choice looks at attention rows and keys only:
+        where many leave, `after_layer` is asked before the layer runs, and the layer runs for the
+        others alone. None: the choice needs what the layer returns.
+        """
+        chooses = type(self).after_layer is not PrunerRun.after_layer
+        return None if chooses else [0] * layout.batch
+
     def after_layer(self, observation: Observation) -> Selection | None:
-        """Choose among the tokens that entered the layer, after it ran."""
+        """Choose among the tokens that entered the layer those that go on to the next."""
         return None
 
     def complexity(self) -> list[dict[str, float]]:

@@ -11,14 +11,33 @@ This is the one file of the sub-package that imports transformers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from torch.nn.functional import pad
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .base import Pruner
 from .layout import TokenLayout
 from .trace import PruneTrace
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of a layer; the first are kept as they come, without a copy."""
+
+    def lazy_initialization(self, key_states: Tensor, *rest: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.lazy_initialization(key_states)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
 
 
 class PrunedCache(DynamicCache):
@@ -31,27 +50,25 @@ class PrunedCache(DynamicCache):
 
     def __init__(self, pruner: Pruner | None = None, layout: TokenLayout | None = None) -> None:
         super().__init__()
+        self.layer_class_to_replicate = GrowingLayer
         self.pruner = pruner
         self.layout = layout
         self.trace = PruneTrace()
         self.positions = "original"
         self._prompt_columns = 0
         self._appended = 0
-        self._valid: list[Tensor | None] = []
-        self._lengths: list[tuple[int, ...]] = []
-        self._held: Tensor | None = None
-        self._next: Tensor | None = None
+        self._entered: list[TokenLayout] = []
+        self._valid: dict[int, Tensor] = {}
+        self._on_device: tuple[Tensor, Tensor] | None = None
 
     def begin(self, layout: TokenLayout, positions: str) -> None:
         """Start a prefill of `layout` under the position policy "original" or "compact"."""
         self.layout, self.positions = layout, positions
         self._prompt_columns = layout.n
-        self._next = torch.tensor(layout.lengths, device=layout.image.device)
 
     def entered(self, layout: TokenLayout) -> None:
-        """Note what the next layer has just cached; to be called once a layer, in order."""
-        self._valid.append(layout.valid if layout.padded else None)
-        self._lengths.append(layout.lengths)
+        """Note what the next layer is about to cache; to be called once a layer, in order."""
+        self._entered.append(layout)
 
     def append(self, tokens: int) -> None:
         """Note that every layer has cached `tokens` more tokens, none of them padding."""
@@ -59,7 +76,7 @@ class PrunedCache(DynamicCache):
 
     @property
     def is_empty(self) -> bool:
-        return not self._lengths
+        return not self._entered
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length of the unpruned sequence so far, padding included, whatever the layers hold."""
@@ -71,36 +88,41 @@ class PrunedCache(DynamicCache):
         "original": one more than the last of the unpruned sequence, the same in all layers.
         "compact": each layer counts only what it holds. The one function that knows this.
         """
-        assert self._next is not None, "positions follow a prefill"
-        step = torch.arange(tokens, device=self._next.device) + self._appended
+        lengths, held = self._counts()
+        step = torch.arange(tokens, device=lengths.device) + self._appended
         if self.positions == "original":
-            return (self._next[:, None] + step)[None]
-        return self._held_tokens()[..., None] + step
+            return (lengths[:, None] + step)[None]
+        return held[..., None] + step
 
-    def _held_tokens(self) -> Tensor:
-        """Real tokens that each layer held after the prefill: (layers, batch)."""
-        if self._held is None:
-            assert self._next is not None, "layers hold tokens after a prefill"
-            self._held = torch.tensor(self._lengths, device=self._next.device)
-        return self._held
+    def _counts(self) -> tuple[Tensor, Tensor]:
+        """Real tokens of each sample before and in each layer of the prefill: (batch,) and (layers,
+        batch). They go to the device when first asked for, by decoding."""
+        if self._on_device is None:
+            assert self.layout is not None, "positions follow a prefill"
+            rows = [self.layout.lengths, *(layout.lengths for layout in self._entered)]
+            counts = torch.tensor(rows, device=self.layout.device)
+            self._on_device = counts[0], counts[1:]
+        return self._on_device
 
     def valid_keys(self, layer: int, new_tokens: int) -> Tensor | None:
         """(batch, keys) validity of what `layer` holds and the `new_tokens` it is about to hold.
 
         None when every entry is real.
         """
-        valid = self._valid[layer]
-        if valid is None:
+        layout = self._entered[layer]
+        if not layout.padded:
             return None
-        grown = valid.new_ones(valid.shape[0], self._appended + new_tokens)
-        return torch.cat([valid, grown], 1)
+        valid = self._valid.setdefault(layer, layout.valid)
+        return pad(valid, (0, self._appended + new_tokens), value=True)
 
     def _rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a change of the batch dimension to what is kept beside keys and values."""
-        self._valid = [None if v is None else function(v) for v in self._valid]
-        if self._next is not None:
-            self._next = function(self._next)
-            self._held = function(self._held_tokens().T).T
+        if self.is_empty:
+            return
+        padded = {i: layout for i, layout in enumerate(self._entered) if layout.padded}
+        self._valid = {i: function(self._valid.get(i, padded[i].valid)) for i in padded}
+        lengths, held = self._counts()
+        self._on_device = function(lengths), function(held.T).T
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)

@@ -24,7 +24,8 @@ from .base import PrunerRun
 from .budget import Budgeted
 from .cost import DecoderShape
 from .images import columns_of_images, divide, share_out
-from .layout import Selection, TokenLayout
+from .layout import TokenLayout
+from .selection import Selection
 from .selectors import keep_top
 
 

@@ -60,25 +60,25 @@ def columns_of_images(image: Sequence[int]) -> dict[int, list[int]]:
 
 def order_within_images(
     layout: TokenLayout,
-    scores: Tensor,
+    order: Tensor,
     keep: Sequence[int],
     targets: Sequence[Sequence[float]],
 ) -> Tensor:
-    """Columns (batch, n) in the order in which they stay: the best of each image first.
+    """Columns (batch, n) in the order in which they stay: text, then the best of each image.
 
-    keep: how many visual tokens of each sample stay; its images share them in proportion to their
-    `targets`. Behind these come the others by `scores` (batch, n), which are -inf on what is no
-    visual token. Waits for the device, to see whose tokens are left.
+    order: columns by rank, text first, padding last. keep: how many visual tokens of each sample
+    stay; its images share them in proportion to their `targets`. Behind these come the others as
+    they were ranked. Waits for the device, to see whose tokens are left.
     """
-    chosen = torch.zeros_like(layout.is_visual)
+    rank = order.argsort(dim=1)
+    first = layout.valid & ~layout.is_visual
     for sample, image in enumerate(layout.image.tolist()):
         images = columns_of_images(image)
         weights = [targets[sample][index] for index in images]
         caps = [len(columns) for columns in images.values()]
         for columns, count in zip(images.values(), share_out(keep[sample], weights, caps)):
-            column = torch.tensor(columns, device=scores.device)
-            best = scores[sample, column].argsort(descending=True, stable=True)[:count]
-            chosen[sample, column[best]] = True
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    first = chosen.gather(1, order).to(torch.uint8)
-    return order.gather(1, first.argsort(dim=1, descending=True, stable=True))
+            column = torch.tensor(columns, device=order.device)
+            best = rank[sample, column].argsort()[:count]
+            first[sample, column[best]] = True
+    ahead = first.gather(1, order).to(torch.uint8)
+    return order.gather(1, ahead.argsort(dim=1, descending=True, stable=True))

@@ -1,8 +1,8 @@
 """How complex a sample is, and how relevant each visual token is, from a few attention rows.
 
 Rows are the attention of text tokens over all keys, float32, (batch, heads, rows, n); `row_mask`
-(batch, rows) is False where a sample has fewer rows than the batch. Columns that are not visual
-contribute nothing. All functions are pure and stay on the device.
+(batch, rows) is False where a sample has fewer rows than the batch, None where none has. Columns
+that are not visual contribute nothing. All functions are pure and stay on the device.
 
 The paper's Table 4a compares its mutual information with "the average cross-attention magnitude"
 and "the cosine similarity between visual and text embeddings". It says neither in which layer, nor
@@ -17,12 +17,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layout import precise
+from .selection import precise
 
 
 def mutual_information(
     rows: Tensor,
-    row_mask: Tensor,
+    row_mask: Tensor | None,
     visual: Tensor,
     *,
     normalise: bool = False,
@@ -45,8 +45,11 @@ def mutual_information(
     """
     # Few passes over (heads, rows, n) and few temporaries: with thousands of visual tokens this
     # is the dearest step of the scoring.
-    prior = 1.0 / row_mask.sum(-1).clamp(min=1)[:, None, None, None]
-    counted = row_mask[:, None, :, None] & visual[:, None, None, :]
+    counted: Tensor = visual[:, None, None, :]
+    prior: Tensor | float = 1.0 / rows.shape[2]
+    if row_mask is not None:
+        prior = 1.0 / row_mask.sum(-1).clamp(min=1)[:, None, None, None]
+        counted = row_mask[:, None, :, None] & counted
     if normalise:
         mass = (rows * counted).sum(-1, keepdim=True)
         joint = rows * (counted * prior / mass.clamp(min=torch.finfo(rows.dtype).tiny))
@@ -62,7 +65,7 @@ def mutual_information(
     return bits if base == 2.0 else bits / torch.log2(torch.tensor(base))
 
 
-def mean_attention(rows: Tensor, row_mask: Tensor, visual: Tensor) -> Tensor:
+def mean_attention(rows: Tensor, row_mask: Tensor | None, visual: Tensor) -> Tensor:
     """Attention that a text row gives to all visual tokens together, (batch,), between 0 and 1.
 
     Averaged over the N_t text rows and the heads: 0 when text ignores the image, 1 when it looks
@@ -74,10 +77,12 @@ def mean_attention(rows: Tensor, row_mask: Tensor, visual: Tensor) -> Tensor:
     visual: (batch, n), True on the columns that count.
     """
     mass = (rows * visual[:, None, None, :]).sum(-1).mean(1)
+    if row_mask is None:
+        return mass.mean(-1)
     return (mass * row_mask).sum(-1) / row_mask.sum(-1).clamp(min=1)
 
 
-def cosine_similarity(hidden: Tensor, row_mask: Tensor, visual: Tensor) -> Tensor:
+def cosine_similarity(hidden: Tensor, rows: int, row_mask: Tensor | None, visual: Tensor) -> Tensor:
     """Mean cosine over all pairs of a text token and a visual token, (batch,), between -1 and 1.
 
     Which states to compare is the caller's choice; AutoPrune takes what the layer that measures
@@ -87,22 +92,28 @@ def cosine_similarity(hidden: Tensor, row_mask: Tensor, visual: Tensor) -> Tenso
     model share adds the same to every sample, which k0 can make up for. k stays within k0 +- gamma.
     A state of zeros has cosine 0 with everything.
 
-    hidden: (batch, n, d); row_mask: (batch, r), of the last r tokens; visual: (batch, n).
+    hidden: (batch, n, d); rows: how many of the last tokens are text to look at; row_mask: (batch,
+    rows), which of them are; visual: (batch, n).
     """
     # The mean over pairs is the product of the two means of unit vectors.
     states = torch.nn.functional.normalize(precise(hidden), dim=-1)
-    text = _mean_state(states[:, -row_mask.shape[1] :], row_mask)
+    text = _mean_state(states[:, -rows:], row_mask)
     return (text * _mean_state(states, visual)).sum(-1)
 
 
-def _mean_state(states: Tensor, mask: Tensor) -> Tensor:
+def _mean_state(states: Tensor, mask: Tensor | None) -> Tensor:
     """Mean (batch, d) of the states (batch, m, d) that `mask` (batch, m) counts; 0 for none."""
+    if mask is None:
+        return states.mean(1)
     weight = mask.to(states) / mask.sum(-1, keepdim=True).clamp(min=1)
     return (weight[:, None, :] @ states)[:, 0]
 
 
-def text_relevance(rows: Tensor, row_mask: Tensor) -> Tensor:
+def text_relevance(rows: Tensor, row_mask: Tensor | None) -> Tensor:
     """Attention each key gets, averaged over heads and the valid rows: (batch, n)."""
+    if row_mask is None:
+        return rows.mean((1, 2))
     weight = row_mask.to(rows.dtype)
     weight = weight / (weight.sum(-1, keepdim=True).clamp(min=1) * rows.shape[1])
-    return (weight[:, None, None, :] @ rows).sum((1, 2))
+    heads = weight[:, None, :].expand(-1, rows.shape[1], -1)
+    return (heads.reshape(len(rows), 1, -1) @ rows.flatten(1, 2))[:, 0]

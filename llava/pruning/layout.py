@@ -1,22 +1,23 @@
-"""What every position of a (pruned) sequence is, and how a choice of tokens is applied to it.
+"""What every position of a (pruned) sequence is: text or which image, which patch, which position.
 
-`TokenLayout` says, for each token of a left-padded batch, whether it is text or which image it
-belongs to, which rotary position it has and which patch it shows. `Selection` is a decision: which
-tokens go on, in sequence order, and which of the dropped ones are averaged into merged tokens.
-`apply` carries a decision out on any tensor; nothing else in the package gathers tokens.
+`TokenLayout` describes a left-padded batch. After a selection it is an index: the columns of the
+unpruned sequence that are left. What a token is (`Tokens`) never moves; it is looked up through
+that index when somebody asks, so that a layer which drops tokens pays for the choice alone.
 
-Lengths are kept on the host as plain integers, so that no step of the layer loop has to ask the
-device how long something is.
+Lengths are kept on the host as plain integers: what follows from them is a slice. No step of the
+layer loop has to ask the device how long something is, and none has to tell it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from .selection import Selection, right_aligned
 
 TEXT = -1
 
@@ -49,38 +50,69 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class TokenLayout:
-    """Kind, position and origin of every token of a batch.
-
-    Tensors are (batch, n), samples end at the right edge, padding is on the left.
+class Tokens:
+    """What each token of the unpruned sequence is: tensors (batch, n), padding on the left.
 
     image:     TEXT (also on padding), or the index of the image in its sample
-    position:  rotary position in the unpruned sequence
-    patch:     TEXT, or the id of the patch in its sample (images counted on); a merged token
-               carries the id of its cluster's centre
-    tile:      view of a tiled picture that the token is from, or NEWLINE; any value on text and
-               on plain pictures; None where no picture of the batch is tiled
+    position:  rotary position
+    patch:     TEXT, or the id of the patch in its sample (images counted on)
     valid:     False on padding
     cls:       attention of the vision tower's CLS token to the patch, 0 on text; or None
     letterbox: True on visual tokens that show only padding around the picture; or None
-    lengths, n_visual, tail: per sample on the host: tokens, visual tokens, and text tokens after
-               the last visual one (0 for a sample without visual tokens)
-    sizes:     per sample on the host: of each image the visual tokens of the unpruned model
-    mixed:     whether visual tokens mix all patches of their image: no grid, no CLS attention
+    tile:      view of a tiled picture that the token is from, or NEWLINE; any value on text and
+               on plain pictures; None where no picture of the batch is tiled
     """
 
     image: Tensor
     position: Tensor
     patch: Tensor
     valid: Tensor
+    cls: Tensor | None = None
+    letterbox: Tensor | None = None
+    tile: Tensor | None = None
+
+    @cached_property
+    def rank_bias(self) -> Tensor:
+        """See `TokenLayout.rank_bias`."""
+        blank = torch.zeros(self.image.shape, device=self.image.device)
+        bias = blank.masked_fill(self.image == TEXT, torch.inf)
+        if self.tile is not None:
+            newline = (self.image != TEXT) & (self.tile == NEWLINE)
+            bias = bias.masked_fill(newline, torch.finfo(bias.dtype).min)
+        return bias.masked_fill(~self.valid, -torch.inf)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are there, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Kind, position and origin of every token of a batch whose samples end at the right edge.
+
+    tokens:    what the tokens of the unpruned sequence are
+    n:         columns, padding included
+    lengths, n_visual, tail: per sample on the host: tokens, visual tokens, and text tokens after
+               the last visual one (0 for a sample without visual tokens)
+    sizes:     per sample on the host: of each image the visual tokens of the unpruned model
+    mixed:     whether visual tokens mix all patches of their image: no grid, no CLS attention
+    before, index: the layout that this one was selected from, and its columns (batch, n) that are
+               left; None for an unpruned sequence
+
+    `image`, `position`, `patch`, `valid`, `cls`, `letterbox` and `tile` are those of `Tokens` at
+    what is left, (batch, n), looked up when asked for; a merged token has its cluster centre's.
+    """
+
+    tokens: Tokens
+    n: int
     lengths: tuple[int, ...]
     n_visual: tuple[int, ...]
     tail: tuple[int, ...]
     sizes: tuple[tuple[int, ...], ...]
-    cls: Tensor | None = None
-    letterbox: Tensor | None = None
     mixed: bool = False
-    tile: Tensor | None = None
+    before: TokenLayout | None = None
+    index: Tensor | None = None
 
     @classmethod
     def from_segments(
@@ -129,20 +161,18 @@ class TokenLayout:
 
         offset = torch.tensor([[shape[1] - length] for length in lengths])
         index = torch.arange(shape[1])[None] - offset
-        return cls(
+        tokens = Tokens(
             image=image.to(device),
             position=index.clamp(min=0).to(device),
             patch=patch,
             valid=(index >= 0).to(device),
-            lengths=lengths,
-            n_visual=tuple(n_visual),
-            tail=tuple(tail),
-            sizes=tuple(sizes),
             cls=scores,
             letterbox=box,
-            mixed=any(run.mixed for run in runs_of_images),
             tile=tile,
         )
+        mixed = any(run.mixed for run in runs_of_images)
+        visual_counts, tails = tuple(n_visual), tuple(tail)
+        return cls(tokens, shape[1], lengths, visual_counts, tails, tuple(sizes), mixed)
 
     @classmethod
     def text_only(cls, attention_mask: Tensor) -> TokenLayout:
@@ -153,16 +183,16 @@ class TokenLayout:
         zero = (0,) * len(lengths)
         position = (valid.long().cumsum(1) - 1).clamp(min=0)
         nothing = ((),) * len(lengths)
-        return cls(blank, position, blank, valid, lengths, zero, zero, nothing)
+        tokens = Tokens(blank, position, blank, valid)
+        return cls(tokens, valid.shape[1], lengths, zero, zero, nothing)
 
     @property
     def batch(self) -> int:
-        return self.image.shape[0]
+        return len(self.lengths)
 
     @property
-    def n(self) -> int:
-        """Columns, padding included."""
-        return self.image.shape[1]
+    def device(self) -> torch.device:
+        return self.tokens.image.device
 
     @property
     def padded(self) -> bool:
@@ -173,6 +203,56 @@ class TokenLayout:
         """Per sample: visual tokens that the unpruned model would have."""
         return tuple(sum(images) for images in self.sizes)
 
+    @cached_property
+    def columns(self) -> Tensor | None:
+        """Columns (batch, n) of the unpruned sequence that are left, None for all of them."""
+        older = None if self.before is None else self.before.columns
+        return self.index if older is None or self.index is None else older.gather(1, self.index)
+
+    def _look_up(self, values: Tensor | None, padding: float | None = None) -> Tensor | None:
+        """`values` of the unpruned sequence at what is left, with `padding` in columns that only
+        fill a shorter sample up, whatever token they came from."""
+        if values is None or self.columns is None:
+            return values
+        values = values.gather(1, self.columns)
+        return values if padding is None or not self.padded else values.where(self.valid, padding)
+
+    @cached_property
+    def valid(self) -> Tensor:
+        if self.columns is None:
+            return self.tokens.valid
+        return right_aligned(self.lengths, self.n, self.device)
+
+    @cached_property
+    def image(self) -> Tensor:
+        return _there(self._look_up(self.tokens.image, TEXT))
+
+    @cached_property
+    def patch(self) -> Tensor:
+        return _there(self._look_up(self.tokens.patch, TEXT))
+
+    @cached_property
+    def position(self) -> Tensor:
+        return _there(self._look_up(self.tokens.position))
+
+    @cached_property
+    def cls(self) -> Tensor | None:
+        return self._look_up(self.tokens.cls)
+
+    @cached_property
+    def letterbox(self) -> Tensor | None:
+        return self._look_up(self.tokens.letterbox)
+
+    @cached_property
+    def tile(self) -> Tensor | None:
+        return self._look_up(self.tokens.tile)
+
+    @cached_property
+    def rank_bias(self) -> Tensor:
+        """What to add to scores (batch, n) so that they rank: text first, whatever it scores, then
+        patches by score, then newlines, and padding last."""
+        return _there(self._look_up(self.tokens.rank_bias, -torch.inf))
+
     @property
     def is_visual(self) -> Tensor:
         return self.image != TEXT
@@ -182,7 +262,7 @@ class TokenLayout:
         """Visual tokens that end a row of a tiled picture; None where there are none."""
         return None if self.tile is None else self.is_visual & (self.tile == NEWLINE)
 
-    @property
+    @cached_property
     def is_patch(self) -> Tensor:
         """Visual tokens that show something: all but newlines."""
         newline = self.is_newline
@@ -197,111 +277,38 @@ class TokenLayout:
             return self.position
         return (self.valid.long().cumsum(1) - 1).clamp(min=0)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)}
-
     def to(self, device: torch.device) -> TokenLayout:
         """The same layout on `device` (itself when it is there already)."""
-        if self.image.device == device:
+        if self.device == device:
             return self
-        return replace(self, **self._map(lambda x: x.to(device)))
+        moved = {name: value.to(device) for name, value in self.tokens.tensors().items()}
+        index = None if self.columns is None else self.columns.to(device)
+        return replace(self, tokens=Tokens(**moved), before=None, index=index)
 
     def repeat(self, times: int) -> TokenLayout:
-        """Every sample `times` times in a row, as beam search and multiple returns need."""
+        """An unpruned layout with every sample `times` times in a row, as beam search and multiple
+        returns need."""
         if times == 1:
             return self
-        host: dict[str, Any] = {
-            name: tuple(v for v in getattr(self, name) for _ in range(times))
-            for name in ("lengths", "n_visual", "tail", "sizes")
-        }
-        return replace(self, **self._map(lambda x: x.repeat_interleave(times, 0)), **host)
+        tensors = self.tokens.tensors()
+        grown = Tokens(**{k: v.repeat_interleave(times, 0) for k, v in tensors.items()})
+        host = {name: getattr(self, name) for name in ("lengths", "n_visual", "tail", "sizes")}
+        repeated = {k: tuple(x for x in v for _ in range(times)) for k, v in host.items()}
+        return replace(self, tokens=grown, **repeated)
 
     def select(self, selection: Selection) -> TokenLayout:
-        """The layout after `selection`; a merged token takes its cluster centre's entries.
-
-        Columns that only fill a shorter sample up become padding, whatever token they came from.
-        """
-        moved = self._map(lambda x: x.gather(1, selection.index))
-        if selection.valid is not None:
-            filling = ~selection.valid
-            moved["image"] = moved["image"].masked_fill(filling, TEXT)
-            moved["patch"] = moved["patch"].masked_fill(filling, TEXT)
-            moved["valid"] = selection.valid
-        tail = tuple(t if visual else 0 for t, visual in zip(self.tail, selection.n_visual))
-        moved |= {"lengths": selection.lengths, "n_visual": selection.n_visual, "tail": tail}
-        return replace(self, **moved)
+        """The layout after `selection`."""
+        return replace(
+            self,
+            n=selection.index.shape[1],
+            lengths=selection.lengths,
+            n_visual=selection.n_visual,
+            tail=tuple(t if visual else 0 for t, visual in zip(self.tail, selection.n_visual)),
+            before=self,
+            index=selection.index,
+        )
 
 
-@dataclass(frozen=True)
-class Merge:
-    """Dropped tokens that are averaged into merged tokens.
-
-    source:  (batch, p) columns of the pooled tokens in the old sequence
-    cluster: (batch, p) cluster that each joins; `c` for entries that are only padding
-    column:  (batch, c) column of each merged token in the new sequence
-    present: (batch, c) False where a sample has fewer clusters than the batch's largest number
-    pools:   pooled tokens per sample, on the host
-    """
-
-    source: Tensor
-    cluster: Tensor
-    column: Tensor
-    present: Tensor
-    pools: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which tokens go on: `index` (batch, m) into the old sequence, in order, left-padded.
-
-    `valid` (batch, m) is False on padding, None when there is none. `lengths` and `n_visual` are
-    the new counts per sample, on the host.
-    """
-
-    index: Tensor
-    valid: Tensor | None
-    lengths: tuple[int, ...]
-    n_visual: tuple[int, ...]
-    merge: Merge | None = None
-
-
-def take(hidden: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (batch, m) of `hidden` (batch, n, d): (batch, m, d).
-
-    Whole rows by one flat index: much faster than `gather` with the index repeated d times.
-    """
-    batch, n, width = hidden.shape
-    if batch > 1:
-        index = index + torch.arange(0, batch * n, n, device=index.device)[:, None]
-    rows = hidden.reshape(-1, width).index_select(0, index.flatten())
-    return rows.view(batch, -1, width)
-
-
-def precise(values: Tensor) -> Tensor:
-    """`values` in the precision that this package measures and averages in: at least float32."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def apply(selection: Selection, hidden: Tensor) -> Tensor:
-    """Carry out `selection` on `hidden` (batch, n, d): kept rows as they are, merged rows averaged.
-
-    Averages are taken in at least float32. The result is (batch, m, d) in the dtype of `hidden`.
-    """
-    out = take(hidden, selection.index)
-    merge = selection.merge
-    if merge is None:
-        return out
-    width = hidden.shape[-1]
-    batch, clusters = merge.column.shape
-    pooled = precise(take(hidden, merge.source))
-    sums = pooled.new_zeros(batch, clusters + 1, width)
-    sums.scatter_add_(1, merge.cluster[..., None].expand(-1, -1, width), pooled)
-    sizes = pooled.new_zeros(batch, clusters + 1)
-    sizes.scatter_add_(1, merge.cluster, torch.ones_like(merge.cluster, dtype=sizes.dtype))
-    means = (sums[:, :-1] / sizes[:, :-1, None].clamp(min=1)).to(hidden.dtype)
-    column = merge.column[..., None].expand(-1, -1, width)
-    # A cluster that a sample lacks points at the sample's last token, which is text and never
-    # a merged token: writing that token's own value there changes nothing.
-    means = torch.where(merge.present[..., None], means, out.gather(1, column))
-    return out.scatter_(1, column, means)
+def _there(value: Tensor | None) -> Tensor:
+    assert value is not None, "every sequence has it"
+    return value

@@ -4,23 +4,31 @@ Ties go to the lower index and nothing is random, so the same input always keeps
 Text is never dropped. Newlines of tiled pictures rank below every patch, whatever a method scores
 them, so that they go first; they are counted as the visual tokens that they are, and are merged
 only where fewer patches are dropped than a pool holds. Counts are host integers (one a sample), so
-no step waits for the device.
+no step waits for the device, and none sends it anything.
 
 Recycling (AutoPrune's released code, taken from SparseVLM, arXiv 2410.04417): the best of the
 dropped tokens are clustered by density peaks with k nearest neighbours (DPC-KNN, as in TCFormer,
 arXiv 2204.08680) and each cluster goes on as the mean of its members. The reference breaks ties of
-the density with random noise of 1e-6; here the lower index counts as denser.
+the density with random noise of 1e-6; here the lower index counts as denser. A pool of one token
+is that token; a single cluster is a mean; only what is left is clustered.
+
+Where a merged token stands: a token sees those that stand before it, and causality follows the
+rotary positions. Under "compact" positions, which are counted after the choice, a merged token
+follows the visual tokens of its centre's image, as in the reference. Under "original" ones it has
+its centre's position and so its centre's place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .images import order_within_images
-from .layout import TEXT, Merge, Selection, TokenLayout, precise, take
+from .layout import TEXT, TokenLayout
+from .selection import Merge, Selection, left_aligned, precise, right_aligned, rounded, take
 
 
 def keep_top(
@@ -32,94 +40,189 @@ def keep_top(
     clusters: Sequence[int] | None = None,
     features: Tensor | None = None,
     targets: Sequence[Sequence[float]] | None = None,
+    positions: str = "compact",
 ) -> Selection | None:
     """Keep the `keep[i]` visual tokens of sample i with the highest `scores` (batch, n), and text.
 
     With `pools` and `clusters`, the next `pools[i]` tokens by score are merged into `clusters[i]`
-    tokens by the similarity of `features` (batch, n, d). A merged token follows the visual tokens
-    of its centre's image. With `targets`, those of each image of each sample, the images share what
-    is kept in proportion to them (which waits for the device). Returns None when nothing would
-    change.
+    tokens by the similarity of `features` (batch, n, d). Without features, which a layer that has
+    not run cannot give, the pooled tokens stay for that layer, and `Selection.then` merges them
+    by what it returns. `positions`: the policy, see the module. With `targets`, those of each image
+    of each sample, the images share what is kept in proportion to them (which waits for the
+    device). Returns None when nothing would change.
 
     Raises ValueError when a count is larger than the number of visual tokens.
     """
     for have, want in zip(layout.n_visual, keep, strict=True):
         if want > have:
             raise ValueError(f"cannot keep {want} visual tokens of {have}")
-    if all(want == have for have, want in zip(layout.n_visual, keep, strict=True)):
+    if all(want == have for have, want in zip(layout.n_visual, keep)):
         return None
-    device = layout.image.device
-    keep_column = torch.tensor(keep, device=device)[:, None]
-    visual = layout.is_visual
-    scores, newline = scores.masked_fill(~visual, -torch.inf), layout.is_newline
-    if newline is not None:
-        # They show nothing to be ranked by: whatever their score, they are the first to go.
-        scores = scores.masked_fill(newline, torch.finfo(scores.dtype).min)
-    if targets is None:
-        order = scores.argsort(dim=1, descending=True, stable=True)
-    else:
-        order = order_within_images(layout, scores, keep, targets)
-    columns = torch.arange(layout.n, device=device).expand(layout.batch, -1)
-    rank = torch.empty_like(order).scatter_(1, order, columns)
-    kept = torch.where(visual, rank < keep_column, layout.valid)
-
-    added = tuple(clusters) if clusters is not None else (0,) * layout.batch
-    lengths = tuple(
-        length - have + want + new
-        for length, have, want, new in zip(layout.lengths, layout.n_visual, keep, added)
-    )
-    n_visual = tuple(want + new for want, new in zip(keep, added))
-    width = max(lengths)
-    valid = _right_aligned(lengths, width, device) if min(lengths) < width else None
-
+    order = (scores + layout.rank_bias).sort(dim=1, descending=True, stable=True).indices
+    if targets is not None:
+        order = order_within_images(layout, order, keep, targets)
+    # Of each sample's ranks the first that go on as they are: text is ranked before all others.
+    stay = _sums(layout.lengths, [-n for n in layout.n_visual], keep)
+    added = clusters or [0] * layout.batch
     if not any(added):
-        # False sorts before True and the sort is stable: the kept columns end up at the right,
-        # in order, and a shorter sample is filled up on the left with columns it does not need.
-        index = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, layout.n - width :]
-        return Selection(index, valid, lengths, n_visual)
+        return Selection(in_sequence(order, stay), tuple(stay), tuple(keep))
 
-    assert pools is not None and features is not None, "clusters are made of pools, by features"
-    pool_width, cluster_width = max(pools), max(added)
-    in_pool = _left_aligned(pools, pool_width, device)
-    source = (keep_column + torch.arange(pool_width, device=device)).clamp(max=layout.n - 1)
-    source = order.gather(1, source)
-    cluster, centre = density_peaks(take(features, source), in_pool, added)
-    centre_column = source.gather(1, centre)
+    pools = pools or added
+    if features is None and max(pools) > 1:
+        return _merged_later(layout, order, keep, pools, added, positions)
+    source = _pooled(order, stay, pools)
+    cluster, centre = None, source[:, :1]
+    if max(added) > 1:
+        assert features is not None, "clusters are made by features"
+        cluster, entry = density_peaks(take(features, source), pools, added)
+        centre = source.gather(1, entry)
+    index, merged = _arranged(layout, order, stay, centre, added, positions)
+    moves = max(pools) == 1
+    merge = Merge(source, tuple(pools), cluster, None if moves else merged, max(added))
+    counts = tuple(_sums(stay, added)), tuple(_sums(keep, added))
+    return Selection(index, *counts, merge)
 
-    # Old columns sort by 2j; a merged token by the odd number after its image's last column.
-    image = layout.image.gather(1, centre_column)
-    same = (layout.image[:, None, :] == image[..., None]) & (image != TEXT)[..., None]
-    last = torch.where(same, columns[:, None, :], -1).amax(-1)
-    present = _left_aligned(added, cluster_width, device)
-    key = torch.cat(
+
+def in_sequence(order: Tensor, counts: Sequence[int]) -> Tensor:
+    """The first `counts[i]` entries of row i of `order` (batch, n), ascending: (batch, most).
+
+    Shorter rows begin with zeros.
+    """
+    most = max(counts)
+    if min(counts) == most:
+        return order[:, :most].sort(dim=1).values
+    blank = _zeros(most, order.device)
+    parts = [(blank[: most - count], row[:count]) for row, count in zip(_rows(order), counts)]
+    return _joined(parts).sort(dim=1).values
+
+
+def _sums(*counts: Sequence[int]) -> list[int]:
+    return [sum(parts) for parts in zip(*counts, strict=True)]
+
+
+def _rows(values: Tensor) -> list[Tensor]:
+    return [values[i] for i in range(values.shape[0])]
+
+
+def _joined(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Rows of equal length that are each given in parts, as one tensor by one copy."""
+    return torch.cat([part for parts in rows for part in parts]).view(len(rows), -1)
+
+
+@lru_cache(maxsize=16)
+def _blank(size: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(size, dtype=torch.long, device=device)
+
+
+def _zeros(width: int, device: torch.device) -> Tensor:
+    return _blank(rounded(width), device)[:width]
+
+
+def _pooled(order: Tensor, stay: Sequence[int], pools: Sequence[int]) -> Tensor:
+    """The `pools[i]` entries of row i of `order` behind the first `stay[i]`: (batch, most).
+
+    Shorter rows end with zeros.
+    """
+    most = max(pools)
+    if min(stay) == max(stay) and min(pools) == most:
+        return order[:, stay[0] : stay[0] + most]
+    blank = _zeros(most, order.device)
+    spans = zip(_rows(order), stay, pools)
+    return _joined([(row[start : start + p], blank[: most - p]) for row, start, p in spans])
+
+
+def _merged_later(
+    layout: TokenLayout,
+    order: Tensor,
+    keep: Sequence[int],
+    pools: Sequence[int],
+    clusters: Sequence[int],
+    positions: str,
+) -> Selection:
+    """The kept tokens and those to be merged; `then` merges these, in the same order of rank."""
+    visual = tuple(_sums(keep, pools))
+    lengths = tuple(_sums(layout.lengths, [-n for n in layout.n_visual], visual))
+    index = in_sequence(order, lengths)
+    rank = order.argsort(dim=1)
+
+    def then(left: TokenLayout, features: Tensor) -> Selection:
+        selection = keep_top(
+            left,
+            -rank.gather(1, index).float(),
+            keep,
+            pools=pools,
+            clusters=clusters,
+            features=features,
+            positions=positions,
+        )
+        assert selection is not None, "the pooled tokens are fewer afterwards"
+        return selection
+
+    return Selection(index, lengths, visual, then=then)
+
+
+def _arranged(
+    layout: TokenLayout,
+    order: Tensor,
+    stay: Sequence[int],
+    centre: Tensor,
+    added: Sequence[int],
+    positions: str,
+) -> tuple[Tensor, Tensor]:
+    """`Selection.index` and `Merge.index` of the first `stay[i]` entries of row i of `order` and of
+    `added[i]` merged tokens, whose centres are in the columns `centre` (batch, most)."""
+    device, most = order.device, max(stay)
+    width, clusters = max(_sums(stay, added)), max(added)
+    kept = in_sequence(order, stay)
+    number = torch.arange(layout.n, layout.n + clusters, device=device).expand(layout.batch, -1)
+    if positions == "compact" and all(len(images) <= 1 for images in layout.sizes):
+        # One image a sample: its visual tokens end where the text behind it begins.
+        blank = _zeros(width, device)
+
+        def placed(merged: Tensor) -> Tensor:
+            return _joined(
+                [
+                    (
+                        blank[: width - count - new],
+                        row[most - count : most - tail],
+                        own[:new],
+                        row[most - tail :],
+                    )
+                    for row, own, count, new, tail in zip(
+                        _rows(kept), _rows(merged), stay, added, layout.tail
+                    )
+                ]
+            )
+
+        return placed(centre), placed(number)
+
+    # Old columns sort by 2j; a merged token by its centre's, or behind its image's last.
+    if positions == "compact":
+        image = layout.image.gather(1, centre)[..., None]
+        same = (layout.image[:, None, :] == image) & (image != TEXT)
+        column = torch.arange(layout.n, device=device)
+        place = 2 * torch.where(same, column, -1).amax(-1) + 1
+    else:
+        place = 2 * centre
+    keys = torch.cat(
         [
-            torch.where(kept, 2 * columns, -1),
-            torch.where(present, 2 * last + 1, -1),
+            torch.where(right_aligned(stay, most, device), 2 * kept, -1),
+            torch.where(left_aligned(added, clusters, device), place, -1),
         ],
         1,
     )
-    chosen = key.argsort(dim=1, stable=True)[:, key.shape[1] - width :]
-    is_merged = chosen >= layout.n
-    index = torch.where(
-        is_merged,
-        centre_column.gather(1, (chosen - layout.n).clamp(min=0)),
-        chosen.clamp(max=layout.n - 1),
-    )
-    column = torch.full((layout.batch, cluster_width + 1), width - 1, device=device)
-    slot = torch.where(is_merged, chosen - layout.n, cluster_width)
-    new_columns = torch.arange(width, device=device).expand(layout.batch, -1)
-    column = column.scatter_(1, slot, new_columns)[:, :cluster_width]
-    column = torch.where(present, column, width - 1)
-    merge = Merge(source, cluster, column, present, tuple(pools))
-    return Selection(index, valid, lengths, n_visual, merge)
+    chosen = keys.argsort(dim=1, stable=True)[:, -width:]
+    index, merged = (torch.cat([kept, new], 1).gather(1, chosen) for new in (centre, number))
+    return index, merged
 
 
 def density_peaks(
-    features: Tensor, member: Tensor, clusters: Sequence[int]
+    features: Tensor, pools: Sequence[int], clusters: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Cluster pooled tokens by density peaks.
 
-    features: (batch, p, d); member: (batch, p), True on real entries (the first ones of each row);
+    features: (batch, p, d); pools: how many entries of each row are real, the first ones;
     clusters: clusters wanted per sample, c = their maximum.
 
     Distance is L2 / sqrt(d). Density is exp(-mean squared distance to the k nearest members, the
@@ -133,6 +236,7 @@ def density_peaks(
     """
     device, (batch, p, d) = features.device, features.shape
     c = max(clusters)
+    member, present = left_aligned(pools, p, device), left_aligned(clusters, c, device)
     if c == 1:
         return (~member).long(), torch.zeros(batch, 1, dtype=torch.long, device=device)
     points = precise(features)
@@ -140,11 +244,11 @@ def density_peaks(
     pair = member[:, None, :] & member[:, :, None]
     far = distance.masked_fill(~pair, torch.inf)
 
-    wanted = torch.tensor(clusters, device=device)
     nearest = far.topk(min(c, p), dim=-1, largest=False).values
-    counted = torch.arange(nearest.shape[-1], device=device) < wanted[:, None, None]
+    counted = present[:, None, : nearest.shape[-1]]
     squared = torch.where(counted & nearest.isfinite(), nearest.square(), 0).sum(-1)
-    density = torch.exp(-squared / wanted[:, None].clamp(min=1)).masked_fill(~member, -torch.inf)
+    wanted = present.sum(-1, keepdim=True).clamp(min=1)
+    density = torch.exp(-squared / wanted).masked_fill(~member, -torch.inf)
 
     index = torch.arange(p, device=device)
     tie = (density[:, None, :] == density[:, :, None]) & (index[None, :] < index[:, None])
@@ -156,19 +260,9 @@ def density_peaks(
     centre = peak.argsort(dim=1, descending=True, stable=True)[:, :c]
 
     to_centre = far.gather(2, centre[:, None, :].expand(-1, p, -1))
-    present = _left_aligned(clusters, c, device)
     cluster = to_centre.masked_fill(~present[:, None, :], torch.inf).argmin(-1)
     number = torch.arange(c, device=device).expand(batch, -1)
     pinned = cluster.scatter(1, centre, number)
     is_centre = torch.zeros_like(member).scatter(1, centre, present)
     cluster = torch.where(is_centre, pinned, cluster)
     return torch.where(member, cluster, c), centre
-
-
-def _left_aligned(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
-    return torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
-
-
-def _right_aligned(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
-    start = width - torch.tensor(counts, device=device)
-    return torch.arange(width, device=device) >= start[:, None]

@@ -25,6 +25,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,8 +33,9 @@ from .base import Observation, PrunerRun
 from .budget import Budgeted, Counted, Flow, token_target
 from .checks import demand_later_layers, demand_text_behind
 from .cost import DecoderShape
-from .layout import Selection, TokenLayout
+from .layout import TokenLayout
 from .schedules import recycled
+from .selection import Selection
 from .selectors import keep_top
 from .solver import Choices, Problem, nearest, solve, top_up
 
@@ -155,7 +157,12 @@ def _cuts(config: StagedPruner, n_visual: int, shape: DecoderShape) -> dict[int,
 
 
 class StagedRun(PrunerRun, abc.ABC):
-    """One prefill. A method says which rows it measures at a cut, and what the tokens score."""
+    """One prefill. A method says which rows it measures at a cut, and what the tokens score.
+
+    needs_output: whether the scores look at what the layer before the cut returns.
+    """
+
+    needs_output: ClassVar[bool] = False
 
     def __init__(
         self, config: StagedPruner, layout: TokenLayout, shape: DecoderShape, positions: str
@@ -182,6 +189,15 @@ class StagedRun(PrunerRun, abc.ABC):
             layer in plan and plan[layer].keep < n for plan, n in zip(self.plans, layout.n_visual)
         ]
 
+    def leaving(self, layer: int, layout: TokenLayout) -> list[int] | None:
+        drops = self.needed_by(layer, layout)
+        if self.needs_output and any(drops):
+            return None
+        return [
+            n - plan[layer].keep - plan[layer].pool if dropping else 0
+            for plan, dropping, n in zip(self.plans, drops, layout.n_visual)
+        ]
+
     def after_layer(self, observation: Observation) -> Selection | None:
         layer, layout = observation.layer, observation.layout
         drops = self.needed_by(layer, layout)
@@ -197,12 +213,13 @@ class StagedRun(PrunerRun, abc.ABC):
         keep = [cut.keep for cut in cuts]
         return keep_top(
             layout,
-            self.scores(observation, keep).to(layout.image.device),
+            self.scores(observation, keep),
             keep,
             pools=[cut.pool for cut in cuts],
             clusters=[cut.clusters for cut in cuts],
             features=observation.hidden,
             targets=self.targets,
+            positions=self.positions,
         )
 
     def rows_at_cut(self, layout: TokenLayout) -> int:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .layout import TEXT, Selection, TokenLayout
+from .layout import TEXT, TokenLayout
+from .selection import Selection
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class SampleTrace:
     complexity: dict[str, float] = field(default_factory=dict)
     ahead: list[int] = field(default_factory=list)
     scoring: int = 0
+    ran: list[int] = field(default_factory=list)
+    projected: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -44,8 +47,10 @@ class PruneTrace:
     first: TokenLayout | None = None
     entered: list[TokenLayout] = field(default_factory=list)
     rows: list[tuple[int, ...]] = field(default_factory=list)
-    selections: list[Selection | None] = field(default_factory=list)
+    choices: list[tuple[TokenLayout, Selection] | None] = field(default_factory=list)
     ahead: list[tuple[int, ...]] = field(default_factory=list)
+    ran: list[tuple[int, ...]] = field(default_factory=list)
+    projected: list[bool] = field(default_factory=list)
     last: TokenLayout | None = None
     complexity: list[dict[str, float]] = field(default_factory=list)
     scoring: list[int] = field(default_factory=list)
@@ -58,11 +63,16 @@ class PruneTrace:
         after: TokenLayout,
         ahead: int = 0,
         needed: Sequence[bool] | None = None,
+        *,
+        source: TokenLayout | None = None,
+        ran: tuple[int, ...] = (),
+        projected: bool = False,
     ) -> None:
         """Add a layer: what entered it, rows measured in it and in the next, what was chosen.
 
         A sample is charged for the rows of its own text behind an image, and only where it is one
-        of those that needed them (None: all are).
+        of those that needed them (None: all are). source: what `selection` chose from, None for
+        `layout`; ran, projected: as in `SampleTrace`, empty for all.
         """
         tails: Sequence[int] = layout.tail
         if needed is not None:
@@ -70,7 +80,9 @@ class PruneTrace:
         self.entered.append(layout)
         self.rows.append(tuple(min(rows, tail) for tail in tails))
         self.ahead.append(tuple(min(ahead, tail) for tail in tails))
-        self.selections.append(selection)
+        self.choices.append(None if selection is None else (source or layout, selection))
+        self.ran.append(ran or layout.lengths)
+        self.projected.append(projected)
         self.last = after
 
     @property
@@ -87,8 +99,8 @@ class PruneTrace:
         for i in range(self.first.batch):
             counts = [layout.n_visual[i] for layout in layouts]
             pools = [
-                s.merge.pools[i] if s is not None and s.merge is not None else 0
-                for s in self.selections
+                choice[1].merge.pools[i] if choice and choice[1].merge else 0
+                for choice in self.choices
             ]
             result.append(
                 SampleTrace(
@@ -101,6 +113,11 @@ class PruneTrace:
                     complexity=self.complexity[i] if self.complexity else {},
                     ahead=[rows[i] for rows in self.ahead],
                     scoring=self.scoring[i] if self.scoring else 0,
+                    ran=[tokens[i] for tokens in self.ran],
+                    projected=[
+                        layout.lengths[i] if first else 0
+                        for layout, first in zip(self.entered, self.projected)
+                    ],
                 )
             )
         return result
@@ -112,16 +129,25 @@ class PruneTrace:
     def merged_patches(self, sample: int) -> list[dict[int, list[int]]]:
         """Per layer, for every merged token made after it: id of the centre -> ids merged there."""
         result: list[dict[int, list[int]]] = []
-        for layout, selection in zip(self.entered, self.selections):
+        for choice in self.choices:
             groups: dict[int, list[int]] = {}
-            if selection is not None and selection.merge is not None:
-                merge = selection.merge
-                source = layout.patch[sample][merge.source[sample]].tolist()
-                after = layout.patch[sample][selection.index[sample]]
-                centre = after[merge.column[sample]].tolist()
-                for patch, cluster in zip(source, merge.cluster[sample].tolist()):
-                    if cluster < len(centre):
-                        groups.setdefault(centre[cluster], []).append(patch)
+            if choice is not None and choice[1].merge is not None:
+                layout, selection = choice
+                merge, patch = selection.merge, layout.patch[sample]
+                source = merge.source[sample]
+                members = patch[source].tolist()
+                if merge.cluster is None:
+                    clusters = [0 if i < merge.pools[sample] else 1 for i in range(len(members))]
+                    centres = {0: members[0]}
+                else:
+                    clusters = merge.cluster[sample].tolist()
+                    assert merge.index is not None, "of clusters"
+                    after = patch[selection.index[sample]].tolist()
+                    numbers = (merge.index[sample] - layout.n).tolist()
+                    centres = {number: p for number, p in zip(numbers, after) if number >= 0}
+                for member, cluster in zip(members, clusters):
+                    if cluster in centres:
+                        groups.setdefault(centres[cluster], []).append(member)
             result.append(groups)
         return result
 

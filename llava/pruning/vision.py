@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .layout import precise
+from .selection import precise
 
 #: For each sample, how many views each of its pictures has.
 Groups = Sequence[Sequence[int]]

@@ -6,10 +6,11 @@ import torch
 
 from llava.pruning.base import Observation
 from llava.pruning.cost import DecoderShape, measure
-from llava.pruning.layout import TEXT, Segment, Selection, TokenLayout
+from llava.pruning.layout import TEXT, Segment, TokenLayout
 from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
 from llava.pruning.schedules import Plan
+from llava.pruning.selection import Selection
 from llava.pruning.staged import StagedPruner
 from llava.pruning.trace import SampleTrace
 

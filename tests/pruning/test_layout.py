@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava.pruning.layout import TEXT, Merge, Segment, Selection, TokenLayout, apply, take
+from llava.pruning.layout import TEXT, Segment, TokenLayout
+from llava.pruning.selection import Merge, Selection, apply, take
 from tests.closeness import assert_close
 
 T = TEXT

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llava.pruning.layout import TEXT, Segment, Selection, TokenLayout, apply
+from llava.pruning.layout import TEXT, Segment, TokenLayout
+from llava.pruning.selection import Selection, apply
 from llava.pruning.selectors import density_peaks, keep_top
 from tests.closeness import assert_close
 

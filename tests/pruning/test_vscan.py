@@ -9,8 +9,9 @@ import torch
 
 from llava import pruning
 from llava.pruning.base import Observation
-from llava.pruning.layout import Segment, TokenLayout, apply
+from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.methods.vscan import VScan, pack_ranks, unpack_ranks, window_of
+from llava.pruning.selection import apply
 from tests.closeness import assert_close
 
 from .common import FixedAhead, layout, vicuna

@@ -3,14 +3,10 @@
 With nothing to prune it computes what transformers' `LlamaModel` computes, bit for bit; with
 pruning, what a full-length run computes in which dropped tokens are masked. All state of a call
 lives in its `PrunedCache`, so the model can serve several calls at once.
-
-Layers get rotary tables and never `position_ids`: gaps in positions would be read as borders of
-packed sequences by some attention backends.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,13 +14,14 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaModel
 
-from ...pruning.base import Observation
 from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
-from ...pruning.layout import TokenLayout, apply
+from ...pruning.decoding import Decoding
+from ...pruning.layout import TokenLayout
 from ...pruning.methods.dense import Dense
+from ...pruning.prefill import Prefill
 from ..llava_arch import LlavaMetaModel
-from .attention import LayersAhead, attention_rows, causal_mask, check_backend, kept_queries
+from .attention import sync_attention, watch_attention
 
 
 class LlavaConfig(LlamaConfig):
@@ -57,6 +54,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config)
+        watch_attention(self)
         self.build_vision(config)
 
     def forward(
@@ -67,6 +65,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         past_key_values: PrunedCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the decoder; the first call on a cache prefills and prunes, later ones decode.
@@ -74,7 +73,8 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         input_ids (batch, n) or inputs_embeds (batch, n, d); attention_mask (batch, n), left
         padding, is read only in a prefill for which the cache holds no layout. `position_ids`
         are accepted and ignored: positions follow from the layout. Returns the hidden states of
-        the tokens that are left after the last layer.
+        the tokens that are left after the last layer; with `logits_to_keep` 1, which `generate`
+        gives, a pruned prefill returns the last token's alone.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -83,25 +83,49 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
                 "per-layer outputs are not collected, since layers hold different tokens; "
                 "what was kept is in past_key_values.trace"
             )
-        check_backend(self.config._attn_implementation)
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache = past_key_values
-        if cache is None and use_cache:
-            cache = PrunedCache()
-        if cache is not None and not isinstance(cache, PrunedCache):
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = self._cache(past_key_values, use_cache)
+        last_only = isinstance(logits_to_keep, int) and logits_to_keep == 1
+        under_way, hidden = self._begin(hidden, attention_mask, cache, last_only)
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            hidden, arguments = under_way.enter(index, hidden)
+            hidden = under_way.leave(layer(hidden, **arguments, **kwargs))
+        under_way.finish()
+        keeps = self.config.use_cache if use_cache is None else use_cache
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden), past_key_values=cache if keeps else None
+        )
+
+    def _cache(self, given: Any, use_cache: bool | None) -> PrunedCache | None:
+        if given is None:
+            keeps = self.config.use_cache if use_cache is None else use_cache
+            return PrunedCache() if keeps else None
+        if not isinstance(given, PrunedCache):
             raise ValueError(
-                f"past_key_values must be a PrunedCache, got {type(cache).__name__}; "
+                f"past_key_values must be a PrunedCache, got {type(given).__name__}; "
                 "pass none, or make one with PrunedCache(pruner)"
             )
+        return given
+
+    def _begin(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        cache: PrunedCache | None,
+        last_only: bool,
+    ) -> tuple[Prefill | Decoding, Tensor]:
+        """What accompanies the layers, and the states that enter the first of them."""
+        backend = sync_attention(self)
         if cache is not None and not cache.is_empty:
-            hidden = self._decode(inputs_embeds, cache, kwargs)
-        else:
-            hidden = self._prefill(inputs_embeds, attention_mask, cache, kwargs)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden), past_key_values=cache if use_cache else None
-        )
+            return Decoding(hidden, self, cache, backend), hidden
+        layout = self._layout(hidden, attention_mask, cache)
+        pruner = (cache.pruner if cache is not None else None) or Dense()
+        run = pruner.start(layout, DecoderShape.from_config(self.config, tower=self.tower_shape()))
+        # Unpruned, every bit is stock transformers': the last layer runs for all tokens.
+        last_only = last_only and not isinstance(pruner, Dense)
+        rope = self.rotary_emb(hidden, layout.position)
+        prefill = Prefill(run, layout, self, rope, cache, backend, last_only)
+        return prefill, prefill.begin(hidden)
 
     def _layout(
         self, embeds: Tensor, attention_mask: Tensor | None, cache: PrunedCache | None
@@ -119,90 +143,3 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
                 f"{tuple(embeds.shape[:2])}: make a new PrunedCache for new input"
             )
         return layout
-
-    def _prefill(
-        self,
-        hidden: Tensor,
-        attention_mask: Tensor | None,
-        cache: PrunedCache | None,
-        kwargs: dict[str, Any],
-    ) -> Tensor:
-        layout = self._layout(hidden, attention_mask, cache)
-        pruner = (cache.pruner if cache is not None else None) or Dense()
-        shape = DecoderShape.from_config(self.config, tower=self.tower_shape())
-        run = pruner.start(layout, shape)
-        if cache is not None:
-            cache.begin(layout, run.positions)
-            cache.trace.first = layout
-        selection = run.at_entry(layout, hidden)
-        if selection is not None:
-            hidden, layout = apply(selection, hidden), layout.select(selection)
-
-        backend = self.config._attn_implementation
-        rope = mask = row_mask = None
-        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
-            if rope is None:
-                rope = self.rotary_emb(hidden, layout.positions(run.positions))
-                valid = layout.valid if layout.padded else None
-                mask = causal_mask(backend, valid, layout.n, layout.n, hidden)
-            count = run.rows(index, layout) if cache is not None else 0
-            needed = run.needed_by(index, layout)
-            with kept_queries(layer) if count else nullcontext([]) as queries:
-                hidden = layer(
-                    hidden,
-                    attention_mask=mask,
-                    position_embeddings=rope,
-                    past_key_values=cache,
-                    use_cache=cache is not None,
-                    **kwargs,
-                )
-            if cache is None:
-                continue
-            cache.entered(layout)
-            before = layout.to(hidden.device)
-            rows = None
-            keys = cache.layers[index].keys
-            if count:
-                rows = attention_rows(layer.self_attn, queries[0], rope, keys, count, valid)
-                if row_mask is None or row_mask.shape[1] != count:
-                    row_mask = _tail_mask(layout, count)
-                row_mask = row_mask.to(hidden.device)
-            ahead = LayersAhead(self, index, hidden, rope, valid)
-            observation = Observation(index, before, hidden, rows, row_mask, keys, ahead)
-            selection = run.after_layer(observation)
-            if selection is not None:
-                hidden = apply(selection, hidden)
-                layout = before.select(selection)
-                rope = None
-            cache.trace.record(before, count, selection, layout, ahead.rows_computed, needed)
-        if cache is not None:
-            cache.trace.complexity, cache.trace.scoring = run.complexity(), run.scoring_flops()
-        return hidden
-
-    def _decode(self, hidden: Tensor, cache: PrunedCache, kwargs: dict[str, Any]) -> Tensor:
-        tokens = hidden.shape[1]
-        positions = cache.next_positions(tokens)
-        cos, sin = self.rotary_emb(hidden, positions.flatten(0, 1))
-        tables = list(
-            zip(cos.unflatten(0, positions.shape[:2]), sin.unflatten(0, positions.shape[:2]))
-        )
-        backend = self.config._attn_implementation
-        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
-            valid = cache.valid_keys(index, tokens)
-            keys = cache.layers[index].keys.shape[-2] + tokens
-            hidden = layer(
-                hidden,
-                attention_mask=causal_mask(backend, valid, tokens, keys, hidden),
-                position_embeddings=tables[index if len(tables) > 1 else 0],
-                past_key_values=cache,
-                use_cache=True,
-                **kwargs,
-            )
-        cache.append(tokens)
-        return hidden
-
-
-def _tail_mask(layout: TokenLayout, count: int) -> Tensor:
-    """(batch, count): True on those of the last `count` tokens that follow the last image."""
-    tail = torch.tensor(layout.tail, device=layout.image.device)[:, None]
-    return torch.arange(count, 0, -1, device=tail.device)[None] <= tail

@@ -36,8 +36,9 @@ from torch.nn.functional import normalize
 from ..base import Observation
 from ..checks import demand, demand_count
 from ..cost import DecoderShape
-from ..layout import TokenLayout, precise, take
+from ..layout import TokenLayout
 from ..registry import register
+from ..selection import precise, take
 from ..staged import Cut, StagedPruner, StagedRun, Stages, fit_single
 
 _MOST_PIVOTS = 10_000  # more than an image has tokens
@@ -92,6 +93,8 @@ class DART(StagedPruner):
 
 class DARTRun(StagedRun):
     """One prefill."""
+
+    needs_output = True
 
     config: DART
 

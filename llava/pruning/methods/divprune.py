@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from ..entry import EntryPruner, ImageTokens
-from ..layout import precise
 from ..registry import register
+from ..selection import precise
 
 
 @register

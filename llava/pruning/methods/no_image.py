@@ -18,8 +18,9 @@ from torch import Tensor
 from ..base import Pruner, PrunerRun
 from ..checks import PromptError
 from ..cost import DecoderShape
-from ..layout import Selection, TokenLayout
+from ..layout import TokenLayout
 from ..registry import register
+from ..selection import Selection
 from ..selectors import keep_top
 
 

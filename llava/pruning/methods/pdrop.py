@@ -99,5 +99,7 @@ class PDrop(StagedPruner):
 class PDropRun(StagedRun):
     """One prefill."""
 
+    needs_output = True
+
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
         return observation.looked_ahead().rows(1)[:, :, -1].mean(1)

@@ -47,8 +47,9 @@ from ..base import PrunerRun
 from ..checks import demand
 from ..cost import DecoderShape, TowerShape
 from ..images import divide
-from ..layout import TokenLayout, precise
+from ..layout import TokenLayout
 from ..registry import register
+from ..selection import precise
 from ..tower import TowerPruner, top
 from ..vision import Groups, Reduced, VisionFeatures
 

@@ -49,8 +49,9 @@ from ..base import Observation
 from ..checks import demand, demand_count, demand_depths
 from ..cost import DecoderShape
 from ..indicators import text_relevance
-from ..layout import Selection, TokenLayout, precise
+from ..layout import TokenLayout
 from ..registry import register
+from ..selection import Selection, precise
 from ..staged import Cut, StagedPruner, StagedRun, Stages
 
 #: Tokens kept at the three stages, for a target of 576 tokens and 32 layers.

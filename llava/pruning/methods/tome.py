@@ -52,8 +52,9 @@ from ..base import PrunerRun
 from ..budget import Budgeted
 from ..checks import BudgetError
 from ..cost import DecoderShape, TowerShape
-from ..layout import TokenLayout, precise, take
+from ..layout import TokenLayout
 from ..registry import register
+from ..selection import precise, take
 from ..tower import TowerPruned, view_counts
 from ..vision import Groups, TowerRun
 

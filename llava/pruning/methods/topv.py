@@ -49,8 +49,9 @@ from ..budget import Budgeted
 from ..checks import demand, demand_later_layers
 from ..cost import DecoderShape
 from ..entry import ImageTokens, select_in_images
-from ..layout import Selection, TokenLayout, precise
+from ..layout import TokenLayout
 from ..registry import register
+from ..selection import Selection, precise
 from ..solver import down
 from ..staged import fit_single
 from .uniform_grid import centres
@@ -124,6 +125,9 @@ class TopVRun(PrunerRun):
 
     def scoring_flops(self) -> list[int]:
         return self._flops
+
+    def leaving(self, layer: int, layout: TokenLayout) -> list[int] | None:
+        return None if layer < self.config.layer else [0] * layout.batch
 
     def after_layer(self, observation: Observation) -> Selection | None:
         """Waits for the device, to see the images and what is important in them."""

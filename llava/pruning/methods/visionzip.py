@@ -38,8 +38,8 @@ from torch import Tensor
 
 from ..checks import demand
 from ..cost import TowerShape
-from ..layout import precise
 from ..registry import register
+from ..selection import precise
 from ..tower import TowerPruner, cls_attention, top
 from ..vision import Reduced, VisionFeatures
 

@@ -43,8 +43,8 @@ from torch.nn.functional import normalize
 
 from ..checks import demand
 from ..cost import TowerShape
-from ..layout import precise
 from ..registry import register
+from ..selection import precise
 from ..tower import TowerPruner, cls_attention, keep_patches, top
 from ..vision import Reduced, VisionFeatures
 

@@ -49,8 +49,9 @@ from ..checks import demand, demand_later_layers, demand_text_behind
 from ..cost import DecoderShape
 from ..entry import find_images
 from ..images import divide, share_out
-from ..layout import Merge, Selection, TokenLayout, precise
+from ..layout import TokenLayout
 from ..registry import register
+from ..selection import Merge, Selection, precise, right_aligned
 from ..selectors import keep_top
 from ..vision import Groups, Reduced, VisionFeatures
 
@@ -182,6 +183,9 @@ class VScanRun(PrunerRun):
     def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
         return [keep < n for keep, n in zip(self.second, layout.n_visual)]
 
+    def leaving(self, layer: int, layout: TokenLayout) -> list[int] | None:
+        return None if layer < self.config.layer else [0] * layout.batch
+
     def after_layer(self, observation: Observation) -> Selection | None:
         """Stage 2."""
         if observation.layer != self.config.layer - 1 or not self.reduces:
@@ -247,8 +251,16 @@ def pool_into(layout: TokenLayout, selection: Selection, goes_to: Tensor) -> Sel
     """
     width, device = selection.index.shape[1], goes_to.device
     new = torch.arange(width, device=device).expand(layout.batch, -1)
-    column = torch.full_like(goes_to, width).scatter_(1, selection.index, new)
-    present = selection.valid if selection.valid is not None else torch.ones_like(new).bool()
-    source = torch.arange(layout.n, device=device).expand(layout.batch, -1)
-    merged = tuple(old - left for old, left in zip(layout.lengths, selection.lengths))
-    return replace(selection, merge=Merge(source, column.gather(1, goes_to), new, present, merged))
+    # Columns that fill a shorter sample up stand for no token: they go to one beyond the sequence.
+    index = selection.index
+    if min(selection.lengths) < width:
+        index = index.where(right_aligned(selection.lengths, width, device), layout.n)
+    column = torch.full((layout.batch, layout.n + 1), width, device=device).scatter_(1, index, new)
+    merge = Merge(
+        source=torch.arange(layout.n, device=device).expand(layout.batch, -1),
+        pools=tuple(old - left for old, left in zip(layout.lengths, selection.lengths)),
+        cluster=column.gather(1, goes_to),
+        index=new + layout.n,
+        clusters=width,
+    )
+    return replace(selection, merge=merge)

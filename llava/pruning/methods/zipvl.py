@@ -41,8 +41,9 @@ from ..budget import Budgeted, Flow, Target, token_target
 from ..checks import demand, demand_text_behind
 from ..cost import DecoderShape
 from ..indicators import text_relevance
-from ..layout import Selection, TokenLayout
+from ..layout import TokenLayout
 from ..registry import register
+from ..selection import Selection
 from ..selectors import keep_top
 from ..solver import Problem, fill, solve
 
@@ -113,6 +114,18 @@ class ZipVLRun(PrunerRun):
 
     def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
         return self.active
+
+    def leaving(self, layer: int, layout: TokenLayout) -> list[int] | None:
+        if self.config.tau is not None and layer < self.drops:
+            return None
+        if layer >= self.drops:
+            return [0] * layout.batch
+        # What leaves layer 0 is known once its rows are: many, if the budget is what it is for.
+        counts = self.counts or [[0] * self.drops] * layout.batch
+        return [
+            n - kept[layer] if active else 0
+            for n, kept, active in zip(layout.n_visual, counts, self.active)
+        ]
 
     def after_layer(self, observation: Observation) -> Selection | None:
         """Waits for the device: after every layer with `tau`, otherwise after layer 0 only."""

@@ -19,7 +19,8 @@ from llava.eval.benchmarks.senna.plan import CAMERAS
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.tensor_names import VISION, rename
 from llava.model.weights import write_json, write_tensors, write_vision_tower
-from llava.pruning.layout import TEXT, TokenLayout, take
+from llava.pruning.layout import TEXT, TokenLayout
+from llava.pruning.selection import take
 from llava.train.architecture import SELECT_LAYER, Sizes, sine_positions
 from llava.train.drive.frames import Frame
 from llava.train.export import VISION_FOLDER, llava_config

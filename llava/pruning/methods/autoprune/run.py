@@ -20,7 +20,8 @@ from ...indicators import (
     mutual_information,
     text_relevance,
 )
-from ...layout import Selection, TokenLayout
+from ...layout import TokenLayout
+from ...selection import Selection
 from ...selectors import keep_top
 from .budget import budget, solve_plan
 from .settings import AutoPruneSettings
@@ -66,6 +67,29 @@ class AutoPruneRun(PrunerRun):
             return [active and layer == self.config.mi_layer for active in self.active]
         return [p is not None and p.keep[layer] < p.entering[layer] for p in self.plans]
 
+    def leaving(self, layer: int, layout: TokenLayout) -> list[int] | None:
+        config = self.config
+        if layer == config.mi_layer and not self.plans:
+            # How many is known once the rows are: many, if the budget is what it is for.
+            looks = config.indicator == "cosine_similarity" and any(self.active)
+            pairs = zip(layout.n_visual, self.active)
+            return None if looks else [n if active else 0 for n, active in pairs]
+        if layer == 0 and config.needs_cls:
+            return [n - keep for n, keep in zip(layout.n_visual, self._preselected(layout))]
+        if not self.plans:
+            return [0] * layout.batch
+        return [
+            0 if p is None else n - p.keep[layer] - p.pools[layer]
+            for p, n in zip(self.plans, layout.n_visual)
+        ]
+
+    def _preselected(self, layout: TokenLayout) -> list[int]:
+        """What the pre-selection keeps of each sample."""
+        return [
+            min(b.start, n) if b is not None and active else n
+            for b, n, active in zip(self.budgets, layout.n_visual, self.active)
+        ]
+
     def after_layer(self, observation: Observation) -> Selection | None:
         layer, layout = observation.layer, observation.layout
         if observation.rows is None:
@@ -74,12 +98,8 @@ class AutoPruneRun(PrunerRun):
             # Waits for the device: the only place that has to.
             self._schedule(indicator(self.config, observation).tolist())
         if layer == 0 and self.config.needs_cls:
-            keep = [
-                min(b.start, v) if b is not None and on else v
-                for b, v, on in zip(self.budgets, layout.n_visual, self.active)
-            ]
-            scores = self._first_scores(observation)
-            return keep_top(layout, scores, keep, targets=self.targets)
+            keep = self._preselected(layout)
+            return keep_top(layout, self._first_scores(observation), keep, targets=self.targets)
         if layer < self.config.mi_layer:
             return None
         pairs = list(zip(self.plans, layout.n_visual))
@@ -95,6 +115,7 @@ class AutoPruneRun(PrunerRun):
             clusters=clusters,
             features=observation.hidden,
             targets=self.targets,
+            positions=self.positions,
         )
 
     def _first_scores(self, observation: Observation) -> Tensor:
@@ -113,7 +134,7 @@ class AutoPruneRun(PrunerRun):
         masked = config.letterbox_mask if layout.tile is None else config.border_mask
         if masked and layout.letterbox is not None:
             scores = scores.masked_fill(layout.letterbox, 0.0)
-        n_text = mask.sum(-1).clamp(min=1)
+        n_text = rows.shape[2] if mask is None else mask.sum(-1).clamp(min=1)
         weight = config.preselect_text * information(config, observation) / n_text
         return scores + weight[:, None] * text_relevance(rows, mask)
 
@@ -148,7 +169,7 @@ def indicator(config: AutoPruneSettings, observation: Observation) -> Tensor:
     if config.indicator == "mean_attention":
         return mean_attention(rows, mask, visual)
     if config.indicator == "cosine_similarity":
-        return cosine_similarity(observation.hidden, mask, visual)
+        return cosine_similarity(observation.returned(), rows.shape[2], mask, visual)
     return information(config, observation)
 
 
@@ -166,10 +187,12 @@ def information(config: AutoPruneSettings, observation: Observation) -> Tensor:
     return heads.sum(-1) if config.mi_heads == "sum" else heads.mean(-1)
 
 
-def text_rows(observation: Observation, which: str) -> tuple[Tensor, Tensor]:
+def text_rows(observation: Observation, which: str) -> tuple[Tensor, Tensor | None]:
     """The measured rows and their mask ("text"), or only those of the last token ("last")."""
     rows, mask = observation.measured()
-    return (rows[:, :, -1:], mask[:, -1:]) if which == "last" else (rows, mask)
+    if which == "text":
+        return rows, mask
+    return rows[:, :, -1:], None if mask is None else mask[:, -1:]
 
 
 def normalised_in_tiles(layout: TokenLayout) -> Tensor:

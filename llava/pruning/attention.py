@@ -1,0 +1,261 @@
+"""Masks for layers of different lengths, and attention of a few rows beside any backend.
+
+transformers builds one mask, sized by layer 0, for all layers; a pruned model needs one a layer.
+And it can return attention weights only from its slow backend, all of them; the methods here look
+at the rows of a few dozen text tokens. They are computed from the queries and keys that the layer's
+own attention has rotated (`Watch`), or, before a layer runs, from the layer's own weights.
+
+What happens between projection and softmax differs from family to family (norms, partial or other
+rotations, capped logits, sinks, windows), and a step left out would rank tokens wrongly in silence:
+rows are computed of the layers in `ROW_LAYERS`, each held against the eager backend by a test.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from .layout import TokenLayout
+from .selection import precise, rounded
+
+#: Attention classes of transformers' families that work as this module does: `q_proj`, `k_proj` and
+#: `v_proj`, a norm of each head of queries and keys where there is a `q_norm`, Llama's rotation of
+#: whole heads, `scaling`, and softmax over all earlier tokens.
+ROW_LAYERS = {
+    "llama": "LlamaAttention",
+    "mistral": "MistralAttention",
+    "mixtral": "MixtralAttention",
+    "qwen2": "Qwen2Attention",
+    "qwen3": "Qwen3Attention",
+    "qwen3_moe": "Qwen3MoeAttention",
+    "gemma": "GemmaAttention",
+    "granite": "GraniteAttention",
+}
+
+Rope = tuple[Tensor, Tensor]
+
+
+class Watch:
+    """Given to a layer as the keyword `watch`: where its attention leaves the rotated queries."""
+
+    def __init__(self) -> None:
+        self.queries: Tensor | None = None
+
+
+@lru_cache(maxsize=4)
+def _past(size: int, device: torch.device) -> Tensor:
+    """(size, size): True where the column is not behind the row."""
+    with torch.inference_mode(False):
+        return torch.ones(size, size, dtype=torch.bool, device=device).tril_()
+
+
+@lru_cache(maxsize=4)
+def _same(size: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.eye(size, dtype=torch.bool, device=device)
+
+
+@lru_cache(maxsize=16)
+def _future(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(count, count): minus infinity where the column is behind the row, to be added."""
+    with torch.inference_mode(False):
+        blank = torch.zeros(count, count, dtype=dtype, device=device)
+        return blank.masked_fill_(~_past(count, device), -torch.inf)
+
+
+def visible(valid: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
+    """Which keys the last `queries` of `keys` tokens see: (batch or 1, 1, queries, keys).
+
+    A token sees itself and those that stand before it. valid: (batch, keys), False on padding,
+    which nobody sees but itself, so that no row is empty; None when there is none.
+    """
+    if valid is not None and queries == 1:
+        return valid[:, None, None, :]
+    size = rounded(keys)
+    past = _past(size, device)[keys - queries : keys, :keys]
+    if valid is None:
+        return past[None, None]
+    return (past & valid[:, None, None, :]) | _same(size, device)[keys - queries : keys, :keys]
+
+
+def causal_mask(
+    backend: str, valid: Tensor | None, queries: int, keys: int, like: Tensor
+) -> Tensor | None:
+    """The causal mask of one layer for the last `queries` of `keys` tokens, as `backend` wants it.
+
+    valid: see `visible`. `like` gives dtype and device.
+
+    sdpa: None where the kernel's own causal flag or no mask at all does it (which selects the fast
+    kernels), else booleans (batch, 1, queries, keys). eager: numbers to add, of that shape.
+    flash_attention_2: the validity itself.
+    """
+    if backend == "flash_attention_2":
+        return None if valid is None else valid.to(torch.long)
+    if backend == "sdpa" and valid is None and queries in (1, keys):
+        return None
+    return as_mask(backend, visible(valid, queries, keys, like.device), like)
+
+
+def as_mask(backend: str, seen: Tensor, like: Tensor) -> Tensor:
+    """Booleans (batch or 1, 1, queries, keys) for every sample of `like`, as `backend` wants them.
+
+    flash_attention_2 takes no such mask; the attention of this package then calls sdpa.
+    """
+    if backend != "eager":
+        return seen.expand(like.shape[0], -1, -1, -1)
+    return torch.where(seen, 0.0, torch.finfo(like.dtype).min).to(like.dtype)
+
+
+def seen_by(index: Tensor, layout: TokenLayout) -> Tensor:
+    """Which tokens of `layout` those in the columns `index` (batch, m) see: (batch, 1, m, n)."""
+    columns = torch.arange(layout.n, device=index.device)
+    index = index[:, None, :, None]
+    past = columns <= index
+    return (past & layout.valid[:, None, None, :]) | (columns == index) if layout.padded else past
+
+
+@torch.no_grad()
+def attention_rows(queries: Tensor, keys: Tensor, scaling: float, seen: Tensor | None) -> Tensor:
+    """Attention of the last tokens over all keys, in at least float32.
+
+    queries: (batch, heads, count, head_dim) of the last `count` tokens, keys: (batch, kv heads, n,
+    head_dim), both rotated. seen: (batch, 1, count, n), see `visible`; None: all before.
+    Returns (batch, heads, count, n), softmaxed over the keys that each sees.
+    """
+    batch, heads, count, width = queries.shape
+    groups, n = keys.shape[1:3]
+    scaled = precise(queries).mul(scaling).reshape(batch, groups, -1, width)
+    scores = (scaled @ precise(keys).transpose(2, 3)).view(batch, heads, count, n)
+    if seen is not None:
+        scores = scores.where(seen, -torch.inf)
+    elif count > 1:
+        scores[..., -count:] += _future(count, scores.dtype, scores.device)
+    return scores.softmax(-1)
+
+
+def has_rows(attention: nn.Module, keys: int) -> bool:
+    """Whether rows over `keys` tokens can be computed: not where `check_rows` refuses."""
+    window = _window(attention)
+    return _known(attention) and (window is None or keys <= window)
+
+
+def check_rows(attention: nn.Module, keys: int) -> None:
+    """Raise ValueError for a layer whose rows over `keys` tokens cannot be computed here."""
+    kind = type(attention)
+    if not _known(attention):
+        raise ValueError(
+            f"attention rows of {kind.__module__}.{kind.__name__} are not known: what it does "
+            "between projection and softmax may differ from "
+            f"{', '.join(ROW_LAYERS.values())}. Add it to ROW_LAYERS and to the test of its parity "
+            "if that holds, or use a method that looks at no rows"
+        )
+    if not has_rows(attention, keys):
+        raise ValueError(
+            f"attention rows over {keys} tokens: this {kind.__name__} sees {_window(attention)} "
+            "(sliding_window), and rows over a window are not known. Shorten the prompt"
+        )
+
+
+def _known(attention: nn.Module) -> bool:
+    kind = type(attention)
+    family = kind.__module__.rpartition(".modeling_")[2]
+    stock = kind.__module__ == f"transformers.models.{family}.modeling_{family}"
+    return stock and ROW_LAYERS.get(family) == kind.__name__
+
+
+def _window(attention: nn.Module) -> int | None:
+    window: int | None = getattr(
+        attention, "sliding_window", getattr(attention.config, "sliding_window", None)
+    )
+    return window
+
+
+def device_of(module: nn.Module, hidden: Tensor) -> torch.device:
+    """Where a module computes: where its weights are, or `hidden` where these are fetched later."""
+    weight = next(module.parameters(), hidden)
+    return hidden.device if weight.is_meta else weight.device
+
+
+class Projections:
+    """What a stock layer's own weights make of the tokens before it runs.
+
+    hidden: (batch, n, d), what enters the layer; rope: (batch or 1, n, head_dim) each.
+
+    Raises ValueError for a layer that `check_rows` refuses.
+    """
+
+    def __init__(self, layer: nn.Module, hidden: Tensor, rope: Rope) -> None:
+        self.attention = layer.self_attn
+        check_rows(self.attention, hidden.shape[1])
+        device = device_of(layer, hidden)
+        self._normed = layer.input_layernorm(hidden.to(device))
+        self._rope = tuple(table[:, None].to(device) for table in rope)
+
+    def queries(self, count: int) -> Tensor:
+        """Of the last `count` tokens, rotated: (batch, heads, count, head_dim)."""
+        projected = self.attention.q_proj(self._normed[:, -count:])
+        return self._rotated(self._heads(projected, "q_norm"))
+
+    def keys(self) -> Tensor:
+        """Of all tokens, rotated: (batch, kv heads, n, head_dim)."""
+        return self._rotated(self._heads(self.attention.k_proj(self._normed), "k_norm"))
+
+    def values(self) -> Tensor:
+        """Of all tokens: (batch, kv heads, n, head_dim)."""
+        return self._heads(self.attention.v_proj(self._normed))
+
+    def _heads(self, projected: Tensor, norm: str = "") -> Tensor:
+        heads = projected.unflatten(-1, (-1, self.attention.head_dim))
+        normed = getattr(self.attention, norm, None) if norm else None
+        return (heads if normed is None else normed(heads)).transpose(1, 2)
+
+    def _rotated(self, heads: Tensor) -> Tensor:
+        cos, sin = (table[:, :, -heads.shape[2] :] for table in self._rope)
+        half = heads.shape[-1] // 2
+        turned = torch.cat((-heads[..., half:], heads[..., :half]), -1)
+        return heads * cos + turned * sin
+
+
+class LayersAhead:
+    """What a method may ask after a layer, see `base.Ahead`: of the norms and of the next layer.
+
+    `rows_computed` is the number of rows of the next layer that were computed.
+    """
+
+    def __init__(
+        self, decoder: nn.Module, index: int, hidden: Tensor, layout: TokenLayout, rope: Rope
+    ) -> None:
+        self._decoder, self._index, self._hidden = decoder, index, hidden
+        self._layout, self._rope = layout, rope
+        self.rows_computed = 0
+
+    def _next(self) -> nn.Module:
+        layers = self._decoder.config.num_hidden_layers
+        if self._index + 1 >= layers:
+            raise ValueError(f"no layer follows layer {self._index} of {layers}")
+        return self._decoder.layers[self._index + 1]
+
+    @torch.no_grad()
+    def rows(self, count: int) -> Tensor:
+        ahead = Projections(self._next(), self._hidden, self._rope)
+        keys, layout = ahead.keys(), self._layout
+        seen = None
+        if layout.padded:
+            seen = visible(layout.valid, count, layout.n, layout.device).to(keys.device)
+        self.rows_computed = max(self.rows_computed, count)
+        rows = attention_rows(ahead.queries(count), keys, ahead.attention.scaling, seen)
+        return rows.to(self._hidden.device)
+
+    @torch.no_grad()
+    def next_norm(self) -> Tensor:
+        return self._normed(self._next().input_layernorm)
+
+    @torch.no_grad()
+    def final_norm(self) -> Tensor:
+        return self._normed(self._decoder.norm)
+
+    def _normed(self, norm: nn.Module) -> Tensor:
+        normed: Tensor = norm(self._hidden.to(device_of(norm, self._hidden)))
+        return normed.to(self._hidden.device)

@@ -1,0 +1,294 @@
+"""One prefill under way: what each layer is called with, and what follows from what it returns.
+
+    hidden, arguments = prefill.enter(index, hidden)
+    hidden = prefill.leave(layer(hidden, **arguments))
+
+`enter` gives the mask and the rotary tables of the tokens that are there; `leave` measures rows,
+lets the method choose, gathers and records. Everything else of a prefill belongs to the caller, be
+it the patched forward or hooks on a stock model.
+
+Decide first. What a method chooses from attention rows needs the queries of the text and all keys,
+nothing that the layer returns. So where more than `MANY` of a layer's tokens are about to leave,
+their choice comes first: `enter` computes keys and values of all tokens and the queries of the
+text, asks the method, and calls the layer with the tokens that stay (and those that will be
+merged), while its cache hands it the keys and values of all. A token that leaves has then cost the
+layer two projections and nothing else. In generation the last layer likewise runs for the last
+token alone.
+
+Layers get rotary tables and never position ids: gaps in positions would be read as borders of
+packed sequences by some attention backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import (
+    LayersAhead,
+    Projections,
+    Rope,
+    Watch,
+    as_mask,
+    attention_rows,
+    causal_mask,
+    check_rows,
+    device_of,
+    has_rows,
+    seen_by,
+    visible,
+)
+from .base import Observation, PrunerRun
+from .cache import PrunedCache
+from .layout import TokenLayout
+from .selection import Selection, apply, right_aligned, take
+
+#: Share of a layer's tokens above which it is worth its two projections to choose before it runs.
+MANY = 0.1
+
+
+class RopeTables:
+    """Rotary tables of what is left, from those of the unpruned sequence.
+
+    rope: cosines and sines (batch or 1, n, head_dim) at the original positions of `layout`
+    """
+
+    def __init__(self, rope: Rope, layout: TokenLayout, policy: str) -> None:
+        self._rope, self._first, self._policy = rope, layout, policy
+        self._joined: Tensor | None = None
+
+    def of(self, layout: TokenLayout) -> Rope:
+        """(batch or 1, n, head_dim) each, on the device of `layout`."""
+        if layout.columns is None:
+            return _moved(self._rope, layout.device)
+        if self._joined is None:
+            self._joined = self._prepared()
+        self._joined = joined = self._joined.to(layout.device)
+        if self._policy == "original":
+            joined = take(joined, layout.columns)
+        else:
+            # A slice that begins in the filling rows is left-padded.
+            most, n = self._first.n, layout.n
+            counts = layout.lengths if layout.padded else [n]
+            parts = [joined[:, most - n + count : most + count] for count in counts]
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        cos, sin = joined.chunk(2, -1)
+        return cos, sin
+
+    def _prepared(self) -> Tensor:
+        """Cosines beside sines: of each sample, or for slices those of positions 0, 1, 2, ...
+        behind as many filling rows."""
+        joined = torch.cat(self._rope, -1)
+        if self._policy == "original":
+            return joined.expand(self._first.batch, -1, -1).contiguous()
+        longest = self._first.lengths.index(self._first.n) if joined.shape[0] > 1 else 0
+        row = joined[longest : longest + 1]
+        return torch.cat([row[:, :1].expand(-1, self._first.n, -1), row], 1)
+
+
+class Handed:
+    """In place of a cache, for a layer that runs on a part of its tokens: gives its attention the
+    keys and values of all of them, which the cache has already."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, *ignored: Any, **also: Any) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+
+@dataclass
+class Step:
+    """A layer under way.
+
+    rows:      how many attention rows are measured, for the samples that are `needed`
+    watch:     where the layer leaves its queries; None where it is not asked
+    projected: whether the choice came first, which is then `selection`
+    ran:       tokens of each sample that the whole layer runs for; empty: all
+    """
+
+    index: int
+    rows: int
+    needed: Sequence[bool]
+    watch: Watch | None = None
+    projected: bool = False
+    ran: tuple[int, ...] = ()
+    selection: Selection | None = None
+
+
+class Prefill:
+    """See the module.
+
+    run:       the method's state of this prefill
+    layout:    the tokens that are there
+    decoder:   has `layers`, `norm` and `config`
+    rope:      cosines and sines (batch or 1, n, head_dim) of all of them at original positions
+    cache:     what keeps keys, values and the trace; None: nothing is kept, and nothing chosen
+    backend:   of the attention, see `attention.causal_mask`
+    last_only: whether only the last token's output is wanted
+    """
+
+    def __init__(
+        self,
+        run: PrunerRun,
+        layout: TokenLayout,
+        decoder: nn.Module,
+        rope: Rope,
+        cache: PrunedCache | None,
+        backend: str,
+        last_only: bool = False,
+    ) -> None:
+        self.run, self.layout, self.decoder = run, layout, decoder
+        self.cache, self.backend = cache, backend
+        self._tables = RopeTables(rope, layout, run.positions)
+        self._last = decoder.config.num_hidden_layers - 1 if last_only else -1
+        self._shared: tuple[Rope, Tensor | None] | None = None
+        self._row_masks: dict[tuple[int, ...], Tensor | None] = {}
+        if cache is not None:
+            cache.begin(layout, run.positions)
+            cache.trace.first = layout
+
+    def begin(self, hidden: Tensor) -> Tensor:
+        """Let the method choose among the embeddings `hidden` (batch, n, d)."""
+        selection = self.run.at_entry(self.layout, hidden)
+        if selection is None:
+            return hidden
+        self.layout = self.layout.select(selection)
+        return apply(selection, hidden)
+
+    def enter(self, index: int, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """What to call layer `index` with, `hidden` (batch, n, d) being what would enter it."""
+        layer = self.decoder.layers[index]
+        hidden = hidden.to(device := device_of(layer, hidden))
+        if self._shared is None or self.layout.device != device:
+            self.layout = layout = self.layout.to(device)
+            valid = layout.valid if layout.padded else None
+            mask = causal_mask(self.backend, valid, layout.n, layout.n, hidden)
+            self._shared = self._tables.of(layout), mask
+        layout, (rope, mask) = self.layout, self._shared
+        arguments = {"attention_mask": mask, "position_embeddings": rope}
+        arguments |= {"past_key_values": self.cache, "use_cache": self.cache is not None}
+        if self.cache is None:
+            return hidden, arguments
+        rows, needed = self.run.rows(index, layout), self.run.needed_by(index, layout)
+        self._step = Step(index, rows, needed)
+        self.cache.entered(layout)
+        if self._chooses_first(layer):
+            return self._choose_first(layer, hidden, arguments)
+        if rows:
+            self._step.watch = arguments["watch"] = Watch()
+        return hidden, arguments
+
+    def leave(self, hidden: Tensor) -> Tensor:
+        """What goes on to the next layer of what the layer returned."""
+        if self.cache is None:
+            return hidden
+        step, before, ahead_rows = self._step, self.layout, 0
+        selection, source = step.selection, before
+        if not step.projected:
+            ahead = LayersAhead(self.decoder, step.index, hidden, before, self._rope)
+            keys = self.cache.layers[step.index].keys
+            rows = self._rows(step.watch.queries, keys) if step.watch else None
+            mask = self._row_mask(step.rows)
+            selection = self.run.after_layer(
+                Observation(step.index, before, hidden, rows, mask, keys, ahead)
+            )
+            ahead_rows = ahead.rows_computed
+            if selection is not None:
+                hidden = apply(selection, hidden)
+        if selection is not None:
+            self.layout, self._shared = before.select(selection), None
+            if selection.then is not None:
+                source, selection = self.layout, selection.then(self.layout, hidden)
+                self.layout, hidden = source.select(selection), apply(selection, hidden)
+        self.cache.trace.record(
+            before,
+            step.rows,
+            selection,
+            self.layout,
+            ahead_rows,
+            step.needed,
+            source=source,
+            projected=step.projected,
+            ran=step.ran,
+        )
+        return hidden
+
+    def finish(self) -> None:
+        """Note what the method measured."""
+        if self.cache is not None:
+            trace = self.cache.trace
+            trace.complexity, trace.scoring = self.run.complexity(), self.run.scoring_flops()
+
+    @property
+    def _rope(self) -> Rope:
+        assert self._shared is not None, "a layer is under way"
+        return self._shared[0]
+
+    def _chooses_first(self, layer: nn.Module) -> bool:
+        layout, index = self.layout, self._step.index
+        leaving = self.run.leaving(index, layout)
+        if leaving is None or not has_rows(layer.self_attn, layout.n):
+            return False
+        return index == self._last or sum(leaving) > MANY * sum(layout.lengths)
+
+    def _choose_first(
+        self, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """`enter` of a layer whose choice needs nothing that it returns."""
+        step, layout, rope = self._step, self.layout, self._rope
+        ahead = Projections(layer, hidden, rope)
+        keys, values = self.cache.update(ahead.keys(), ahead.values(), step.index)
+        rows = self._rows(ahead.queries(step.rows), keys) if step.rows else None
+        step.selection = selection = self.run.after_layer(
+            Observation(step.index, layout, None, rows, self._row_mask(step.rows), keys)
+        )
+        step.projected = True
+        arguments["past_key_values"] = Handed(keys, values)
+        if step.index == self._last and (selection is None or selection.then is None):
+            step.ran = (1,) * layout.batch
+            valid = layout.valid if layout.padded else None
+            arguments["attention_mask"] = causal_mask(self.backend, valid, 1, layout.n, hidden)
+            arguments["position_embeddings"] = rope[0][:, -1:], rope[1][:, -1:]
+            return hidden[:, -1:], arguments
+        if selection is None:
+            return hidden, arguments
+        step.ran = selection.lengths
+        seen = seen_by(selection.index, layout)
+        arguments["attention_mask"] = as_mask(self.backend, seen, hidden)
+        joined = torch.cat(rope, -1).expand(layout.batch, -1, -1)
+        arguments["position_embeddings"] = take(joined, selection.index).chunk(2, -1)
+        return apply(selection, hidden), arguments
+
+    def _rows(self, queries: Tensor | None, keys: Tensor) -> Tensor:
+        """Attention rows of the last tokens in the layer under way."""
+        layout, count = self.layout, self._step.rows
+        attention = self.decoder.layers[self._step.index].self_attn
+        check_rows(attention, layout.n)
+        if queries is None:
+            raise ValueError(
+                "the layers' attention shows no queries: it has to be one of "
+                "llava.model.language_model.attention"
+            )
+        seen = visible(layout.valid, count, layout.n, layout.device) if layout.padded else None
+        return attention_rows(queries[:, :, -count:], keys, attention.scaling, seen)
+
+    def _row_mask(self, count: int) -> Tensor | None:
+        """(batch, count): True on those of the last `count` tokens that follow the last image;
+        None where all do."""
+        tails = tuple(min(tail, count) for tail in self.layout.tail)
+        if min(tails) == count:
+            return None
+        key = (count, *tails)
+        if key not in self._row_masks:
+            self._row_masks[key] = right_aligned(tails, count, self.layout.device)
+        return self._row_masks[key]
+
+
+def _moved(rope: Rope, device: torch.device) -> Rope:
+    cos, sin = rope
+    return cos.to(device), sin.to(device)

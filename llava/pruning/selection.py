@@ -1,0 +1,124 @@
+"""A choice of tokens, and how it is carried out on a tensor; nothing else gathers tokens.
+
+`Selection` is a decision: which tokens go on, in sequence order, and which of the dropped ones are
+averaged into merged tokens (`Merge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Dropped tokens that go on as fewer.
+
+    source:  (batch, p) columns of the pooled tokens in the old sequence, a sample's own first
+    pools:   how many of them are a sample's own, on the host
+    cluster: (batch, p) merged token that each joins, `clusters` on those that join none; None: all
+             of a sample join one
+    index:   (batch, m) like `Selection.index`, but n + j in the place of a sample's merged token j,
+             n being the length of the old sequence. None: every pool is a single token, which is
+             the mean of itself and only moves
+    clusters: merged tokens of the sample that has most
+    """
+
+    source: Tensor
+    pools: tuple[int, ...]
+    cluster: Tensor | None = None
+    index: Tensor | None = None
+    clusters: int = 1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens go on: `index` (batch, m) into the old sequence, in order.
+
+    Samples are left-padded: of row i the last `lengths[i]` entries count, the others are any
+    column. A merged token stands there as its cluster's centre. `lengths` and `n_visual` are the
+    new counts per sample, on the host.
+
+    then: what follows once a layer has run for these tokens alone: (their layout, what the layer
+        returned) -> the selection among them. None: nothing.
+    """
+
+    index: Tensor
+    lengths: tuple[int, ...]
+    n_visual: tuple[int, ...]
+    merge: Merge | None = None
+    then: Callable[[Any, Tensor], Selection] | None = None
+
+
+def take(hidden: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (batch, m) of `hidden` (batch, n, d): (batch, m, d).
+
+    Whole rows by one flat index: much faster than `gather` with the index repeated d times.
+    """
+    batch, n, width = hidden.shape
+    if batch > 1:
+        index = index + torch.arange(0, batch * n, n, device=index.device)[:, None]
+    rows = hidden.reshape(-1, width).index_select(0, index.flatten())
+    return rows.view(batch, -1, width)
+
+
+def precise(values: Tensor) -> Tensor:
+    """`values` in the precision that this package measures and averages in: at least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def apply(selection: Selection, hidden: Tensor) -> Tensor:
+    """Carry out `selection` on `hidden` (batch, n, d): kept rows as they are, merged rows averaged.
+
+    Averages are taken in at least float32. The result is (batch, m, d) in the dtype of `hidden`.
+    """
+    merge = selection.merge
+    if merge is None or merge.index is None:
+        return take(hidden, selection.index)
+    pooled = precise(take(hidden, merge.source))
+    return take(torch.cat([hidden, _means(merge, pooled).to(hidden.dtype)], 1), merge.index)
+
+
+def _means(merge: Merge, pooled: Tensor) -> Tensor:
+    """The merged tokens (batch, c, d) of the `pooled` ones (batch, p, d).
+
+    A product with a matrix of weights: sums by index would be in no fixed order on a GPU.
+    """
+    pool = pooled.shape[1]
+    if merge.cluster is not None:
+        number = torch.arange(merge.clusters, device=pooled.device)[:, None]
+        joins = merge.cluster[:, None, :] == number
+    elif min(merge.pools) == pool:
+        return pooled.mean(1, keepdim=True)
+    else:
+        joins = left_aligned(merge.pools, pool, pooled.device)[:, None, :]
+    weights = joins.to(pooled.dtype)
+    return (weights / weights.sum(-1, keepdim=True).clamp(min=1)) @ pooled
+
+
+@lru_cache(maxsize=16)
+def _edge(size: int, device: torch.device) -> Tensor:
+    """`size` times False, then `size` times True."""
+    with torch.inference_mode(False):
+        return torch.arange(-size, size, device=device) >= 0
+
+
+def right_aligned(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """(batch, width): True on the last `counts[i]` entries of row i. Made of slices."""
+    edge, size = _edge(rounded(width), device), rounded(width)
+    return torch.stack([edge[size - width + count : size + count] for count in counts])
+
+
+def left_aligned(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """(batch, width): True on the first `counts[i]` entries of row i. Made of slices."""
+    return ~right_aligned([width - count for count in counts], width, device)
+
+
+def rounded(width: int) -> int:
+    """A size that many widths share, so that what is made of it can be kept."""
+    return max(256, 1 << (width - 1).bit_length()) if width <= 4096 else -(-width // 1024) * 1024
