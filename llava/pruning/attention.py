@@ -13,6 +13,7 @@ rows are computed of the layers in `ROW_LAYERS`, each held against the eager bac
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ def attention_rows(queries: Tensor, keys: Tensor, scaling: float, seen: Tensor |
     if seen is not None:
         scores = scores.where(seen, -torch.inf)
     elif count > 1:
-        scores[..., -count:] += _future(count, scores.dtype, scores.device)
+        scores[..., -count:].add_(_future(count, scores.dtype, scores.device))
     return scores.softmax(-1)
 
 
@@ -178,6 +179,11 @@ def device_of(module: nn.Module, hidden: Tensor) -> torch.device:
     return hidden.device if weight.is_meta else weight.device
 
 
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`: themselves where they are there, without asking the dispatcher."""
+    return values if values.device == device else values.to(device)
+
+
 class Projections:
     """What a stock layer's own weights make of the tokens before it runs.
 
@@ -190,8 +196,8 @@ class Projections:
         self.attention = layer.self_attn
         check_rows(self.attention, hidden.shape[1])
         device = device_of(layer, hidden)
-        self._normed = layer.input_layernorm(hidden.to(device))
-        self._rope = tuple(table[:, None].to(device) for table in rope)
+        self._normed = layer.input_layernorm(moved(hidden, device))
+        self._rope = tuple(moved(table, device)[:, None] for table in rope)
 
     def queries(self, count: int) -> Tensor:
         """Of the last `count` tokens, rotated: (batch, heads, count, head_dim)."""
@@ -225,7 +231,7 @@ class LayersAhead:
     """
 
     def __init__(
-        self, decoder: nn.Module, index: int, hidden: Tensor, layout: TokenLayout, rope: Rope
+        self, decoder: Any, index: int, hidden: Tensor, layout: TokenLayout, rope: Rope
     ) -> None:
         self._decoder, self._index, self._hidden = decoder, index, hidden
         self._layout, self._rope = layout, rope
@@ -243,10 +249,11 @@ class LayersAhead:
         keys, layout = ahead.keys(), self._layout
         seen = None
         if layout.padded:
-            seen = visible(layout.valid, count, layout.n, layout.device).to(keys.device)
+            seen = visible(layout.valid, count, layout.n, layout.device)
+            seen = moved(seen, keys.device)
         self.rows_computed = max(self.rows_computed, count)
         rows = attention_rows(ahead.queries(count), keys, ahead.attention.scaling, seen)
-        return rows.to(self._hidden.device)
+        return moved(rows, self._hidden.device)
 
     @torch.no_grad()
     def next_norm(self) -> Tensor:
@@ -257,5 +264,5 @@ class LayersAhead:
         return self._normed(self._decoder.norm)
 
     def _normed(self, norm: nn.Module) -> Tensor:
-        normed: Tensor = norm(self._hidden.to(device_of(norm, self._hidden)))
-        return normed.to(self._hidden.device)
+        normed = norm(moved(self._hidden, device_of(norm, self._hidden)))
+        return moved(normed, self._hidden.device)

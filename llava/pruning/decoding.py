@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from .attention import causal_mask, device_of
+from .attention import causal_mask, device_of, moved
 from .cache import PrunedCache
 
 
@@ -17,9 +17,7 @@ class Decoding:
     backend: of the attention, see `attention.causal_mask`
     """
 
-    def __init__(
-        self, hidden: Tensor, decoder: nn.Module, cache: PrunedCache, backend: str
-    ) -> None:
+    def __init__(self, hidden: Tensor, decoder: Any, cache: PrunedCache, backend: str) -> None:
         self.tokens, self.decoder, self.cache, self.backend = (
             hidden.shape[1],
             decoder,
@@ -32,7 +30,7 @@ class Decoding:
         self._tables = list(zip(cos.unflatten(0, shape), sin.unflatten(0, shape)))
 
     def enter(self, index: int, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        hidden = hidden.to(device_of(self.decoder.layers[index], hidden))
+        hidden = moved(hidden, device_of(self.decoder.layers[index], hidden))
         valid = self.cache.valid_keys(index, self.tokens)
         keys = self.cache.layers[index].keys.shape[-2] + self.tokens
         rope = self._tables[index if len(self._tables) > 1 else 0]

@@ -92,19 +92,16 @@ def cosine_similarity(hidden: Tensor, rows: int, row_mask: Tensor | None, visual
     model share adds the same to every sample, which k0 can make up for. k stays within k0 +- gamma.
     A state of zeros has cosine 0 with everything.
 
-    hidden: (batch, n, d); rows: how many of the last tokens are text to look at; row_mask: (batch,
-    rows), which of them are; visual: (batch, n).
+    hidden: (batch, n, d); row_mask: (batch, r), of the last r tokens; visual: (batch, n).
     """
     # The mean over pairs is the product of the two means of unit vectors.
     states = torch.nn.functional.normalize(precise(hidden), dim=-1)
-    text = _mean_state(states[:, -rows:], row_mask)
+    text = _mean_state(states[:, -row_mask.shape[1] :], row_mask)
     return (text * _mean_state(states, visual)).sum(-1)
 
 
-def _mean_state(states: Tensor, mask: Tensor | None) -> Tensor:
+def _mean_state(states: Tensor, mask: Tensor) -> Tensor:
     """Mean (batch, d) of the states (batch, m, d) that `mask` (batch, m) counts; 0 for none."""
-    if mask is None:
-        return states.mean(1)
     weight = mask.to(states) / mask.sum(-1, keepdim=True).clamp(min=1)
     return (weight[:, None, :] @ states)[:, 0]
 
@@ -113,7 +110,5 @@ def text_relevance(rows: Tensor, row_mask: Tensor | None) -> Tensor:
     """Attention each key gets, averaged over heads and the valid rows: (batch, n)."""
     if row_mask is None:
         return rows.mean((1, 2))
-    weight = row_mask.to(rows.dtype)
-    weight = weight / (weight.sum(-1, keepdim=True).clamp(min=1) * rows.shape[1])
-    heads = weight[:, None, :].expand(-1, rows.shape[1], -1)
-    return (heads.reshape(len(rows), 1, -1) @ rows.flatten(1, 2))[:, 0]
+    weight = row_mask.to(rows.dtype) / row_mask.sum(-1, keepdim=True).clamp(min=1)
+    return (weight[:, None, None] @ rows).mean((1, 2))

@@ -39,55 +39,18 @@ from .attention import (
     check_rows,
     device_of,
     has_rows,
+    moved,
     seen_by,
     visible,
 )
 from .base import Observation, PrunerRun
 from .cache import PrunedCache
 from .layout import TokenLayout
+from .rotary import RopeTables, parted
 from .selection import Selection, apply, right_aligned, take
 
 #: Share of a layer's tokens above which it is worth its two projections to choose before it runs.
 MANY = 0.1
-
-
-class RopeTables:
-    """Rotary tables of what is left, from those of the unpruned sequence.
-
-    rope: cosines and sines (batch or 1, n, head_dim) at the original positions of `layout`
-    """
-
-    def __init__(self, rope: Rope, layout: TokenLayout, policy: str) -> None:
-        self._rope, self._first, self._policy = rope, layout, policy
-        self._joined: Tensor | None = None
-
-    def of(self, layout: TokenLayout) -> Rope:
-        """(batch or 1, n, head_dim) each, on the device of `layout`."""
-        if layout.columns is None:
-            return _moved(self._rope, layout.device)
-        if self._joined is None:
-            self._joined = self._prepared()
-        self._joined = joined = self._joined.to(layout.device)
-        if self._policy == "original":
-            joined = take(joined, layout.columns)
-        else:
-            # A slice that begins in the filling rows is left-padded.
-            most, n = self._first.n, layout.n
-            counts = layout.lengths if layout.padded else [n]
-            parts = [joined[:, most - n + count : most + count] for count in counts]
-            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        cos, sin = joined.chunk(2, -1)
-        return cos, sin
-
-    def _prepared(self) -> Tensor:
-        """Cosines beside sines: of each sample, or for slices those of positions 0, 1, 2, ...
-        behind as many filling rows."""
-        joined = torch.cat(self._rope, -1)
-        if self._policy == "original":
-            return joined.expand(self._first.batch, -1, -1).contiguous()
-        longest = self._first.lengths.index(self._first.n) if joined.shape[0] > 1 else 0
-        row = joined[longest : longest + 1]
-        return torch.cat([row[:, :1].expand(-1, self._first.n, -1), row], 1)
 
 
 class Handed:
@@ -136,7 +99,7 @@ class Prefill:
         self,
         run: PrunerRun,
         layout: TokenLayout,
-        decoder: nn.Module,
+        decoder: Any,
         rope: Rope,
         cache: PrunedCache | None,
         backend: str,
@@ -146,7 +109,8 @@ class Prefill:
         self.cache, self.backend = cache, backend
         self._tables = RopeTables(rope, layout, run.positions)
         self._last = decoder.config.num_hidden_layers - 1 if last_only else -1
-        self._shared: tuple[Rope, Tensor | None] | None = None
+        # Those of the tokens that are there, until some leave.
+        self._rope, self._mask, self._known = rope, None, False
         self._row_masks: dict[tuple[int, ...], Tensor | None] = {}
         if cache is not None:
             cache.begin(layout, run.positions)
@@ -163,14 +127,13 @@ class Prefill:
     def enter(self, index: int, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """What to call layer `index` with, `hidden` (batch, n, d) being what would enter it."""
         layer = self.decoder.layers[index]
-        hidden = hidden.to(device := device_of(layer, hidden))
-        if self._shared is None or self.layout.device != device:
-            self.layout = layout = self.layout.to(device)
-            valid = layout.valid if layout.padded else None
-            mask = causal_mask(self.backend, valid, layout.n, layout.n, hidden)
-            self._shared = self._tables.of(layout), mask
-        layout, (rope, mask) = self.layout, self._shared
-        arguments = {"attention_mask": mask, "position_embeddings": rope}
+        hidden = moved(hidden, device := device_of(layer, hidden))
+        if not self._known or self.layout.device != device:
+            self.layout, self._known = self.layout.to(device), True
+            self._rope = self._tables.of(self.layout)
+            self._mask = self._causal_mask(self.layout.n, hidden)
+        layout = self.layout
+        arguments = {"attention_mask": self._mask, "position_embeddings": self._rope}
         arguments |= {"past_key_values": self.cache, "use_cache": self.cache is not None}
         if self.cache is None:
             return hidden, arguments
@@ -201,7 +164,7 @@ class Prefill:
             if selection is not None:
                 hidden = apply(selection, hidden)
         if selection is not None:
-            self.layout, self._shared = before.select(selection), None
+            self.layout, self._known = before.select(selection), False
             if selection.then is not None:
                 source, selection = self.layout, selection.then(self.layout, hidden)
                 self.layout, hidden = source.select(selection), apply(selection, hidden)
@@ -224,10 +187,9 @@ class Prefill:
             trace = self.cache.trace
             trace.complexity, trace.scoring = self.run.complexity(), self.run.scoring_flops()
 
-    @property
-    def _rope(self) -> Rope:
-        assert self._shared is not None, "a layer is under way"
-        return self._shared[0]
+    def _causal_mask(self, queries: int, hidden: Tensor) -> Tensor | None:
+        valid = self.layout.valid if self.layout.padded else None
+        return causal_mask(self.backend, valid, queries, self.layout.n, hidden)
 
     def _chooses_first(self, layer: nn.Module) -> bool:
         layout, index = self.layout, self._step.index
@@ -251,8 +213,7 @@ class Prefill:
         arguments["past_key_values"] = Handed(keys, values)
         if step.index == self._last and (selection is None or selection.then is None):
             step.ran = (1,) * layout.batch
-            valid = layout.valid if layout.padded else None
-            arguments["attention_mask"] = causal_mask(self.backend, valid, 1, layout.n, hidden)
+            arguments["attention_mask"] = self._causal_mask(1, hidden)
             arguments["position_embeddings"] = rope[0][:, -1:], rope[1][:, -1:]
             return hidden[:, -1:], arguments
         if selection is None:
@@ -261,7 +222,7 @@ class Prefill:
         seen = seen_by(selection.index, layout)
         arguments["attention_mask"] = as_mask(self.backend, seen, hidden)
         joined = torch.cat(rope, -1).expand(layout.batch, -1, -1)
-        arguments["position_embeddings"] = take(joined, selection.index).chunk(2, -1)
+        arguments["position_embeddings"] = parted(take(joined, selection.index))
         return apply(selection, hidden), arguments
 
     def _rows(self, queries: Tensor | None, keys: Tensor) -> Tensor:
@@ -274,7 +235,11 @@ class Prefill:
                 "the layers' attention shows no queries: it has to be one of "
                 "llava.model.language_model.attention"
             )
-        seen = visible(layout.valid, count, layout.n, layout.device) if layout.padded else None
+        seen = None
+        if layout.padded and self._mask is not None and self._mask.dtype == torch.bool:
+            seen = self._mask[:, :, -count:]
+        elif layout.padded:
+            seen = visible(layout.valid, count, layout.n, layout.device)
         return attention_rows(queries[:, :, -count:], keys, attention.scaling, seen)
 
     def _row_mask(self, count: int) -> Tensor | None:
@@ -287,8 +252,3 @@ class Prefill:
         if key not in self._row_masks:
             self._row_masks[key] = right_aligned(tails, count, self.layout.device)
         return self._row_masks[key]
-
-
-def _moved(rope: Rope, device: torch.device) -> Rope:
-    cos, sin = rope
-    return cos.to(device), sin.to(device)

@@ -69,7 +69,7 @@ def take(hidden: Tensor, index: Tensor) -> Tensor:
 
 def precise(values: Tensor) -> Tensor:
     """`values` in the precision that this package measures and averages in: at least float32."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def apply(selection: Selection, hidden: Tensor) -> Tensor:

@@ -76,9 +76,9 @@ def keep_top(
         assert features is not None, "clusters are made by features"
         cluster, entry = density_peaks(take(features, source), pools, added)
         centre = source.gather(1, entry)
-    index, merged = _arranged(layout, order, stay, centre, added, positions)
-    moves = max(pools) == 1
-    merge = Merge(source, tuple(pools), cluster, None if moves else merged, max(added))
+    merging = max(pools) > 1
+    index, merged = _arranged(layout, order, stay, centre, added, positions, merging)
+    merge = Merge(source, tuple(pools), cluster, merged, max(added))
     counts = tuple(_sums(stay, added)), tuple(_sums(keep, added))
     return Selection(index, *counts, merge)
 
@@ -169,13 +169,18 @@ def _arranged(
     centre: Tensor,
     added: Sequence[int],
     positions: str,
-) -> tuple[Tensor, Tensor]:
-    """`Selection.index` and `Merge.index` of the first `stay[i]` entries of row i of `order` and of
-    `added[i]` merged tokens, whose centres are in the columns `centre` (batch, most)."""
+    merging: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`Selection.index` and, if `merging`, `Merge.index` of the first `stay[i]` entries of row i of
+    `order` and of `added[i]` merged tokens, whose centres are in the columns `centre` (batch,
+    most)."""
     device, most = order.device, max(stay)
     width, clusters = max(_sums(stay, added)), max(added)
     kept = in_sequence(order, stay)
-    number = torch.arange(layout.n, layout.n + clusters, device=device).expand(layout.batch, -1)
+    tokens = [centre]
+    if merging:
+        number = torch.arange(layout.n, layout.n + clusters, device=device)
+        tokens.append(number.expand(layout.batch, -1))
     if positions == "compact" and all(len(images) <= 1 for images in layout.sizes):
         # One image a sample: its visual tokens end where the text behind it begins.
         blank = _zeros(width, device)
@@ -195,7 +200,8 @@ def _arranged(
                 ]
             )
 
-        return placed(centre), placed(number)
+        index, *merged = map(placed, tokens)
+        return index, merged[0] if merged else None
 
     # Old columns sort by 2j; a merged token by its centre's, or behind its image's last.
     if positions == "compact":
@@ -213,8 +219,8 @@ def _arranged(
         1,
     )
     chosen = keys.argsort(dim=1, stable=True)[:, -width:]
-    index, merged = (torch.cat([kept, new], 1).gather(1, chosen) for new in (centre, number))
-    return index, merged
+    index, *merged = (torch.cat([kept, new], 1).gather(1, chosen) for new in tokens)
+    return index, merged[0] if merged else None
 
 
 def density_peaks(

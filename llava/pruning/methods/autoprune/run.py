@@ -169,7 +169,8 @@ def indicator(config: AutoPruneSettings, observation: Observation) -> Tensor:
     if config.indicator == "mean_attention":
         return mean_attention(rows, mask, visual)
     if config.indicator == "cosine_similarity":
-        return cosine_similarity(observation.returned(), rows.shape[2], mask, visual)
+        mask = torch.ones_like(rows[:, 0, :, 0], dtype=torch.bool) if mask is None else mask
+        return cosine_similarity(observation.returned(), mask, visual)
     return information(config, observation)
 
 
