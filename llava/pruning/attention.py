@@ -106,7 +106,8 @@ def as_mask(backend: str, seen: Tensor, like: Tensor) -> Tensor:
     """
     if backend != "eager":
         return seen.expand(like.shape[0], -1, -1, -1)
-    return torch.where(seen, 0.0, torch.finfo(like.dtype).min).to(like.dtype)
+    blank = torch.zeros((), dtype=like.dtype, device=like.device)
+    return torch.where(seen, blank, torch.finfo(like.dtype).min)
 
 
 def seen_by(index: Tensor, layout: TokenLayout) -> Tensor:
@@ -136,13 +137,13 @@ def attention_rows(queries: Tensor, keys: Tensor, scaling: float, seen: Tensor |
     return scores.softmax(-1)
 
 
-def has_rows(attention: nn.Module, keys: int) -> bool:
+def has_rows(attention: Any, keys: int) -> bool:
     """Whether rows over `keys` tokens can be computed: not where `check_rows` refuses."""
     window = _window(attention)
     return _known(attention) and (window is None or keys <= window)
 
 
-def check_rows(attention: nn.Module, keys: int) -> None:
+def check_rows(attention: Any, keys: int) -> None:
     """Raise ValueError for a layer whose rows over `keys` tokens cannot be computed here."""
     kind = type(attention)
     if not _known(attention):
@@ -159,14 +160,14 @@ def check_rows(attention: nn.Module, keys: int) -> None:
         )
 
 
-def _known(attention: nn.Module) -> bool:
+def _known(attention: Any) -> bool:
     kind = type(attention)
     family = kind.__module__.rpartition(".modeling_")[2]
     stock = kind.__module__ == f"transformers.models.{family}.modeling_{family}"
     return stock and ROW_LAYERS.get(family) == kind.__name__
 
 
-def _window(attention: nn.Module) -> int | None:
+def _window(attention: Any) -> int | None:
     window: int | None = getattr(
         attention, "sliding_window", getattr(attention.config, "sliding_window", None)
     )
@@ -192,7 +193,7 @@ class Projections:
     Raises ValueError for a layer that `check_rows` refuses.
     """
 
-    def __init__(self, layer: nn.Module, hidden: Tensor, rope: Rope) -> None:
+    def __init__(self, layer: Any, hidden: Tensor, rope: Rope) -> None:
         self.attention = layer.self_attn
         check_rows(self.attention, hidden.shape[1])
         device = device_of(layer, hidden)
@@ -213,9 +214,10 @@ class Projections:
         return self._heads(self.attention.v_proj(self._normed))
 
     def _heads(self, projected: Tensor, norm: str = "") -> Tensor:
-        heads = projected.unflatten(-1, (-1, self.attention.head_dim))
+        heads = projected.view(*projected.shape[:2], -1, self.attention.head_dim)
         normed = getattr(self.attention, norm, None) if norm else None
-        return (heads if normed is None else normed(heads)).transpose(1, 2)
+        heads = heads if normed is None else normed(heads)
+        return heads.transpose(1, 2)
 
     def _rotated(self, heads: Tensor) -> Tensor:
         cos, sin = (table[:, :, -heads.shape[2] :] for table in self._rope)
@@ -237,7 +239,7 @@ class LayersAhead:
         self._layout, self._rope = layout, rope
         self.rows_computed = 0
 
-    def _next(self) -> nn.Module:
+    def _next(self) -> Any:
         layers = self._decoder.config.num_hidden_layers
         if self._index + 1 >= layers:
             raise ValueError(f"no layer follows layer {self._index} of {layers}")

@@ -23,7 +23,7 @@ from .layout import TokenLayout
 from .trace import PruneTrace
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of a layer; the first are kept as they come, without a copy."""
 
     def lazy_initialization(self, key_states: Tensor, *rest: Tensor) -> None:
@@ -135,6 +135,11 @@ class PrunedCache(DynamicCache):
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self._rows(lambda x: x[indices.to(x.device)])
+
+    def held(self, layer: int) -> Tensor:
+        """Keys (batch, kv heads, n, head_dim) that a layer holds."""
+        keys: Tensor = self.layers[layer].keys  # type: ignore[union-attr, assignment]
+        return keys
 
     @property
     def is_croppable(self) -> bool:

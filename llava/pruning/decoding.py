@@ -32,7 +32,7 @@ class Decoding:
     def enter(self, index: int, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
         hidden = moved(hidden, device_of(self.decoder.layers[index], hidden))
         valid = self.cache.valid_keys(index, self.tokens)
-        keys = self.cache.layers[index].keys.shape[-2] + self.tokens
+        keys = self.cache.held(index).shape[-2] + self.tokens
         rope = self._tables[index if len(self._tables) > 1 else 0]
         return hidden, {
             "attention_mask": causal_mask(self.backend, valid, self.tokens, keys, hidden),

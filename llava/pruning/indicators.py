@@ -82,7 +82,7 @@ def mean_attention(rows: Tensor, row_mask: Tensor | None, visual: Tensor) -> Ten
     return (mass * row_mask).sum(-1) / row_mask.sum(-1).clamp(min=1)
 
 
-def cosine_similarity(hidden: Tensor, rows: int, row_mask: Tensor | None, visual: Tensor) -> Tensor:
+def cosine_similarity(hidden: Tensor, row_mask: Tensor, visual: Tensor) -> Tensor:
     """Mean cosine over all pairs of a text token and a visual token, (batch,), between -1 and 1.
 
     Which states to compare is the caller's choice; AutoPrune takes what the layer that measures

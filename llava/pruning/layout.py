@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -293,7 +294,7 @@ class TokenLayout:
         tensors = self.tokens.tensors()
         grown = Tokens(**{k: v.repeat_interleave(times, 0) for k, v in tensors.items()})
         host = {name: getattr(self, name) for name in ("lengths", "n_visual", "tail", "sizes")}
-        repeated = {k: tuple(x for x in v for _ in range(times)) for k, v in host.items()}
+        repeated: Any = {k: tuple(x for x in v for _ in range(times)) for k, v in host.items()}
         return replace(self, tokens=grown, **repeated)
 
     def select(self, selection: Selection) -> TokenLayout:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import (
     LayersAhead,
@@ -110,7 +110,8 @@ class Prefill:
         self._tables = RopeTables(rope, layout, run.positions)
         self._last = decoder.config.num_hidden_layers - 1 if last_only else -1
         # Those of the tokens that are there, until some leave.
-        self._rope, self._mask, self._known = rope, None, False
+        self._rope, self._known = rope, False
+        self._mask: Tensor | None = None
         self._row_masks: dict[tuple[int, ...], Tensor | None] = {}
         if cache is not None:
             cache.begin(layout, run.positions)
@@ -133,15 +134,19 @@ class Prefill:
             self._rope = self._tables.of(self.layout)
             self._mask = self._causal_mask(self.layout.n, hidden)
         layout = self.layout
-        arguments = {"attention_mask": self._mask, "position_embeddings": self._rope}
-        arguments |= {"past_key_values": self.cache, "use_cache": self.cache is not None}
+        arguments: dict[str, Any] = {
+            "attention_mask": self._mask,
+            "position_embeddings": self._rope,
+            "past_key_values": self.cache,
+            "use_cache": self.cache is not None,
+        }
         if self.cache is None:
             return hidden, arguments
         rows, needed = self.run.rows(index, layout), self.run.needed_by(index, layout)
         self._step = Step(index, rows, needed)
         self.cache.entered(layout)
         if self._chooses_first(layer):
-            return self._choose_first(layer, hidden, arguments)
+            return self._choose_first(self.cache, layer, hidden, arguments)
         if rows:
             self._step.watch = arguments["watch"] = Watch()
         return hidden, arguments
@@ -154,7 +159,7 @@ class Prefill:
         selection, source = step.selection, before
         if not step.projected:
             ahead = LayersAhead(self.decoder, step.index, hidden, before, self._rope)
-            keys = self.cache.layers[step.index].keys
+            keys = self.cache.held(step.index)
             rows = self._rows(step.watch.queries, keys) if step.watch else None
             mask = self._row_mask(step.rows)
             selection = self.run.after_layer(
@@ -191,7 +196,7 @@ class Prefill:
         valid = self.layout.valid if self.layout.padded else None
         return causal_mask(self.backend, valid, queries, self.layout.n, hidden)
 
-    def _chooses_first(self, layer: nn.Module) -> bool:
+    def _chooses_first(self, layer: Any) -> bool:
         layout, index = self.layout, self._step.index
         leaving = self.run.leaving(index, layout)
         if leaving is None or not has_rows(layer.self_attn, layout.n):
@@ -199,12 +204,12 @@ class Prefill:
         return index == self._last or sum(leaving) > MANY * sum(layout.lengths)
 
     def _choose_first(
-        self, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any]
+        self, cache: PrunedCache, layer: Any, hidden: Tensor, arguments: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         """`enter` of a layer whose choice needs nothing that it returns."""
         step, layout, rope = self._step, self.layout, self._rope
         ahead = Projections(layer, hidden, rope)
-        keys, values = self.cache.update(ahead.keys(), ahead.values(), step.index)
+        keys, values = cache.update(ahead.keys(), ahead.values(), step.index)
         rows = self._rows(ahead.queries(step.rows), keys) if step.rows else None
         step.selection = selection = self.run.after_layer(
             Observation(step.index, layout, None, rows, self._row_mask(step.rows), keys)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from .layout import TEXT, TokenLayout
 from .selection import Selection
 
@@ -128,28 +130,10 @@ class PruneTrace:
 
     def merged_patches(self, sample: int) -> list[dict[int, list[int]]]:
         """Per layer, for every merged token made after it: id of the centre -> ids merged there."""
-        result: list[dict[int, list[int]]] = []
-        for choice in self.choices:
-            groups: dict[int, list[int]] = {}
-            if choice is not None and choice[1].merge is not None:
-                layout, selection = choice
-                merge, patch = selection.merge, layout.patch[sample]
-                source = merge.source[sample]
-                members = patch[source].tolist()
-                if merge.cluster is None:
-                    clusters = [0 if i < merge.pools[sample] else 1 for i in range(len(members))]
-                    centres = {0: members[0]}
-                else:
-                    clusters = merge.cluster[sample].tolist()
-                    assert merge.index is not None, "of clusters"
-                    after = patch[selection.index[sample]].tolist()
-                    numbers = (merge.index[sample] - layout.n).tolist()
-                    centres = {number: p for number, p in zip(numbers, after) if number >= 0}
-                for member, cluster in zip(members, clusters):
-                    if cluster in centres:
-                        groups.setdefault(centres[cluster], []).append(member)
-            result.append(groups)
-        return result
+        return [
+            _merged(layout.patch[sample], layout.n, selection, sample)
+            for layout, selection in (choice or (self.entered[0], None) for choice in self.choices)
+        ]
 
     def to_json(self) -> list[dict[str, Any]]:
         """The samples, with the patches kept in each layer, as plain JSON."""
@@ -157,3 +141,27 @@ class PruneTrace:
             {**vars(sample), "kept": self.kept_patches(i), "merged": self.merged_patches(i)}
             for i, sample in enumerate(self.samples)
         ]
+
+
+def _merged(
+    patch: Tensor, columns: int, selection: Selection | None, sample: int
+) -> dict[int, list[int]]:
+    """Id of the centre of each merged token of a sample -> ids merged into it.
+
+    patch: (columns,) ids of what `selection` chose from.
+    """
+    merge = None if selection is None else selection.merge
+    if selection is None or merge is None:
+        return {}
+    members = patch[merge.source[sample]].tolist()
+    if merge.cluster is None:
+        own = members[: merge.pools[sample]]
+        return {own[0]: own} if own else {}
+    assert merge.index is not None, "of several clusters"
+    stands = zip(merge.index[sample].tolist(), patch[selection.index[sample]].tolist())
+    centres = {index - columns: centre for index, centre in stands if index >= columns}
+    groups: dict[int, list[int]] = {}
+    for member, cluster in zip(members, merge.cluster[sample].tolist()):
+        if cluster in centres:
+            groups.setdefault(centres[cluster], []).append(member)
+    return groups
