@@ -48,7 +48,7 @@ from ..selectors import keep_top
 from ..solver import Problem, fill, solve
 
 _WHERE = "after every layer that drops"
-#: Least total of a curve, so that no attention at all gives shares of 0: float32's least number.
+#: Least total of a curve, so that no attention at all gives shares of 0: float32's least normal one.
 _TINY = 2.0**-126
 
 
@@ -154,9 +154,9 @@ class ZipVLRun(PrunerRun):
 
 
 def curves(mass: Tensor, layout: TokenLayout) -> list[list[float]]:
-    """Share of a sample's visual attention that its best 1, 2, ... tokens hold, in double precision.
+    """Share of a sample's visual attention that its best 1, 2, ... tokens hold.
 
-    mass (batch, n), 0 or more. Waits for the device once.
+    mass (batch, n), 0 or more. Summed in double precision on the host; waits for the device once.
     """
     mass = (mass * layout.is_patch).masked_fill(~layout.is_visual, -1)
     ranked = mass.sort(dim=1, descending=True).values
