@@ -206,12 +206,13 @@ def pack_ranks(local: Tensor, overall: Tensor, window: Tensor) -> Tensor:
     """
     images, p = local.shape
     index = torch.arange(p, device=local.device).expand(images, -1)
-    window = window.to(local.device)
+    # Counted where the windows were made, so that no device is waited for.
+    sizes = window.bincount()
+    first = (sizes.cumsum(0) - sizes)[window.sort().values]
+    window, first = torch.stack([window, first]).to(local.device)
     order = local.argsort(dim=1, descending=True, stable=True)
     # Grouped by window, best first in each.
     order = order.gather(1, window[order].argsort(dim=1, stable=True))
-    sizes = window.bincount()
-    first = (sizes.cumsum(0) - sizes)[window.sort().values]
     inside = torch.empty_like(order).scatter_(1, order, index - first)
     by_overall = overall.argsort(dim=1, descending=True, stable=True)
     whole = torch.empty_like(order).scatter_(1, by_overall, index)
@@ -247,8 +248,13 @@ def pool_into(layout: TokenLayout, selection: Selection, goes_to: Tensor) -> Sel
     """
     width, device = selection.index.shape[1], goes_to.device
     new = torch.arange(width, device=device).expand(layout.batch, -1)
-    column = torch.full_like(goes_to, width).scatter_(1, selection.index, new)
-    present = selection.valid if selection.valid is not None else torch.ones_like(new).bool()
+    if selection.valid is None:
+        index, present = selection.index, torch.ones_like(new, dtype=torch.bool)
+    else:
+        # Padding is no token's new column; one more column takes what it would write.
+        present = selection.valid
+        index = selection.index.masked_fill(~present, layout.n)
+    column = goes_to.new_full((layout.batch, layout.n + 1), width).scatter_(1, index, new)
     source = torch.arange(layout.n, device=device).expand(layout.batch, -1)
     merged = tuple(old - left for old, left in zip(layout.lengths, selection.lengths))
     return replace(selection, merge=Merge(source, column.gather(1, goes_to), new, present, merged))

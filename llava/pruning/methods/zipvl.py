@@ -48,7 +48,7 @@ from ..selectors import keep_top
 from ..solver import Problem, fill, solve
 
 _WHERE = "after every layer that drops"
-#: Least total of a curve, so that no attention at all gives shares of 0: float32's least normal one.
+#: Least total of a curve, so that no attention at all gives shares of 0: float32's least normal.
 _TINY = 2.0**-126
 
 
