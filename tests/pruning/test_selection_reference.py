@@ -173,7 +173,8 @@ def random_wishes(
         wish = Wish(keep, pool, clusters, stored(scores, double), [], targets)
         while not wish.features or not (double or is_clear(tokens, wish, rng)):
             drawn = [stored([rng.gauss(0, 1) for _ in range(4)], double) for _ in tokens]
-            wish = replace(wish, features=drawn)
+            alike = [rng.choice(drawn[:6]) for _ in tokens]
+            wish = replace(wish, features=alike if few else drawn)
         wishes.append(wish)
     return wishes
 
@@ -190,7 +191,9 @@ def is_clear(tokens: Sequence[Token], wish: Wish, rng: random.Random) -> bool:
         return True
     pool = ranking(tokens, wish)[wish.keep : wish.keep + wish.pool]
     points = [wish.features[i] for i in pool]
-    shaken = [[value + rng.uniform(-1e-5, 1e-5) for value in point] for point in points]
+    # What is equal stays equal.
+    moves = {tuple(point): [rng.uniform(-1e-5, 1e-5) for _ in point] for point in points}
+    shaken = [[a + b for a, b in zip(point, moves[tuple(point)])] for point in points]
     return clustered(points, wish.clusters) == clustered(shaken, wish.clusters)
 
 
