@@ -109,25 +109,25 @@ def select_in_images(
     keep: Sequence[int],
     choose: Callable[[int, ImageTokens, int], Iterable[int]],
     targets: Sequence[Sequence[float]] | None = None,
-    images: Sequence[Sequence[ImageTokens]] | None = None,
+    known_images: Sequence[Sequence[ImageTokens]] | None = None,
 ) -> Selection | None:
     """Keep `keep[i]` visual tokens of sample i, which its images share in proportion to their
     `targets`, or to their tokens where there are none.
 
     `choose(sample, image, count)` gives `count` different indices into the tokens of an image,
     0 <= count < len(image); it is not asked where an image keeps all its patches. Waits for the
-    device, unless the `images` of the samples are given.
+    device, unless it has been to see the images, `known_images`.
     """
     chosen = torch.zeros(layout.image.shape)
     shares = []
-    for sample, own in enumerate(find_images(layout) if images is None else images):
-        sizes = [len(image) + image.newlines for image in own]
+    for sample, images in enumerate(known_images or find_images(layout)):
+        sizes = [len(image) + image.newlines for image in images]
         if targets is None:
             counts = divide(keep[sample], sizes)
         else:
             counts = share_out(keep[sample], targets[sample], sizes)
         shares.append(counts)
-        for image, count in zip(own, counts):
+        for image, count in zip(images, counts):
             # What is left over when all patches stay goes to the image's newlines, see `keep_top`.
             whole = count >= len(image)
             indices = range(len(image)) if whole else choose(sample, image, count)
