@@ -44,6 +44,13 @@ class ImageTokens:
     def __len__(self) -> int:
         return len(self.columns)
 
+    @property
+    def span(self) -> slice | list[int]:
+        """What indexes the patches in the row of their sample: a slice where there are no gaps, so
+        that no index has to go to the device."""
+        first, stop = self.columns[0], self.columns[-1] + 1
+        return slice(first, stop) if stop - first == len(self) else list(self.columns)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntryPruner(Budgeted):
@@ -91,7 +98,7 @@ class EntryRun(PrunerRun):
 
         def choose(sample: int, image: ImageTokens, count: int) -> Iterable[int]:
             self._flops[sample] += 2 * self.config.pairs(len(image), count) * embeds.shape[-1]
-            return self.config.choose(image, count, embeds[sample, list(image.columns)])
+            return self.config.choose(image, count, embeds[sample, image.span])
 
         keep = [min(target, n) for target, n in zip(targets, layout.n_visual)]
         in_images = self.config.targets_in_images(layout.sizes)
@@ -103,17 +110,18 @@ def select_in_images(
     keep: Sequence[int],
     choose: Callable[[int, ImageTokens, int], Iterable[int]],
     targets: Sequence[Sequence[float]] | None = None,
+    known_images: Sequence[Sequence[ImageTokens]] | None = None,
 ) -> Selection | None:
     """Keep `keep[i]` visual tokens of sample i, which its images share in proportion to their
     `targets`, or to their tokens where there are none.
 
     `choose(sample, image, count)` gives `count` different indices into the tokens of an image,
     0 <= count < len(image); it is not asked where an image keeps all its patches. Waits for the
-    device.
+    device, unless it has been to see the images, `known_images`.
     """
     chosen = torch.zeros(layout.image.shape)
     shares = []
-    for sample, images in enumerate(find_images(layout)):
+    for sample, images in enumerate(known_images or find_images(layout)):
         sizes = [len(image) + image.newlines for image in images]
         if targets is None:
             counts = divide(keep[sample], sizes)
@@ -130,19 +138,16 @@ def select_in_images(
 
 
 def find_images(layout: TokenLayout) -> list[list[ImageTokens]]:
-    """The images of each sample, in order. Waits for the device."""
-    if layout.tile is not None:
-        return [
-            _tiled_images(image, is_patch)
-            for image, is_patch in zip(layout.image.tolist(), layout.is_patch.tolist())
-        ]
-    return [
-        _images_of(image, patch, layout.mixed)
-        for image, patch in zip(layout.image.tolist(), layout.patch.tolist())
-    ]
+    """The images of each sample, in order. Waits for the device, once."""
+    tiled = layout.tile is not None
+    marks = layout.is_patch.long() if tiled else layout.patch
+    images, marked = torch.stack([layout.image, marks]).tolist()
+    if tiled:
+        return [_tiled_images(image, is_patch) for image, is_patch in zip(images, marked)]
+    return [_images_of(image, patch, layout.mixed) for image, patch in zip(images, marked)]
 
 
-def _tiled_images(image: Sequence[int], is_patch: Sequence[bool]) -> list[ImageTokens]:
+def _tiled_images(image: Sequence[int], is_patch: Sequence[int]) -> list[ImageTokens]:
     images = []
     for columns in columns_of_images(image).values():
         patches = [column for column in columns if is_patch[column]]

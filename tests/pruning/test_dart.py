@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llava.pruning.base import Observation
-from llava.pruning.layout import TokenLayout
+from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.methods.dart import DART
 
 from .common import FixedAhead, entering, figures, kept, layout, vicuna
@@ -121,6 +121,32 @@ def test_a_batch_gives_what_its_samples_give_alone() -> None:
             alone, norms[i : i + 1, -alone.n :].tolist(), features[i : i + 1, -alone.n :].tolist()
         )
         assert kept(alone, pruner.start(alone, vicuna(3)).after_layer(own)) == [together[i]]
+
+
+def test_samples_with_unlike_pivots_choose_as_they_do_alone() -> None:
+    """Text shorter than its pivots, an image that keeps fewer tokens than it has pivots, and one
+    that keeps all: columns that a sample does not have are never chosen."""
+    generator = torch.Generator().manual_seed(5)
+    runs = [(30, 1), (6, 3), (24, 7), (3, 2), (0, 2)]
+    tokens = TokenLayout.from_segments(
+        [
+            [Segment(1), *([Segment(n, 0, torch.arange(n))] if n else []), Segment(text)]
+            for n, text in runs
+        ]
+    )
+    norms = torch.rand(5, tokens.n, generator=generator)
+    features = torch.randn(5, tokens.n, 8, generator=generator)
+
+    def left(tokens: TokenLayout, rows: slice) -> list[list[int]]:
+        own = see(tokens, norms[rows, -tokens.n :].tolist(), features[rows, -tokens.n :].tolist())
+        run = DART(target_fraction=0.6, depth=1, budget_mode="strict").start(tokens, vicuna(2))
+        return kept(tokens, run.after_layer(own))
+
+    together = left(tokens, slice(5))
+    assert [len(patches) for patches in together] == [6, 2, 4, 1, 0]
+    for i, (n, text) in enumerate(runs[:4]):
+        alone = layout(n, text=text)
+        assert left(alone, slice(i, i + 1)) == [together[i]]
 
 
 def test_flops_of_the_comparison() -> None:

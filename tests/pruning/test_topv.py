@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from llava.pruning.base import Observation
-from llava.pruning.layout import Segment, TokenLayout
+from llava.pruning.layout import NEWLINE, Segment, TokenLayout
 from llava.pruning.methods.topv import TopV, contributions, costs, with_recovered
 from tests.closeness import assert_close
 
-from .common import FixedAhead, layout, vicuna
+from .common import FixedAhead, kept, layout, vicuna
 
 LN3 = math.log(3)
 
@@ -77,13 +77,13 @@ def test_every_target_is_served() -> None:
 
 
 def test_some_of_the_dropped_come_back_at_even_steps() -> None:
-    importance = torch.tensor([8.0, 1, 7, 2, 6, 3, 5, 4])
+    importance = [8.0, 1, 7, 2, 6, 3, 5, 4]
     assert sorted(with_recovered(importance, 4, 0.0)) == [0, 2, 4, 6]
     # Two by importance, 0 and 2; of 1 3 | 4 ... 5 6 7 the middles of two halves: 3 and 6.
     assert sorted(with_recovered(importance, 4, 0.5)) == [0, 2, 3, 6]
     assert sorted(with_recovered(importance, 4, 0.24)) == [0, 2, 4, 6]
-    assert with_recovered(torch.ones(5), 2, 0.0) == [0, 1]
-    assert with_recovered(torch.ones(5), 0, 0.5) == []
+    assert with_recovered([1.0] * 5, 2, 0.0) == [0, 1]
+    assert with_recovered([1.0] * 5, 0, 0.5) == []
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,25 @@ def test_images_are_cut_once_each_on_its_own(layer) -> None:
     assert patches[:first] == sorted(given.topk(first).indices.tolist())
     assert after.n_visual == (kept, 0) and after.lengths == (6 + kept, 5)
     assert run.scoring_flops() == [2 * 8 * (256 + 16) + 4 * 3 * (256 + 16), 0]
+
+
+def test_newlines_of_a_tiled_picture_take_no_part() -> None:
+    """What is chosen are the patches that matter, though newlines stand between them."""
+    tile = torch.tensor([0, 0, NEWLINE] * 4)
+    runs = [Segment(1), Segment(12, 0, torch.arange(12), tile=tile), Segment(2)]
+    tokens = TokenLayout.from_segments([runs, [Segment(2)]])
+    torch.manual_seed(0)
+    entering, leaving = torch.randn(2, 2, tokens.n, 8)
+    pruner = TopV(target_token_num=5, layer=1, recover=0.0)
+    run = pruner.start(tokens, vicuna(4))
+    run.at_entry(tokens, entering)
+    seen = Observation(0, tokens, leaving, ahead=FixedAhead(normed=leaving))
+    columns = [1, 2, 4, 5, 7, 8, 10, 11]
+    pair = (states[0, columns] for states in (entering, leaving))
+    best = contributions(pruner, costs(pruner, *pair, None)).topk(5).indices.tolist()
+    expected = [sorted(columns[index] - 1 for index in best), []]
+    assert kept(tokens, run.after_layer(seen)) == expected
+    assert run.scoring_flops() == [2 * 8 * 64 + 4 * 20 * 64, 0]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from llava.pruning.methods.zipvl import ZipVL, curves, fewest, solve_tau
 
 from .common import layout, vicuna, walk
 
-CURVE = torch.tensor([0.5, 0.75, 0.875, 1.0], dtype=torch.float64)
+CURVE = [0.5, 0.75, 0.875, 1.0]
 
 
 def attention(tokens: TokenLayout, *weights: float) -> torch.Tensor:
@@ -26,7 +28,7 @@ def attention(tokens: TokenLayout, *weights: float) -> torch.Tensor:
     return row.expand(1, 1, 2, -1)
 
 
-def solve(curve: torch.Tensor, layers: int, total: int) -> tuple[float, list[int]]:
+def solve(curve: Sequence[float], layers: int, total: int) -> tuple[float, list[int]]:
     """tau and counts for `total` tokens that leave the layers, all of which drop."""
     budget = replace(token_target(1, layers, "leaving"), amount=total)
     return solve_tau(curve, layers, layers, budget)
@@ -35,14 +37,14 @@ def solve(curve: torch.Tensor, layers: int, total: int) -> tuple[float, list[int
 def test_the_curve_is_of_visual_tokens_alone() -> None:
     tokens = layout(4)
     mass = attention(tokens, 2, 8, 4, 2)[:, 0, 0]
-    assert curves(mass, tokens)[0].tolist() == [0.5, 0.75, 0.875, 1.0]
+    assert curves(mass, tokens) == [CURVE]
     assert [len(curve) for curve in curves(torch.rand(3, 10), layout(4, 0, 5))] == [4, 0, 5]
 
 
 def test_the_fewest_tokens_that_hold_a_share() -> None:
     shares = [0.01, 0.5, 0.51, 0.75, 0.76, 0.875, 0.9, 1.0]
-    assert fewest(CURVE, shares).tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert fewest(torch.zeros(3, dtype=torch.float64), [0.5]).tolist() == [3]
+    assert [fewest(CURVE, share) for share in shares] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert fewest([0.0] * 3, 0.5) == 3
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_tau_is_solved_for_the_budget(total, tau, counts) -> None:
 
 
 def test_tokens_that_nothing_looks_at_fill_the_first_layers() -> None:
-    assert solve(torch.ones(3, dtype=torch.float64), 2, 5)[1] == [3, 2]
+    assert solve([1.0] * 3, 2, 5)[1] == [3, 2]
 
 
 @pytest.mark.parametrize("mode", ["published", "strict"])
@@ -94,6 +96,10 @@ def test_every_budget_is_met_to_the_token(mode, target) -> None:
         counts = [entered.n_visual[sample] for entered in counted]
         assert sum(counts) == (int(layers * target) if visual > target else layers * visual)
         assert counts == sorted(counts, reverse=True) and min(counts) >= min(visual, 1)
+    # Attention is measured for what drops, and for all that may before the counts are known.
+    falls = [[a > b for a, b in zip(x.n_visual, y.n_visual)] for x, y in pairwise(seen)]
+    assert [run.needed_by(i, x) for i, x in enumerate(seen[:-1])] == falls
+    assert [bool(run.rows(i, x)) for i, x in enumerate(seen[:-1])] == [any(x) for x in falls]
     solved = [entry.get("tau") for entry in run.complexity()]
     assert solved[1] is solved[3] is None and 0 < solved[0] < 1 and 0 < solved[2] < 1
 
@@ -102,7 +108,7 @@ def test_few_looked_at_tokens_stay_few_for_long() -> None:
     """Sharp attention: a quick fall and a long plateau; even attention: an even loss."""
     sharp = torch.cat([torch.full((4,), 24.0), torch.full((12,), 1 / 3)]).cumsum(0) / 100
     even = torch.arange(1, 17) / 16
-    a, b = (solve(curve.double(), 8, 48)[1] for curve in (sharp, even))
+    a, b = (solve(curve.tolist(), 8, 48)[1] for curve in (sharp, even))
     assert sum(a) == sum(b) == 48
     assert a[-1] > b[-1]
 

@@ -31,7 +31,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from ..base import Observation
 from ..checks import demand, demand_count
@@ -111,47 +111,70 @@ class DARTRun(StagedRun):
 
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
         """1 on the tokens that stay, 0 on the others; a sample that keeps all may have any."""
-        config, layout = self.config, observation.layout
-        device, n = layout.image.device, layout.n
-        counts = [self._pivots(k, t) for k, t in zip(keep, layout.tail)]
-        shares = [_shares(k, *pair, config) for k, pair in zip(keep, counts)]
+        layout, n = observation.layout, observation.layout.n
+        choices = self._choices(layout, keep)
+        tail, image_count, *shares = (max(column) for column in zip(*choices))
+        text_count = len(shares) - image_count
 
         assert observation.keys is not None, "the decoder gives the keys of every layer"
-        norms = precise(observation.keys).abs().sum((1, 3))
-        column = torch.arange(n, device=device)
-        behind = column >= n - torch.tensor(layout.tail, device=device)[:, None]
-        visual = layout.is_patch
-        image = _largest(norms, visual, config.image_pivots)
-        pivots = torch.cat([image, _largest(norms, behind, config.text_pivots)], 1)
+        norms = observation.keys.abs()
+        norms = norms.sum((1, 3), dtype=None if norms.dtype.itemsize > 2 else torch.float32)
+        # Counts that differ from sample to sample go to the device, all in one copy.
+        beyond = None
+        if len(set(choices)) > 1:
+            limits = torch.tensor(choices, device=norms.device)[..., None]
+            width = max(tail, image_count, *shares)
+            beyond = torch.arange(width, device=norms.device) >= limits
+
+        other = ~layout.is_patch
+        image = _descending(norms.masked_fill(other, -torch.inf), image_count)
+        pivots = image
+        if text_count:
+            behind = norms[:, n - tail :]
+            if beyond is not None:
+                behind = behind.masked_fill(beyond[:, 0, :tail].flip(1), -torch.inf)
+            pivots = torch.cat([image, _descending(behind, text_count) + (n - tail)], 1)
 
         features = normalize(precise(observation.looked_ahead().final_norm()), dim=-1)
         cosine = take(features, pivots) @ features.transpose(1, 2)
-        chosen = torch.zeros_like(visual)
-        image_pivots = torch.tensor([pair[0] for pair in counts], device=device)[:, None]
-        chosen = _choose(chosen, image, image_pivots)
-        taken = torch.tensor(shares, device=device)
-        for pivot in range(pivots.shape[1]):
-            free = visual & ~chosen
-            order = cosine[:, pivot].masked_fill(~free, torch.inf).argsort(dim=1, stable=True)
-            chosen = _choose(chosen, order, taken[:, pivot, None])
-        return chosen.float()
+        # Infinite on what is chosen, and on what cannot be: it sorts behind all that is free.
+        cosine = cosine.masked_fill(other[:, None], torch.inf)
+        if beyond is not None:
+            # One more column, for choices beyond a sample's own number.
+            cosine = pad(cosine, (0, 1), value=torch.inf)
+            image = image.masked_fill(beyond[:, 1, :image_count], n)
+        _exclude(cosine, image)
+        for pivot, count in enumerate(shares):
+            if count:
+                farthest = cosine[:, pivot].argsort(dim=1, stable=True)[:, :count]
+                if beyond is not None:
+                    farthest = farthest.masked_fill(beyond[:, pivot + 2, :count], n)
+                _exclude(cosine, farthest)
+        return (cosine[:, 0, :n] == torch.inf).float()
+
+    def _choices(self, layout: TokenLayout, keep: Sequence[int]) -> list[tuple[int, ...]]:
+        """Of each sample: text tokens behind the image, visual pivots, and how many tokens each of
+        the batch's pivots chooses, 0 for those that are not there."""
+        drops = [i for i, (k, n) in enumerate(zip(keep, layout.n_visual)) if k < n]
+        pairs = {i: self._pivots(keep[i], layout.tail[i]) for i in drops}
+        image_count, text_count = (max(counts) for counts in zip(*pairs.values()))
+        choices = {}
+        for i, (image, text) in pairs.items():
+            each, left = divmod(keep[i] - image, max(image + text, 1))
+            shares = [each + (pivot < left) for pivot in range(image + text)]
+            image_shares = [*shares[:image], *[0] * (image_count - image)]
+            text_shares = [*shares[image:], *[0] * (text_count - text)]
+            choices[i] = (layout.tail[i], image, *image_shares, *text_shares)
+        # The others are not looked at, and do as a sample does that is.
+        return [choices.get(i, choices[drops[0]]) for i in range(layout.batch)]
 
 
-def _shares(keep: int, image: int, text: int, config: DART) -> list[int]:
-    """How many tokens each of the pivots chooses, 0 for those that are not there."""
-    each, left = divmod(keep - image, max(image + text, 1))
-    shares = [each + (i < left) for i in range(image + text)]
-    gap = [0] * (config.image_pivots - image)
-    return [*shares[:image], *gap, *shares[image:], *[0] * (config.text_pivots - text)]
+def _descending(values: Tensor, count: int) -> Tensor:
+    """Columns (batch, count) of the largest `values` (batch, n), the largest first."""
+    return values.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
-def _largest(values: Tensor, among: Tensor, count: int) -> Tensor:
-    """Columns (batch, count) of the largest `values` (batch, n) where `among`; others follow."""
-    order = values.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return order[:, torch.arange(count, device=order.device).clamp(max=order.shape[1] - 1)]
-
-
-def _choose(chosen: Tensor, order: Tensor, count: Tensor) -> Tensor:
-    """`chosen` with the first `count` (batch, 1) of the columns `order` True as well."""
-    first = torch.arange(order.shape[1], device=order.device) < count
-    return chosen.scatter(1, order, chosen.gather(1, order) | first)
+def _exclude(cosine: Tensor, columns: Tensor) -> None:
+    """Make `columns` (batch, m) of `cosine` (batch, pivots, n) infinite, in place."""
+    columns = columns[:, None].expand(-1, cosine.shape[1], -1)
+    cosine.scatter_(2, columns, torch.inf)

@@ -174,15 +174,20 @@ def find_raters(layout: TokenLayout, embeds: Tensor) -> Tensor:
     sample's own, and everywhere for a sample without visual tokens.
     """
     width = max(layout.tail)
-    tail = torch.tensor(layout.tail, device=embeds.device)[:, None]
-    behind = torch.arange(width, 0, -1, device=embeds.device) <= tail
     states = precise(embeds)
     logits = states @ states[:, -width:].transpose(1, 2)
-    # A sample without visual tokens has no text to look at; its rows are masked below.
-    weights = logits.masked_fill(~(behind | (tail == 0))[:, None, :], -torch.inf).softmax(-1)
+    counts = behind = None
+    if min(layout.tail) < width:
+        counts = torch.tensor(layout.tail, device=embeds.device)[:, None]
+        behind = torch.arange(width, 0, -1, device=embeds.device) <= counts
+        # A sample without visual tokens has no text to look at; its rows are masked below.
+        logits = logits.masked_fill(~(behind | (counts == 0))[:, None, :], -torch.inf)
     visual = layout.is_patch.to(embeds.device)[..., None]
-    weight = (weights * visual).sum(1) / visual.sum(1).clamp(min=1)
-    above = behind & (weight > 1 / tail.clamp(min=1))
+    weight = (logits.softmax(-1) * visual).sum(1) / visual.sum(1).clamp(min=1)
+    above = weight > (1 / width if counts is None else 1 / counts.clamp(min=1))
+    if behind is None:
+        return above | ~above.any(1, keepdim=True)
+    above = above & behind
     return torch.where(above.any(1, keepdim=True), above, behind)
 
 

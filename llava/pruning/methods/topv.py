@@ -38,7 +38,9 @@ rounded down, so the mean is at most T.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar, Literal
 
 import torch
@@ -48,7 +50,7 @@ from ..base import Observation, PrunerRun
 from ..budget import Budgeted
 from ..checks import demand, demand_later_layers
 from ..cost import DecoderShape
-from ..entry import ImageTokens, select_in_images
+from ..entry import ImageTokens, find_images, select_in_images
 from ..layout import TokenLayout
 from ..registry import register
 from ..selection import Selection, precise
@@ -115,10 +117,15 @@ class TopVRun(PrunerRun):
         ]
         self.targets = config.targets_in_images(layout.sizes)
         self._entering: Tensor | None = None
+        self._images: list[list[ImageTokens]] = []
         self._flops = [0] * layout.batch
 
     def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
-        """Only looks: with one layer, these are what enters it."""
+        """Only looks: with one layer, these are what enters it. Waits for the device, to see the
+        images, while it has nothing else to do."""
+        if tuple(self.keep) == layout.n_visual:
+            return None
+        self._images = find_images(layout)
         if self.config.layer == 1:
             self._entering = embeds
         return None
@@ -130,7 +137,7 @@ class TopVRun(PrunerRun):
         return None if layer < self.config.layer else [0] * layout.batch
 
     def after_layer(self, observation: Observation) -> Selection | None:
-        """Waits for the device, to see the images and what is important in them."""
+        """Waits for the device once, to see what is important."""
         config, layout = self.config, observation.layout
         if tuple(self.keep) == layout.n_visual:
             return None
@@ -139,18 +146,40 @@ class TopVRun(PrunerRun):
         if observation.layer != config.layer - 1:
             return None
         assert self._entering is not None, "seen before the layer of the cut"
-        sources, targets = self._entering, observation.looked_ahead().next_norm()
+        targets = observation.looked_ahead().next_norm()
+        importance = self._importance(self._entering, targets)
         self._entering = None
 
         def choose(sample: int, image: ImageTokens, count: int) -> list[int]:
-            tokens = slice(image.columns[0], image.columns[-1] + 1)
-            n, width = sources[sample, tokens].shape
+            n, width = len(image), targets.shape[-1]
             # Cosines, and two sums over the plan an iteration: a product and an addition a pair.
             self._flops[sample] += 2 * n * n * width + 4 * config.iterations * n * n
-            cost = costs(config, sources[sample, tokens], targets[sample, tokens], image.side)
-            return with_recovered(contributions(config, cost), count, config.recover)
+            return with_recovered(importance[sample, image.columns[0]], count, config.recover)
 
-        return select_in_images(layout, self.keep, choose, self.targets)
+        return select_in_images(layout, self.keep, choose, self.targets, self._images)
+
+    def _importance(self, sources: Tensor, targets: Tensor) -> dict[tuple[int, int], list[float]]:
+        """What the tokens of each image give of its plan, by its sample and first column."""
+        alike: dict[tuple[int, int | None], list[tuple[int, ImageTokens]]] = {}
+        for sample, images in enumerate(self._images):
+            for image in images:
+                if len(image) and self.keep[sample] < sum(len(i) + i.newlines for i in images):
+                    alike.setdefault((len(image), image.side), []).append((sample, image))
+        # Images of one shape go through the transport together.
+        given = []
+        for (_, side), group in alike.items():
+            source, target = (
+                torch.stack([states[sample, image.span] for sample, image in group])
+                for states in (sources, targets)
+            )
+            cost = costs(self.config, source, target, side)
+            given.append(contributions(self.config, cost).flatten())
+        flat = iter(torch.cat(given).tolist())
+        return {
+            (sample, image.columns[0]): list(islice(flat, len(image)))
+            for group in alike.values()
+            for sample, image in group
+        }
 
 
 def _count(config: TopV, layers: int, visual: int) -> int:
@@ -166,10 +195,10 @@ def _count(config: TopV, layers: int, visual: int) -> int:
 
 @torch.no_grad()
 def costs(config: TopV, source: Tensor, target: Tensor, side: int | None) -> Tensor:
-    """C (n, n), float32, of the tokens (n, d) of one image; `side` as in `ImageTokens`."""
-    n = len(source)
+    """C (..., n, n), float32, of the tokens (..., n, d) of images; `side` as in `ImageTokens`."""
+    n = source.shape[-2]
     unit = [torch.nn.functional.normalize(precise(x), dim=-1) for x in (source, target)]
-    cost: Tensor = config.feature_weight * (1 - unit[0] @ unit[1].T) / 2
+    cost: Tensor = config.feature_weight * (1 - unit[0] @ unit[1].mT) / 2
     index = torch.arange(n, device=source.device)
     width = side or n
     place = torch.stack([index // width, index % width], 1).float()
@@ -184,24 +213,25 @@ def costs(config: TopV, source: Tensor, target: Tensor, side: int | None) -> Ten
 
 @torch.no_grad()
 def contributions(config: TopV, cost: Tensor) -> Tensor:
-    """What each source gives of the plan for `cost` (sources, targets): (sources,), sums to 1."""
+    """What each source gives of the plan for `cost` (..., sources, targets): (..., sources), which
+    sum to 1."""
     scores = -cost / config.epsilon
-    source_mass, target_mass = (-math.log(n) for n in cost.shape)
+    source_mass, target_mass = (-math.log(n) for n in cost.shape[-2:])
     power = config.relax / (config.relax + config.epsilon)
-    targets = scores.new_zeros(scores.shape[1])
+    targets = scores.new_zeros(*scores.shape[:-2], 1, scores.shape[-1])
     for _ in range(config.iterations):
-        sources = power * (source_mass - (scores + targets).logsumexp(1))
-        targets = target_mass - (scores + sources[:, None]).logsumexp(0)
-    return (scores + sources[:, None] + targets).exp().sum(1)
+        sources = power * (source_mass - (scores + targets).logsumexp(-1, keepdim=True))
+        targets = target_mass - (scores + sources).logsumexp(-2, keepdim=True)
+    return (scores + sources + targets).exp().sum(-1)
 
 
-def with_recovered(importance: Tensor, count: int, share: float) -> list[int]:
+def with_recovered(importance: Sequence[float], count: int, share: float) -> list[int]:
     """Indices of the most important and, `share` of `count` of them, of the rest at even steps.
 
-    importance (n,), 0 <= count < n. Ties go to the lower index.
+    0 <= count < len(importance). Ties go to the lower index.
     """
     recovered = int(share * count)
-    order: list[int] = importance.argsort(descending=True, stable=True).tolist()
+    order = sorted(range(len(importance)), key=lambda i: -importance[i])
     kept = order[: count - recovered]
     dropped = sorted(order[count - recovered :])
     return [*kept, *(dropped[place] for place in centres(len(dropped), recovered))]

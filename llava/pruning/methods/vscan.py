@@ -210,12 +210,13 @@ def pack_ranks(local: Tensor, overall: Tensor, window: Tensor) -> Tensor:
     """
     images, p = local.shape
     index = torch.arange(p, device=local.device).expand(images, -1)
-    window = window.to(local.device)
+    # Counted where the windows were made, so that no device is waited for.
+    sizes = window.bincount()
+    first = (sizes.cumsum(0) - sizes)[window.sort().values]
+    window, first = torch.stack([window, first]).to(local.device)
     order = local.argsort(dim=1, descending=True, stable=True)
     # Grouped by window, best first in each.
     order = order.gather(1, window[order].argsort(dim=1, stable=True))
-    sizes = window.bincount()
-    first = (sizes.cumsum(0) - sizes)[window.sort().values]
     inside = torch.empty_like(order).scatter_(1, order, index - first)
     by_overall = overall.argsort(dim=1, descending=True, stable=True)
     whole = torch.empty_like(order).scatter_(1, by_overall, index)

@@ -29,11 +29,12 @@ for long, one that looks everywhere loses them evenly. The trace has the tau fou
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ..base import Observation, PrunerRun
@@ -48,6 +49,8 @@ from ..selectors import keep_top
 from ..solver import Problem, fill, solve
 
 _WHERE = "after every layer that drops"
+#: Least total of a curve, so that no attention at all gives shares of 0: float32's least normal.
+_TINY = 2.0**-126
 
 
 @register
@@ -108,12 +111,19 @@ class ZipVLRun(PrunerRun):
         self.solved: list[dict[str, float]] = []
 
     def rows(self, layer: int, layout: TokenLayout) -> int:
-        if layer >= self.drops or not any(self.active):
-            return 0
-        return min(max(layout.tail), self.config.probes)
+        needed = any(self.needed_by(layer, layout))
+        return min(max(layout.tail), self.config.probes) if needed else 0
 
     def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
-        return self.active
+        """Those that may drop; once the counts are known, those that do."""
+        if layer >= self.drops:
+            return [False] * layout.batch
+        if not self.counts:
+            return self.active
+        return [
+            active and counts[layer] < visual
+            for counts, active, visual in zip(self.counts, self.active, layout.n_visual)
+        ]
 
     def leaving(self, layer: int, layout: TokenLayout) -> list[int] | None:
         if self.config.tau is not None and layer < self.drops:
@@ -135,8 +145,7 @@ class ZipVLRun(PrunerRun):
         mass = text_relevance(*observation.measured())
         if self.config.tau is not None:
             keep = [
-                int(fewest(curve, [self.config.tau])) if len(curve) else 0
-                for curve in curves(mass, layout)
+                fewest(curve, self.config.tau) if curve else 0 for curve in curves(mass, layout)
             ]
             return keep_top(layout, mass, keep)
         if not self.counts:
@@ -147,7 +156,7 @@ class ZipVLRun(PrunerRun):
         ]
         return keep_top(layout, mass, keep, targets=self.targets)
 
-    def _solve(self, measured: Sequence[Tensor]) -> None:
+    def _solve(self, measured: Sequence[Sequence[float]]) -> None:
         for curve, budget, active in zip(measured, self.budgets, self.active):
             tau, counts = solve_tau(curve, self.layers, self.drops, budget) if active else (1.0, [])
             self.counts.append(counts)
@@ -157,24 +166,24 @@ class ZipVLRun(PrunerRun):
         return self.solved
 
 
-def curves(mass: Tensor, layout: TokenLayout) -> list[Tensor]:
-    """Share of a sample's visual attention that its best 1, 2, ... tokens hold, on the host.
+def curves(mass: Tensor, layout: TokenLayout) -> list[list[float]]:
+    """Share of a sample's visual attention that its best 1, 2, ... tokens hold.
 
-    mass (batch, n), 0 or more. Returns float64 (visual tokens,) a sample.
+    mass (batch, n), 0 or more. Summed in double precision on the host; waits for the device once.
     """
     mass = (mass * layout.is_patch).masked_fill(~layout.is_visual, -1)
     ranked = mass.sort(dim=1, descending=True).values
     per_sample = []
-    for row, tokens in zip(ranked.cpu().double(), layout.n_visual):
-        summed = row[:tokens].cumsum(0)
-        per_sample.append(summed / summed[-1:].clamp(min=torch.finfo(torch.float32).tiny))
+    for row, tokens in zip(ranked.tolist(), layout.n_visual):
+        summed = list(accumulate(row[:tokens]))
+        total = max(summed[-1], _TINY) if summed else _TINY
+        per_sample.append([value / total for value in summed])
     return per_sample
 
 
-def fewest(curve: Tensor, shares: Sequence[float] | Tensor) -> Tensor:
-    """How few of the best tokens hold each of `shares` of the attention: 1 to all of them."""
-    wanted = torch.as_tensor(shares, dtype=torch.float64)
-    return (torch.searchsorted(curve, wanted) + 1).clamp(max=len(curve))
+def fewest(curve: Sequence[float], share: float) -> int:
+    """How few of the best tokens hold `share` of the attention: 1 to all of them."""
+    return min(bisect_left(curve, share) + 1, len(curve))
 
 
 def flow(visual: int, layers: int, counts: Sequence[int]) -> Flow:
@@ -184,7 +193,9 @@ def flow(visual: int, layers: int, counts: Sequence[int]) -> Flow:
     return Flow([visual, *leaving[:-1]], leaving)
 
 
-def solve_tau(curve: Tensor, layers: int, drops: int, budget: Target) -> tuple[float, list[int]]:
+def solve_tau(
+    curve: Sequence[float], layers: int, drops: int, budget: Target
+) -> tuple[float, list[int]]:
     """tau, and the counts after each of the first `drops` layers, see the module.
 
     The counts never increase and meet the budget to the token.
@@ -192,9 +203,7 @@ def solve_tau(curve: Tensor, layers: int, drops: int, budget: Target) -> tuple[f
     visual = len(curve)
 
     def keep(tau: float) -> list[int]:
-        shares = tau ** torch.arange(1, drops + 1, dtype=torch.float64)
-        counts: list[int] = fewest(curve, shares).tolist()
-        return counts
+        return [fewest(curve, tau**layer) for layer in range(1, drops + 1)]
 
     problem = Problem(
         keep=keep,
