@@ -216,7 +216,9 @@ def _is_known(metadata: Mapping[str, Any]) -> bool:
     cost, measured = metadata.get("cost"), metadata.get("complexity") or {}
     if not (isinstance(cost, dict) and isinstance(measured, dict)):
         return False
+    # What really ran is not in answers of older versions.
     numbers = all(json_files.is_number(cost.get(name)) for name in _COSTS)
+    numbers &= json_files.is_number(cost.get("computed_flops", 0))
     numbers &= all(map(json_files.is_number, measured.values()))
     index = json_files.is_one_of(metadata.get("index"), int)
     return index and numbers and cost["dense_prefill_flops"] > 0

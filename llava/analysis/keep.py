@@ -68,7 +68,9 @@ def summary(name: str, answer: TracedAnswer) -> str:
     parts = [
         f'{name}: "{answer.text}"',
         f"{cost.tokens_entering:.1f} tokens enter a layer",
-        f"{cost.prefill_flops / cost.dense_prefill_flops:.1%} of the prefill FLOPs",
+        f"{cost.prefill_flops / cost.dense_prefill_flops:.1%} of the prefill FLOPs "
+        "(published counting)",
+        f"{cost.computed_flops / cost.dense_prefill_flops:.1%} computed",
     ]
     if answer.mutual_information is not None:
         parts.append(f"MI {answer.mutual_information:.3f}")

@@ -18,7 +18,7 @@ from llava.eval.compare.report import cells, notes
 from .chart import chart, line_class
 from .differences import GAINED, LOST, Changes, Difference
 from .traced import TracedAnswer
-from .tradeoff import Series
+from .tradeoff import FLOPS_HEADING, Series
 
 _QUALITY = 80  # of the JPEG pictures
 _TOWER = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
@@ -98,7 +98,7 @@ def _plots(content: Content) -> str:
         chart(content.drawn, name, heading)
         for name, heading in (
             ("tokens", "visual tokens entering a layer, mean"),
-            ("flops", "prefill FLOPs, % of the unpruned model"),
+            ("flops", FLOPS_HEADING),
             ("prefill_ms", f"prefill, ms a question{tower}"),
         )
     )
@@ -196,7 +196,12 @@ def _card(number: int, card: Card, picture: str | None) -> str:
     }
     cost = difference.pruned.metadata["cost"]
     facts = [f"{cost['tokens_entering']:.1f} tokens enter a layer"]
-    facts.append(f"{cost['prefill_flops'] / cost['dense_prefill_flops']:.1%} of the prefill FLOPs")
+    facts.append(
+        f"{cost['prefill_flops'] / cost['dense_prefill_flops']:.1%} of the prefill FLOPs "
+        "(published counting)"
+    )
+    if "computed_flops" in cost:
+        facts.append(f"{cost['computed_flops'] / cost['dense_prefill_flops']:.1%} computed")
     measured = difference.pruned.metadata.get("complexity") or {}
     if "mi" in measured:
         facts.append(f"MI {measured['mi']:.3f}")

@@ -7,11 +7,11 @@ RUNS are folders of `sweep` or `tables`, or answers of finished runs;
 table.json is what `llava.eval.compare.report --json` made of such runs. Accuracy is the mean of the
 benchmarks' scores in percent of the best; rows that lack one of the benchmarks are left out, and
 named on stderr. Tokens are the true ones, those that enter a layer, whatever a method's budget
-counts; FLOPs are of the decoder's prefill, in percent of the unpruned model; time is the mean wall
-clock of a prefill, and compares within one machine. The unpruned model and runs without an image
-are level lines through their points; random tokens and the uniform grid, which a method has to
-beat, are dashed. The ending of --out is the format: png, jpg, pdf, svg. The last line of stdout is
-what was drawn as JSON. Needs matplotlib.
+counts; FLOPs are of the decoder's prefill by the published counting (`llava.pruning.cost`), in
+percent of the unpruned model; time is the mean wall clock of a prefill, and compares within one
+machine. The unpruned model and runs without an image are level lines through their points; random
+tokens and the uniform grid, which a method has to beat, are dashed. The ending of --out is the
+format: png, jpg, pdf, svg. The last line of stdout is what was drawn as JSON. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from . import plotting
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FLOPS_HEADING = "prefill FLOPs (published counting), % of unpruned"
+
 Kind = Literal["method", "floor", "level"]
 
 _LEVELS = ("none", "no-image")
@@ -45,8 +47,9 @@ _NAMES = {"none": "unpruned", "no-image": "no image"}
 
 @dataclass(frozen=True)
 class Point:
-    """A row: mean tokens entering a layer, prefill FLOPs and accuracy in percent, its budget, and
-    milliseconds of a prefill, None where its runs measured different things."""
+    """A row: mean tokens entering a layer, prefill FLOPs by the published counting and accuracy in
+    percent, its budget, and milliseconds of a prefill, None where its runs measured different
+    things."""
 
     tokens: float
     flops: float
@@ -112,7 +115,7 @@ def figure(drawn: Sequence[Series], title: str, vision_apart: bool | None) -> Fi
         ("tokens", "flops", "prefill_ms"),
         (
             "visual tokens entering a layer, mean",
-            "prefill FLOPs, % of the unpruned model",
+            FLOPS_HEADING,
             f"prefill, ms a question{tower[vision_apart]}",
         ),
     ):

@@ -9,8 +9,20 @@ Conventions, the same in every table:
   they are the same for every method.
 - Scoring (query projection and scores of the measured rows; for rows of the next layer its key
   projection too; similarities and the like as the method states them) and merging (pairwise
-  distances and means) are lines of their own and not part of `prefill_flops`.
-- `tokens_entering` is what the layers process; `tokens_leaving` is what several papers print.
+  distances and means) are lines of their own and not part of `prefill_flops`. The query projection
+  is charged whether or not the layer's own queries served.
+- `tokens_entering` is what enters the layers; `tokens_leaving` is what several papers print.
+
+That is the published counting: every token that enters a layer runs through all of it. Beside it,
+`computed_flops` is what really ran, scoring and merging included:
+- A layer whose n tokens enter and which `ran` for q of them: projections 2 q d (d_q + d_kv),
+  attention 2 q n d_q, MLP 3 q d m. Keys and values of p tokens `projected` before the layer runs:
+  2 p d d_kv more; what the layer then projects of its q tokens again is counted again.
+- r measured rows: r n d_q. Their queries are the layer's own, except in a layer with `projected`
+  tokens, where they are r d d_q more. Rows of the next layer, what the method states, and merging
+  count as in the published lines.
+- If every layer ran for all that entered it and nothing was scored or merged, `computed_flops`
+  equals `prefill_flops`: for an unpruned run of whole layers it is `dense_prefill_flops`.
 """
 
 from __future__ import annotations
@@ -83,6 +95,10 @@ class DecoderShape:
         mlp = 3 * queries * self.hidden * self.intermediate
         return 2 * (project + attend + mlp)
 
+    def projection_flops(self, tokens: int) -> int:
+        """FLOPs of the keys and values of `tokens` tokens in one layer."""
+        return 2 * tokens * self.hidden * 2 * self.kv_heads * self.head_dim
+
     def kv_bytes(self, tokens: int) -> int:
         """Bytes that `tokens` cached tokens (summed over layers) take."""
         return 2 * tokens * self.kv_heads * self.head_dim * self.kv_dtype_bytes
@@ -93,7 +109,8 @@ class Cost:
     """One sample. Token averages are over layers; FLOPs as defined above; `dense_` is unpruned.
 
     decode_flops covers the forward passes of the generated tokens: the first token comes out of
-    the prefill, and the last one is never fed back.
+    the prefill, and the last one is never fed back. computed_flops: what really ran of the prefill,
+    scoring and merging included; all other FLOPs are by the published counting.
     """
 
     tokens_entering: float
@@ -101,6 +118,7 @@ class Cost:
     prefill_flops: int
     scoring_flops: int
     merging_flops: int
+    computed_flops: int
     dense_prefill_flops: int
     decode_flops: int
     dense_decode_flops: int
@@ -114,6 +132,33 @@ class Cost:
 def prefill_flops(visual: Sequence[int], text: int, shape: DecoderShape) -> int:
     """Decoder FLOPs of a prefill with `visual[l]` visual tokens and `text` text tokens."""
     return sum(shape.layer_flops(n + text, n + text) for n in visual)
+
+
+def computed_flops(sample: SampleTrace, shape: DecoderShape) -> int:
+    """Decoder FLOPs that really ran in a prefill, its scoring included, its merging not.
+
+    Raises:
+        ValueError: a list of the trace has not one entry a layer.
+    """
+    entering = [n + sample.n_text for n in sample.entering]
+    none = [0] * len(entering)
+    d_q, d_kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    total = sample.scoring
+    for n, ran, projected, rows, ahead in zip(
+        entering,
+        sample.ran or entering,
+        sample.projected or none,
+        sample.rows,
+        sample.ahead or none,
+        strict=True,
+    ):
+        total += shape.layer_flops(ran, n) + shape.projection_flops(projected)
+        total += 2 * rows * n * d_q
+        if projected:
+            total += 2 * rows * shape.hidden * d_q
+        if ahead:
+            total += 2 * (n * shape.hidden * d_kv + ahead * d_q * (shape.hidden + n))
+    return total
 
 
 def measure(sample: SampleTrace, shape: DecoderShape, new_tokens: int = 0) -> Cost:
@@ -147,6 +192,7 @@ def measure(sample: SampleTrace, shape: DecoderShape, new_tokens: int = 0) -> Co
         prefill_flops=prefill_flops(entering, text, shape),
         scoring_flops=scoring,
         merging_flops=merging,
+        computed_flops=computed_flops(sample, shape) + merging,
         dense_prefill_flops=prefill_flops(dense, text, shape),
         decode_flops=decode(entering),
         dense_decode_flops=decode(dense),

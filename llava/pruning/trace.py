@@ -26,6 +26,9 @@ class SampleTrace:
     ahead:     the same of the next layer, computed after the layer
     pools:     dropped tokens that were clustered after the layer
     scoring:   FLOPs of scoring beyond these rows
+    ran:       tokens, text included, that ran through the whole layer; empty: all that entered
+    projected: tokens, text included, whose keys and values were computed before the layer ran;
+               empty: none in any layer
     complexity: what the method measured, under its name, and what follows, such as mi, k, x0
     """
 

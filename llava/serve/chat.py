@@ -53,7 +53,10 @@ class ChatTurn:
     new_tokens: tokens of the answer
     held:     by layer, tokens that its cache holds now; unpruned: what each would hold
     sample:   counts of the conversation's first prefill
-    prefill_flops, dense_prefill_flops: of the tokens put in (see `llava.pruning.cost`)
+    prefill_flops, dense_prefill_flops: of the tokens put in, by the published counting (see
+              `llava.pruning.cost`)
+    computed_flops: what really ran, choosing and merging included; None in a later turn, which
+              chooses nothing
     seconds:  prefill (to the first token; with the vision tower in the first turn) and decode
     """
 
@@ -67,6 +70,7 @@ class ChatTurn:
     sample: SampleTrace
     prefill_flops: int
     dense_prefill_flops: int
+    computed_flops: int | None
     seconds: dict[str, float]
 
 
@@ -181,9 +185,11 @@ class Chat:
         # All new tokens but the last are in the cache behind those that were put in.
         unpruned = self._unpruned()
         fed = unpruned - unpruned_before - (len(new) - 1)
+        computed = None
         if first:
             cost = measure(sample, self._shape)
             flops, dense = cost.prefill_flops, cost.dense_prefill_flops
+            computed = cost.computed_flops
         else:
             flops = sum(self._shape.layer_flops(fed, held + fed) for held in before)
             dense = len(before) * self._shape.layer_flops(fed, unpruned_before + fed)
@@ -198,6 +204,7 @@ class Chat:
             sample=sample,
             prefill_flops=flops,
             dense_prefill_flops=dense,
+            computed_flops=computed,
             seconds=seconds,
         )
 

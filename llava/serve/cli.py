@@ -195,13 +195,17 @@ def details(turn: ChatTurn) -> list[str]:
         ]
     else:
         lines.append(f"[tokens] {turn.fed} more put in, no picture encoded again, nothing pruned")
+    computed = ""
+    if turn.computed_flops is not None:
+        computed = f"; {turn.computed_flops / turn.dense_prefill_flops:.1%} computed"
     per_token = turn.seconds["decode"] / max(turn.new_tokens - 1, 1)
     return [
         *lines,
         f"[cache]  {sum(held) / len(held):.1f} tokens a layer ({min(held)} to {max(held)}), "
         f"unpruned {turn.unpruned}",
         f"[flops]  {turn.prefill_flops / 1e9:.3g} G put in, "
-        f"{turn.prefill_flops / turn.dense_prefill_flops:.1%} of unpruned",
+        f"{turn.prefill_flops / turn.dense_prefill_flops:.1%} of unpruned "
+        f"(published counting){computed}",
         f"[time]   first token {turn.seconds['prefill']:.3f} s, {turn.new_tokens} tokens in all, "
         f"{per_token * 1000:.1f} ms each after it",
     ]

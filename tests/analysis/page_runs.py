@@ -49,10 +49,12 @@ def write(folder: Path, model_path: str = "models/tiny", **settings: Any) -> Pat
 
 
 def answer(index: int, text: str, measured: dict[str, float]) -> dict[str, Any]:
+    """An answer; those without a measure are of a version that did not say what really ran."""
+    cost = COST | ({"computed_flops": 240} if measured else {})
     return {
         "question_id": f"q{index}",
         "text": text,
-        "metadata": {"index": index, "cost": COST, "complexity": measured},
+        "metadata": {"index": index, "cost": cost, "complexity": measured},
     }
 
 

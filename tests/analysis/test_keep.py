@@ -62,7 +62,9 @@ def test_titles_name_layer_count_and_merged(answers) -> None:
     told = summary("fastv-64", fastv)
     assert told.startswith(f'fastv-64: "{fastv.text}", 106.7 tokens enter a layer, ')
     # 1 x 576 and 11 x 64 tokens a layer, and the prompt's text.
-    assert "% of the prefill FLOPs" in told and "MI" not in told
+    assert "% of the prefill FLOPs (published counting), " in told and "MI" not in told
+    cost = fastv.cost
+    assert f" {cost.computed_flops / cost.dense_prefill_flops:.1%} computed" in told
     assert f"MI {auto.mutual_information:.3f}" in summary("autoprune-64", auto)
 
 

@@ -88,6 +88,11 @@ def test_what_is_on_the_page_without_a_model(runs, capsys, monkeypatch) -> None:
     for wanted in ("green", "red", "110.0 tokens enter a layer, 25.0% of the prefill FLOPs",
                    "MI 0.500", "Beta"):  # fmt: skip
         assert any(wanted in piece for piece in found.texts), wanted
+    facts = [piece for piece in found.texts if "tokens enter a layer, " in piece]
+    published = "25.0% of the prefill FLOPs (published counting)"
+    assert [fact.split("layer, ")[1] for fact in facts] == [
+        *[f"{published}, 24.0% computed, MI 0.500"] * 4, published,
+    ]  # fmt: skip
     assert "`" not in "".join(found.texts).split("const ")[0]  # no Markdown, before the script
     # Three panels, each with a line a run; unpruned and no image level, random dashed.
     charts = [attributes for attributes in found.all("svg") if attributes.get("class") == "chart"]

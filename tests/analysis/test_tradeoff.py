@@ -90,7 +90,7 @@ def test_the_figure_has_the_series(data) -> None:
         assert [line.get_ydata()[0] for line in levels] == [75.0, 25.0]
         assert lines["random"].get_linestyle() == "--"
     assert left.get_xlabel().startswith("visual tokens entering")
-    assert middle.get_xlabel().startswith("prefill FLOPs")
+    assert middle.get_xlabel().startswith("prefill FLOPs (published counting)")
     assert right.get_xlabel() == "prefill, ms a question, with the vision tower"
     (legend,) = made.legends
     assert [text.get_text() for text in legend.get_texts()] == [one.label for one in found]

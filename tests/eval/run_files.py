@@ -40,6 +40,7 @@ def write_run(
             "prefill": 1000 * kept * count,
             "scoring": 10 * count,
             "merging": 20 * count,
+            "computed": (900 * kept + 30) * count,
             "dense_prefill": 1000 * count,
         },
         "kv_bytes": {"total": 50 * kept * count, "dense": 50 * count},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -108,7 +109,7 @@ def test_tokens_in_the_last_layer(k: float, last: dict[int, int]) -> None:
 
 def test_dense_model_of_the_comparison() -> None:
     cost = measure(trace([576] * 32), vicuna())
-    assert cost.prefill_flops == cost.dense_prefill_flops
+    assert cost.prefill_flops == cost.dense_prefill_flops == cost.computed_flops
     assert cost.prefill_flops / 2 == pytest.approx(4.29e12, rel=2e-3)
     assert (cost.dense_kv_bytes - vicuna().kv_bytes(TEXT * 32)) / 1e6 == pytest.approx(
         302, abs=0.05
@@ -147,7 +148,58 @@ def test_every_figure_of_a_small_trace() -> None:
     assert cost.merging_flops == 2 * 8 * ((9 + 3) + (1 + 1))
     assert cost.kv_bytes == 2 * 8 * 2 * (19 + 12)
     assert cost.dense_kv_bytes == 2 * 8 * 2 * 42
+    # As landed in every layer, but the measured rows have their queries from the layer itself.
+    scores = 2 * (4 * 8 * 14 + 2 * 8 * 7)
+    assert cost.computed_flops == cost.prefill_flops + scores + cost.merging_flops
     assert cost.to_dict()["kv_bytes"] == cost.kv_bytes
+
+
+#: d_q 8, d_kv 4, width 10, MLP 6 wide. Multiply-accumulates of a token: queries, keys, values and
+#: output 2 x 10 x (8 + 4) = 240, MLP 3 x 10 x 6 = 180; of a query and a key: 2 x 8 = 16.
+GROUPED = DecoderShape(2, 10, heads=4, kv_heads=2, head_dim=2, intermediate=6)
+
+
+def test_a_layer_decided_first_by_hand() -> None:
+    """14 tokens enter the first layer and 5 run through it; 5 enter the second and one runs."""
+    sample = trace([10, 1], text=4, rows=[3, 0], pools=[2, 0])
+    sample = replace(sample, ran=[5, 1], projected=[14, 5], scoring=1000)
+    first = 14 * 2 * 10 * 4 + 5 * (240 + 180) + 5 * 14 * 16
+    queries_and_scores = 3 * (10 * 8 + 14 * 8)
+    second = 5 * 2 * 10 * 4 + 1 * (240 + 180) + 1 * 5 * 16
+    merging = 2 * 10 * (4 + 2)
+    cost = measure(sample, GROUPED)
+    assert cost.computed_flops == 2 * (first + queries_and_scores + second) + 1000 + merging
+    # The published counting does not ask what ran.
+    assert replace(cost, computed_flops=0) == replace(
+        measure(replace(sample, ran=[], projected=[]), GROUPED), computed_flops=0
+    )
+    assert cost.prefill_flops == 2 * (14 * 420 + 14 * 14 * 16 + 5 * 420 + 5 * 5 * 16)
+
+
+def test_rows_of_the_next_layer_by_hand() -> None:
+    """Their keys and queries are projected for them alone: of 14 tokens and of 3."""
+    sample = replace(trace([10, 1], text=4), ahead=[3, 0])
+    more = 2 * (14 * 10 * 4 + 3 * 10 * 8 + 3 * 14 * 8)
+    cost = measure(sample, GROUPED)
+    assert cost.computed_flops == cost.prefill_flops + more
+    assert cost.scoring_flops == more
+
+
+def test_deciding_first_saves_what_the_leaving_tokens_would_have_run() -> None:
+    """To run for all that entered, with nothing projected before, is the old order."""
+    sample = trace([10, 4], text=4, rows=[4, 0])
+    old = measure(sample, GROUPED)
+    assert measure(replace(sample, ran=[14, 8], projected=[0, 0]), GROUPED) == old
+    new = measure(replace(sample, ran=[8, 8], projected=[14, 0]), GROUPED)
+    # 6 tokens less go through the layer; the keys and values of 14 and 4 queries are made besides.
+    saved = 6 * (240 + 180) + 6 * 14 * 16 - 14 * 2 * 10 * 4 - 4 * 10 * 8
+    assert old.computed_flops - new.computed_flops == 2 * saved
+
+
+@pytest.mark.parametrize("field", ["ran", "projected", "ahead"])
+def test_a_list_that_lacks_a_layer_is_refused(field: str) -> None:
+    with pytest.raises(ValueError):
+        measure(replace(trace([10, 4]), **{field: [1]}), GROUPED)
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(0, 9), st.integers(0, 12))

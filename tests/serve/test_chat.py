@@ -11,6 +11,7 @@ from llava.conversation import image_message, new_conversation
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.pruning.checks import PromptError
+from llava.pruning.cost import DecoderShape, measure
 from llava.serve.chat import Chat, ContextFull
 from llava.serve.streaming import Stream
 
@@ -94,6 +95,9 @@ def test_a_turn_says_what_it_took(demo, three_turns) -> None:
     dense = 12 * 2 * (4 * q * d**2 + 2 * q * (h + q) * d + 3 * q * d * m)
     assert second.dense_prefill_flops == dense
     assert first.prefill_flops < 0.3 * first.dense_prefill_flops
+    shape = DecoderShape.from_config(demo.model.config)
+    assert first.computed_flops == measure(first.sample, shape).computed_flops
+    assert second.computed_flops is None
     assert first.seconds["prefill"] > 0 and first.seconds["decode"] > 0
 
 

@@ -72,6 +72,11 @@ def test_debug_gives_tokens_and_times(talk) -> None:
     # Between 64 / 576 of the tokens and all of them, as text is there as well.
     share = float(lines[4].split("put in, ")[1].split("%")[0])
     assert 11 < share < 30
+    # Nothing is scored, so no more runs than is counted.
+    assert f"{share:.1f}% of unpruned (published counting); " in lines[4]
+    computed = float(lines[4].split("; ")[1].removesuffix("% computed"))
+    assert 10 < computed <= share
+    assert lines[8].endswith("% of unpruned (published counting)")
     assert "first token" in lines[5] and "tokens in all" in lines[5]
 
 

@@ -88,6 +88,11 @@ def test_a_person_asks_and_looks(page, served, picture) -> None:
     assert text(page, "#pruned h2") == "Pruned by autoprune, 64 tokens"
     entering = sum(pruned["entering"]) / 12
     assert text(page, "#pruned dd") == f"{entering:.1f}" and text(page, "#dense dd") == "576.0"
+    cost = pruned["cost"]
+    share = 100 * cost["computed_flops"] / cost["dense_prefill_flops"]
+    rows = text(page, "#pruned dl")
+    assert "Prefill FLOPs (published counting)" in rows
+    assert f" G, {share:.1f} %" in rows.split("Prefill FLOPs (computed)")[1].split("Cache")[0]
 
     # Layers, by keyboard.
     page.evaluate("at('layer').focus()")

@@ -67,7 +67,9 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
 
     Scores are in percent of the best, `raw` as the benchmark counts; ratios are to the unpruned
     model; tokens are means over layers and questions, and milliseconds over questions. What was not
-    run is None, as is what would need it.
+    run is None, as is what would need it. `prefill_flops_ratio` is by the published counting,
+    `computed_flops_ratio` what really ran with scoring and merging, to the same unpruned FLOPs;
+    None where a record of an older version lacks it.
 
     Raises:
         ValueError: two runs of the same settings on one benchmark.
@@ -100,6 +102,7 @@ def _row(
     relative = _relative(cells, {name: _cell(dense, name) for name in names})
     flops, kv = _sums(runs, "flops"), _sums(runs, "kv_bytes")
     overhead = flops["scoring"] + flops["merging"]
+    known = all(run.record["flops"].get("computed") is not None for run in runs)
     answered = sum(run.answered for run in runs)
     apart = _vision_apart(runs)
     return {
@@ -116,6 +119,9 @@ def _row(
         "prefill_flops_ratio_with_scoring": _ratio(
             flops["prefill"] + overhead, flops["dense_prefill"]
         ),
+        "computed_flops_ratio": _ratio(flops["computed"], flops["dense_prefill"])
+        if known
+        else None,
         "kv_bytes_ratio": _ratio(kv["total"], kv["dense"]),
         # Sums of two kinds of time mean nothing.
         "prefill_ms": None

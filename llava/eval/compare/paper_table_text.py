@@ -71,9 +71,11 @@ def notes(table: Mapping[str, Any]) -> Iterator[str]:
             "on all. Measured tokens are means over layers and over all questions of the row."
         )
         yield (
-            "- FLOPs: of the decoder's prefill, text and visual tokens, in percent of the unpruned "
-            "model. Papers count multiply-accumulates, measured are 2 for each, which cancels; "
-            "tokens entering count. Vision tower, scoring and merging are left out."
+            "- FLOPs: by the published counting, of the decoder's prefill, text and visual tokens, "
+            "in percent of the unpruned model. Papers count multiply-accumulates, measured are 2 "
+            "for each, which cancels; every token that enters a layer counts as run through all of "
+            "it. Vision tower, scoring and merging are left out; what was really computed stands "
+            "in the table of llava.eval.compare.report."
         )
     if any(_partial(row, table) for row in table["rows"]):
         yield "- Rows with empty cells have tokens and FLOPs of fewer questions than the others."

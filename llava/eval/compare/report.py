@@ -33,8 +33,9 @@ from .results import Result, find_runs, read_result, require_comparable
 _COSTS = (
     ("tokens entering", "tokens_entering", "{:.1f}"),
     ("tokens leaving", "tokens_leaving", "{:.1f}"),
-    ("prefill FLOPs", "prefill_flops_ratio", "{:.1%}"),
+    ("FLOPs (published counting)", "prefill_flops_ratio", "{:.1%}"),
     ("with scoring", "prefill_flops_ratio_with_scoring", "{:.1%}"),
+    ("FLOPs (computed)", "computed_flops_ratio", "{:.1%}"),
     ("KV bytes", "kv_bytes_ratio", "{:.1%}"),
     ("prefill ms", "prefill_ms", "{:.1f}"),
 )
@@ -171,10 +172,14 @@ def notes(table: Mapping[str, Any]) -> Iterator[str]:
         "- Relative: mean over the benchmarks of score / unpruned score, in percent; empty unless "
         "all are there."
     )
+    unknown = any(row["computed_flops_ratio"] is None for row in table["rows"])
     yield (
         "- Tokens: visual ones a layer, means over layers and over all questions of the row. "
-        "FLOPs and KV bytes: of the decoder, relative to the unpruned model; `with scoring` adds "
-        "what choosing and merging tokens costs."
+        "FLOPs and KV bytes: of the decoder's prefill, relative to the unpruned model. By the "
+        "published counting every token that enters a layer runs through all of it; `with scoring` "
+        "adds what choosing and merging tokens costs. Computed is what really ran, choosing and "
+        "merging included, relative to the same unpruned FLOPs"
+        + ("; empty where a run of an older version does not say it." if unknown else ".")
     )
     if any(None in row["benchmarks"].values() for row in table["rows"]):
         yield "- Rows with empty cells have these numbers of fewer questions than the others."

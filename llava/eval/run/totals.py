@@ -39,12 +39,14 @@ class Totals:
     def __init__(self) -> None:
         self._answers = 0
         self._with_image = 0
+        self._computed = 0  # answers that say what really ran
         self._sums: Counter[str] = Counter()
 
     def add(self, metadata: dict[str, Any]) -> None:
         """Count one answer: its `n_visual`, `n_text`, `new_tokens`, `cost` and `seconds`."""
         self._answers += 1
         self._with_image += metadata["n_visual"] > 0
+        self._computed += "computed_flops" in metadata["cost"]
         for name in _NUMBERS:
             self._sums[name] += metadata[name]
         for group in _GROUPS:
@@ -61,6 +63,8 @@ class Totals:
 
         tokens: means an answer; visual ones over questions with an image, `entering` and `leaving`
         averaged over layers too. flops, kv_bytes: totals, and their ratio to the dense model.
+        FLOPs are by the published counting, but for `computed`, what really ran with scoring and
+        merging: None where an answer of an older version does not say it.
         seconds, over all sessions: prefill (to the first token), decode, waiting (for images),
         total (all of these, tokenisation and bookkeeping), and vision. Where `vision` is None,
         prefill begins with the vision tower. Where it is a number, the run had a feature cache:
@@ -70,6 +74,9 @@ class Totals:
         sums = self._sums
         prefill = sums["cost.prefill_flops"]
         overhead = sums["cost.scoring_flops"] + sums["cost.merging_flops"]
+        known = self._computed == self._answers
+        computed = sums["cost.computed_flops"] if known else None
+        dense_prefill = sums["cost.dense_prefill_flops"]
         return {
             "tokens": {
                 "visual": _ratio(sums["n_visual"], self._with_image),
@@ -82,11 +89,11 @@ class Totals:
                 "prefill": prefill,
                 "scoring": sums["cost.scoring_flops"],
                 "merging": sums["cost.merging_flops"],
-                "dense_prefill": sums["cost.dense_prefill_flops"],
-                "prefill_ratio": _ratio(prefill, sums["cost.dense_prefill_flops"]),
-                "prefill_ratio_with_scoring_and_merging": _ratio(
-                    prefill + overhead, sums["cost.dense_prefill_flops"]
-                ),
+                "computed": computed,
+                "dense_prefill": dense_prefill,
+                "prefill_ratio": _ratio(prefill, dense_prefill),
+                "prefill_ratio_with_scoring_and_merging": _ratio(prefill + overhead, dense_prefill),
+                "computed_ratio": None if computed is None else _ratio(computed, dense_prefill),
                 "decode": sums["cost.decode_flops"],
                 "dense_decode": sums["cost.dense_decode_flops"],
                 "decode_ratio": _ratio(sums["cost.decode_flops"], sums["cost.dense_decode_flops"]),

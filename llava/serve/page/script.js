@@ -134,6 +134,7 @@ async function run() {
 }
 
 const percent = (part, whole) => `${((100 * part) / whole).toFixed(1)} %`;
+const flops = (part, whole) => `${(part / 1e9).toPrecision(3)} G, ${percent(part, whole)}`;
 const seconds = (value) => `${value.toFixed(3)} s`;
 
 function showAnswer(card, answer, dense) {
@@ -143,7 +144,8 @@ function showAnswer(card, answer, dense) {
     ["Visual tokens entering a layer", cost.tokens_entering.toFixed(1)],
     ["Visual tokens leaving a layer", cost.tokens_leaving.toFixed(1)],
     ["Text tokens", answer.n_text],
-    ["Prefill", `${(cost.prefill_flops / 1e9).toPrecision(3)} GFLOPs, ${percent(cost.prefill_flops, cost.dense_prefill_flops)}`],
+    ["Prefill FLOPs (published counting)", flops(cost.prefill_flops, cost.dense_prefill_flops)],
+    ["Prefill FLOPs (computed)", flops(cost.computed_flops, cost.dense_prefill_flops)],
     ["Cache", percent(cost.kv_bytes, cost.dense_kv_bytes)],
     ["First token after", seconds(answer.seconds.prefill)],
     ["Rest of the answer", `${seconds(answer.seconds.decode)}, ${answer.new_tokens} tokens`],

@@ -47,17 +47,22 @@ def test_scores_relative_accuracy_and_costs(data, capsys) -> None:
     rows, notes, table = printed(capsys)
     assert rows[0] == (
         "| method | budget | Alpha | Beta | relative | tokens entering | tokens leaving | "
-        "prefill FLOPs | with scoring | KV bytes | prefill ms |"
+        "FLOPs (published counting) | with scoring | FLOPs (computed) | KV bytes | prefill ms |"
     )
     # Beta: 100 of 200 points. Entering: (4 x 104 + 8 x 108) / 12. Prefill: 4 s for 12 questions.
     assert rows[2] == (
-        "| none |  | 100.0 | 50.0 | 100.0 | 106.7 | 100.0 | 100.0% | 103.0% | 100.0% | 333.3 |"
+        "| none |  | 100.0 | 50.0 | 100.0 | 106.7 | 100.0 | 100.0% | 103.0% | 93.0% | 100.0% "
+        "| 333.3 |"
     )
     # Relative: (75 / 100 + 37.5 / 50) / 2. Entering: (4 x 54 + 8 x 33) / 12; leaving:
-    # (4 x 50 + 8 x 25) / 12; FLOPs and KV bytes: (4 x 0.5 + 8 x 0.25) / 12.
+    # (4 x 50 + 8 x 25) / 12; FLOPs and KV bytes: (4 x 0.5 + 8 x 0.25) / 12; computed:
+    # 0.9 x 0.333 + 0.03.
     assert rows[3] == (
-        "| autoprune | 32 | 75.0 | 37.5 | 75.0 | 40.0 | 33.3 | 33.3% | 36.3% | 33.3% | 333.3 |"
+        "| autoprune | 32 | 75.0 | 37.5 | 75.0 | 40.0 | 33.3 | 33.3% | 36.3% | 33.0% | 33.3% "
+        "| 333.3 |"
     )
+    assert table["rows"][1]["computed_flops_ratio"] == pytest.approx(0.33)
+    assert "Computed is what really ran" in notes and "older version" not in notes
     cell = table["rows"][1]["benchmarks"]["beta"]
     assert (cell["raw"], cell["percent"], cell["sd"]) == (75, 37.5, None)
     assert cell["standard_error"] == pytest.approx((37.5 * 62.5 / 8) ** 0.5)
@@ -65,6 +70,22 @@ def test_scores_relative_accuracy_and_costs(data, capsys) -> None:
     assert "- Beta: beta, accuracy, in percent of 200; 8 of 8 questions, n = 8." in notes
     assert "the vision tower included" in notes and "sqrt(p (100 - p) / n)" in notes
     assert "Made with model tiny; dtype float32;" in notes and "device_name a processor" in notes
+
+
+@pytest.mark.parametrize("older", ["alpha", "beta"])
+def test_a_record_without_what_really_ran_leaves_that_cell_empty(data, capsys, older) -> None:
+    """Part of a row's questions would be set against the unpruned FLOPs of all of them."""
+    for name in ("alpha", "beta"):
+        file = write_run(data, f"{name}/none", 4).with_suffix(".run.json")
+        if name == older:
+            record = json.loads(file.read_text())
+            del record["flops"]["computed"]
+            file.write_text(json.dumps(record))
+    assert report(data) == 0
+    rows, notes, table = printed(capsys)
+    assert rows[2].endswith("| 100.0% | 103.0% |  | 100.0% | 333.3 |")
+    assert table["rows"][0]["computed_flops_ratio"] is None
+    assert "empty where a run of an older version does not say it" in notes
 
 
 def test_seeds_share_a_row(data, capsys) -> None:

@@ -52,6 +52,23 @@ def test_a_killed_run_continues_and_a_half_line_is_cut_off(tmp_path, use):
         assert record[key] == whole[key]
 
 
+def test_older_answers_do_not_say_what_really_ran(tmp_path, use):
+    write_data(tmp_path)
+    use(StubModel())
+    assert main(command(tmp_path)) == 0
+    whole = read_record(tmp_path)
+    assert whole["flops"]["computed"] > 0
+    file = tmp_path / "out" / "answers.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()[:4]]
+    del lines[1]["metadata"]["cost"]["computed_flops"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    use(StubModel())
+    assert main(command(tmp_path)) == 0
+    flops = read_record(tmp_path)["flops"]
+    unknown = {"computed": None, "computed_ratio": None}
+    assert flops == whole["flops"] | unknown
+
+
 @pytest.mark.parametrize("end", ["", "\r\n", "\n\n"])
 def test_a_whole_last_answer_is_not_asked_again(tmp_path, use, end):
     questions = write_data(tmp_path)

@@ -115,6 +115,9 @@ def test_the_record_says_how_the_answers_came_about(tmp_path, use):
     assert record["flops"]["prefill"] == sum(cost["prefill_flops"] for cost in costs)
     dense = sum(cost["dense_prefill_flops"] for cost in costs)
     assert record["flops"]["prefill_ratio"] == pytest.approx(record["flops"]["prefill"] / dense)
+    # Nothing was scored or merged, and every layer ran for all that entered it.
+    assert record["flops"]["computed"] == sum(cost["computed_flops"] for cost in costs)
+    assert record["flops"]["computed_ratio"] == record["flops"]["prefill_ratio"]
     assert 0 < record["kv_bytes"]["ratio"] < 1
     seconds = record["seconds"]
     assert seconds["total"] >= seconds["waiting"] >= 0
