@@ -25,29 +25,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .attention import (
     LayersAhead,
     Projections,
-    Rope,
     Watch,
-    as_mask,
     attention_rows,
-    causal_mask,
     check_rows,
     device_of,
     has_rows,
     moved,
-    seen_by,
-    visible,
 )
 from .base import Observation, PrunerRun
 from .cache import PrunedCache
+from .inputs import LayerInputs
 from .layout import TokenLayout
-from .rotary import RopeTables, parted
-from .selection import Selection, apply, right_aligned, take
+from .selection import Selection, apply, right_aligned
 
 #: Share of a layer's tokens above which it is worth its two projections to choose before it runs.
 MANY = 0.1
@@ -89,9 +83,8 @@ class Prefill:
     run:       the method's state of this prefill
     layout:    the tokens that are there
     decoder:   has `layers`, `norm` and `config`
-    rope:      cosines and sines (batch or 1, n, head_dim) of all of them at original positions
+    inputs:    their masks and rotary tables
     cache:     what keeps keys, values and the trace; None: nothing is kept, and nothing chosen
-    backend:   of the attention, see `attention.causal_mask`
     last_only: whether only the last token's output is wanted
     """
 
@@ -100,18 +93,13 @@ class Prefill:
         run: PrunerRun,
         layout: TokenLayout,
         decoder: Any,
-        rope: Rope,
+        inputs: LayerInputs,
         cache: PrunedCache | None,
-        backend: str,
         last_only: bool = False,
     ) -> None:
         self.run, self.layout, self.decoder = run, layout, decoder
-        self.cache, self.backend = cache, backend
-        self._tables = RopeTables(rope, layout, run.positions)
+        self.inputs, self.cache = inputs, cache
         self._last = decoder.config.num_hidden_layers - 1 if last_only else -1
-        # Those of the tokens that are there, until some leave.
-        self._rope, self._known = rope, False
-        self._mask: Tensor | None = None
         self._row_masks: dict[tuple[int, ...], Tensor | None] = {}
         if cache is not None:
             cache.begin(layout, run.positions)
@@ -128,15 +116,12 @@ class Prefill:
     def enter(self, index: int, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """What to call layer `index` with, `hidden` (batch, n, d) being what would enter it."""
         layer = self.decoder.layers[index]
-        hidden = moved(hidden, device := device_of(layer, hidden))
-        if not self._known or self.layout.device != device:
-            self.layout, self._known = self.layout.to(device), True
-            self._rope = self._tables.of(self.layout)
-            self._mask = self._causal_mask(self.layout.n, hidden)
-        layout = self.layout
+        hidden = moved(hidden, device_of(layer, hidden))
+        self.layout = layout = self.layout.to(hidden.device)
+        self.inputs.enter(layout, hidden)
         arguments: dict[str, Any] = {
-            "attention_mask": self._mask,
-            "position_embeddings": self._rope,
+            "attention_mask": self.inputs.mask,
+            "position_embeddings": self.inputs.rope,
             "past_key_values": self.cache,
             "use_cache": self.cache is not None,
         }
@@ -158,7 +143,7 @@ class Prefill:
         step, before, ahead_rows = self._step, self.layout, 0
         selection, source = step.selection, before
         if not step.projected:
-            ahead = LayersAhead(self.decoder, step.index, hidden, before, self._rope)
+            ahead = LayersAhead(self.decoder, step.index, hidden, before, self.inputs.rope)
             keys = self.cache.held(step.index)
             rows = self._rows(step.watch.queries, keys) if step.watch else None
             mask = self._row_mask(step.rows)
@@ -169,7 +154,7 @@ class Prefill:
             if selection is not None:
                 hidden = apply(selection, hidden)
         if selection is not None:
-            self.layout, self._known = before.select(selection), False
+            self.layout = before.select(selection)
             if selection.then is not None:
                 source, selection = self.layout, selection.then(self.layout, hidden)
                 self.layout, hidden = source.select(selection), apply(selection, hidden)
@@ -192,10 +177,6 @@ class Prefill:
             trace = self.cache.trace
             trace.complexity, trace.scoring = self.run.complexity(), self.run.scoring_flops()
 
-    def _causal_mask(self, queries: int, hidden: Tensor) -> Tensor | None:
-        valid = self.layout.valid if self.layout.padded else None
-        return causal_mask(self.backend, valid, queries, self.layout.n, hidden)
-
     def _chooses_first(self, layer: Any) -> bool:
         layout, index = self.layout, self._step.index
         leaving = self.run.leaving(index, layout)
@@ -207,8 +188,8 @@ class Prefill:
         self, cache: PrunedCache, layer: Any, hidden: Tensor, arguments: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         """`enter` of a layer whose choice needs nothing that it returns."""
-        step, layout, rope = self._step, self.layout, self._rope
-        ahead = Projections(layer, hidden, rope)
+        step, layout, inputs = self._step, self.layout, self.inputs
+        ahead = Projections(layer, hidden, inputs.rope)
         keys, values = cache.update(ahead.keys(), ahead.values(), step.index)
         rows = self._rows(ahead.queries(step.rows), keys) if step.rows else None
         step.selection = selection = self.run.after_layer(
@@ -218,17 +199,15 @@ class Prefill:
         arguments["past_key_values"] = Handed(keys, values)
         if step.index == self._last and (selection is None or selection.then is None):
             step.ran = (1,) * layout.batch
-            arguments["attention_mask"] = self._causal_mask(1, hidden)
-            arguments["position_embeddings"] = rope[0][:, -1:], rope[1][:, -1:]
-            return hidden[:, -1:], arguments
-        if selection is None:
+            mask, rope = inputs.of_last(layout, hidden)
+            hidden = hidden[:, -1:]
+        elif selection is not None:
+            step.ran = selection.lengths
+            mask, rope = inputs.of_part(layout, selection.index, hidden)
+            hidden = apply(selection, hidden)
+        else:
             return hidden, arguments
-        step.ran = selection.lengths
-        seen = seen_by(selection.index, layout)
-        arguments["attention_mask"] = as_mask(self.backend, seen, hidden)
-        joined = torch.cat(rope, -1).expand(layout.batch, -1, -1)
-        arguments["position_embeddings"] = parted(take(joined, selection.index))
-        return apply(selection, hidden), arguments
+        return hidden, arguments | {"attention_mask": mask, "position_embeddings": rope}
 
     def _rows(self, queries: Tensor | None, keys: Tensor) -> Tensor:
         """Attention rows of the last tokens in the layer under way."""
@@ -240,11 +219,7 @@ class Prefill:
                 "the layers' attention shows no queries: it has to be one of "
                 "llava.model.language_model.attention"
             )
-        seen = None
-        if layout.padded and self._mask is not None and self._mask.dtype == torch.bool:
-            seen = self._mask[:, :, -count:]
-        elif layout.padded:
-            seen = visible(layout.valid, count, layout.n, layout.device)
+        seen = self.inputs.rows_seen(layout, count)
         return attention_rows(queries[:, :, -count:], keys, attention.scaling, seen)
 
     def _row_mask(self, count: int) -> Tensor | None:

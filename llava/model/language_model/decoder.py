@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaModel
 from ...pruning.cache import PrunedCache
 from ...pruning.cost import DecoderShape
 from ...pruning.decoding import Decoding
+from ...pruning.inputs import OwnInputs
 from ...pruning.layout import TokenLayout
 from ...pruning.methods.dense import Dense
 from ...pruning.prefill import Prefill
@@ -124,7 +125,8 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         # Unpruned, every bit is stock transformers': the last layer runs for all tokens.
         last_only = last_only and not isinstance(pruner, Dense)
         rope = self.rotary_emb(hidden, layout.position)
-        prefill = Prefill(run, layout, self, rope, cache, backend, last_only)
+        inputs = OwnInputs(rope, layout, run.positions, backend)
+        prefill = Prefill(run, layout, self, inputs, cache, last_only)
         return prefill, prefill.begin(hidden)
 
     def _layout(
