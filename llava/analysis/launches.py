@@ -19,10 +19,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 #: Operators that only look at memory in another way: no work for a device.
-VIEWS = frozenset(
-    "view reshape transpose t unsqueeze expand slice select permute alias detach detach_ "
-    "_unsafe_view unflatten squeeze as_strided split flatten narrow lift_fresh".split()
-)
+# fmt: off
+VIEWS = frozenset({
+    "_unsafe_view", "alias", "as_strided", "detach", "detach_", "expand", "flatten",
+    "lift_fresh", "narrow", "permute", "reshape", "select", "slice", "split", "squeeze",
+    "t", "transpose", "unflatten", "unsqueeze", "view",
+})
+# fmt: on
 _READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
