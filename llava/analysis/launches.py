@@ -31,7 +31,7 @@ _READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 @dataclass(frozen=True)
 class Counts:
-    """operators: those that do work, views left out.
+    """operators: those that do work, views left out; a `to` counts even if it changes nothing.
 
     waits: where a GPU would stop for the host, since host data becomes a tensor (`torch.tensor`,
         `as_tensor`) or a value is read (`item`, `tolist`, `cpu`, `numpy`, a condition, a boolean
