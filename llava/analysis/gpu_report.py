@@ -22,13 +22,15 @@ from .prefills import SHAPES
 
 ATTENTIONS = ("sdpa", "flash_attention_2")
 SECONDS = 540.0  # of the ten minutes; starting up and the last cell come on top
-LEGEND = """Times are medians of turns: dense (transformers' own LlamaModel) and pruned runs
-alternate, and the speed-up is the median of dense / pruned within a turn. A run is the prefill of
-embeddings, the norm, the output head on the last token, and the token read back; image encoding is
-not in it. *FLOPs allow* is the ratio of prefill FLOPs by the published counting: tokens entering a
+LEGEND = """\
+Times are medians over turns: dense (transformers' own LlamaModel) and pruned runs alternate, and
+the speed-up is the median of dense / pruned within a turn. A run is the prefill of embeddings,
+the norm, the output head on the last token, and the token read back; image encoding is not in
+it. *FLOPs allow* is the ratio of prefill FLOPs by the published counting: tokens entering a
 layer, without scoring and merging. Of two numbers in a cell the first is the dense run's.
-*Operators* and *waits* for the host are counted by torch (`llava/analysis/launches.py`), *kernels*
-and *copies* between host and device by the profiler, *peak* is memory beyond weights and input."""
+*Operators* that do work, and *waits* for the host, are counted by torch
+(`llava/analysis/launches.py`); *kernels* and *copies* between host and device by the profiler;
+*peak* is memory beyond weights and input."""
 
 _COLUMNS = (
     "attention",
@@ -102,6 +104,7 @@ def tables(report: Report) -> str:
 def write(
     path: Path,
     command: str,
+    method: str,
     measure: Callable[[Callable[[Report], None]], Report],
     device: torch.device,
     dtype: str,
@@ -114,7 +117,7 @@ def write(
 
     def save(report: Report) -> None:
         seconds = time.monotonic() - start
-        path.write_text(document(report, command, device, dtype, seconds), encoding="utf-8")
+        path.write_text(document(report, command, method, device, dtype, seconds), encoding="utf-8")
 
     save(Report())
     report = measure(save)
@@ -122,7 +125,9 @@ def write(
     return report
 
 
-def document(report: Report, command: str, device: torch.device, dtype: str, seconds: float) -> str:
+def document(
+    report: Report, command: str, method: str, device: torch.device, dtype: str, seconds: float
+) -> str:
     """The whole Markdown: what was measured where and how, then the tables."""
     versions = [f"torch {torch.__version__}", f"transformers {version('transformers')}"]
     if device.type == "cuda":
@@ -131,7 +136,8 @@ def document(report: Report, command: str, device: torch.device, dtype: str, sec
         versions.append(f"flash-attn {version('flash-attn')}")
     return f"""# Time to first token
 
-{device_name(device)}, {", ".join(versions)}, random weights in {dtype}; {seconds:.0f} s:
+{device_name(device)}, {", ".join(versions)}, random weights in {dtype}.
+Method {method}; {seconds:.0f} s:
 
 ```bash
 {command}

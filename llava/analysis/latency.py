@@ -274,6 +274,7 @@ def report(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     measured = gpu_report.write(
         out,
         shlex.join(["autoprune", "bench", *words]),
+        args.method,
         lambda save: first_token.measure(
             plan,
             {shape: setup_from(args, shape) for shape in shapes},

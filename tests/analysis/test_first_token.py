@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from llava import pruning
-from llava.analysis import first_token
+from llava.analysis import first_token, prefills
 from llava.analysis.first_token import Cell, budgets, fits, measure, plan, prompts, shares
+from llava.analysis.launches import Launches
 from llava.analysis.prefills import Setup, build
 
 SETUP = Setup(
@@ -73,6 +74,30 @@ def test_rows_are_the_targets_of_the_cells() -> None:
     assert report.rows[1]["flops_speedup"] > report.rows[0]["flops_speedup"] > 1
     # All 36 enter layer 0, and 24 each of the other three.
     assert report.rows[0]["tokens_entering"] == (36 + 3 * 24) / 4
+
+
+def test_rows_have_what_a_cuda_device_says(monkeypatch) -> None:
+    profiled = []
+
+    def profile(run, device):
+        profiled.append(run.__self__.pruner)
+        return Launches(100 * len(profiled), len(profiled))
+
+    def timed(run, device):
+        return prefills.Timing(0.5 if run.__self__.pruner is None else 0.25, 2**30)
+
+    monkeypatch.setattr(first_token, "profile_launches", profile)
+    monkeypatch.setattr(prefills, "timed", timed)
+    (first, second) = measured(cells(1), turns=2).rows
+    assert [pruner and pruner.target_token_num for pruner in profiled] == [None, 24, 12]
+    assert (first["dense_kernels"], first["kernels"], second["kernels"]) == (100, 200, 300)
+    assert (first["dense_copies"], first["copies"], second["copies"]) == (1, 2, 3)
+    assert (first["dense_peak_gib"], second["peak_gib"]) == (1, 1)
+    assert (first["dense_ms"], first["ms"], first["speedup"]) == (500, 250, 2)
+
+    profiled.clear()
+    measured(cells(1), turns=2, seconds=1.5, clock=Clock())  # the profiler goes before rows do
+    assert not profiled
 
 
 def test_the_plan_has_everything_once() -> None:

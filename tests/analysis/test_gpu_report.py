@@ -123,8 +123,9 @@ def test_what_was_measured_is_written_before_the_end(tmp_path) -> None:
         raise RuntimeError("the device fell off the bus")
 
     with pytest.raises(RuntimeError, match="fell off"):
-        gpu_report.write(out, "autoprune bench", measure, torch.device("cpu"), "float16")
-    assert len(rows_of(out.read_text(encoding="utf-8"))) == 1
+        gpu_report.write(out, "autoprune bench", "fastv", measure, torch.device("cpu"), "float16")
+    text = out.read_text(encoding="utf-8")
+    assert len(rows_of(text)) == 1 and "Method fastv" in text
 
 
 def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path, capsys) -> None:
