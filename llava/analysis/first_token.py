@@ -33,6 +33,7 @@ from .prefills import (
     build,
     make_input,
     take_turns,
+    with_target,
 )
 
 #: Visual tokens of a picture of LLaVA-1.5 and of LLaVA-1.6, and the papers' budgets for them.
@@ -45,11 +46,6 @@ def budgets(visual_tokens: int) -> tuple[float, ...]:
     """The published budgets for a picture; of other sizes the fractions that 576 tokens have."""
     fractions = (round(visual_tokens * t / 576) for t in BUDGETS[576])
     return BUDGETS.get(visual_tokens) or tuple(fractions)
-
-
-def with_target(pruner: Pruner, target: float | None) -> Pruner:
-    """The pruner at a budget of `target` tokens, as it is where it takes none."""
-    return pruner if target is None else replace(pruner, target_token_num=target)
 
 
 @dataclass(frozen=True)

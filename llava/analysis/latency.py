@@ -5,10 +5,10 @@
 Dense and pruned prefills of the same random decoder take turns in one process, so that a slow
 moment of the machine hits both: the speed-up is the median over the turns of dense / pruned within
 a turn. Dense is transformers' own LlamaModel on the same weights. "FLOPs allow" is the ratio of
-prefill FLOPs by the published counting, which is the official code's: tokens entering a layer,
-scoring and merging not counted. "Share" is the speed-up divided by it. "Operators" do work for a
-device (views left out), each a launch on a GPU; "waits" are where a GPU would stop for the host
-(see llava.analysis.launches). The command above makes the CPU table of EVAL.md.
+prefill FLOPs by the published counting: tokens entering a layer, scoring and merging not counted.
+"Share" is the speed-up divided by it. "Operators" do work for a device (views left out), each a
+launch on a GPU; "waits" are where a GPU would stop for the host (see llava.analysis.launches). The
+command above measures the CPU table of EVAL.md.
 
 --tiny shrinks the layers to width 64 on one thread: what is left is overhead, as on a fast GPU at
 batch 1, and "pruned / dense" says what of it pruning saves. --device cuda adds the time to first
@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import statistics
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -47,19 +46,8 @@ from ..eval.run.environment import device_name, peak_memory_bytes
 from ..model.builder import DTYPES, default_device
 from ..model.language_model.attention import BACKENDS
 from ..pruning.arguments import add_pruning_arguments
-from ..pruning.cost import Cost
-from . import first_token, gpu_report
-from .launches import count
-from .prefills import (
-    SHAPES,
-    Prefill,
-    Setup,
-    Timing,
-    acts_in_tower,
-    build,
-    make_input,
-    take_turns,
-)
+from . import first_token, gpu_report, speedup
+from .prefills import SHAPES, Setup
 
 TINY_WIDTH, TINY_HEADS = 64, 2
 
@@ -82,96 +70,13 @@ def setup_from(args: argparse.Namespace, shape: str) -> Setup:
     )
 
 
-def targets_of(args: argparse.Namespace, pruner: pruning.Pruner, visual_tokens: int) -> tuple:
+def targets_of(
+    args: argparse.Namespace, pruner: pruning.Pruner, visual_tokens: int
+) -> tuple[float | None, ...]:
     """The budgets to measure; one None for a method that takes none."""
     if not pruner.takes_budget():
         return (None,)
     return tuple(args.target_token_nums or first_token.budgets(visual_tokens))
-
-
-@torch.inference_mode()
-def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, Any]]:
-    """Measure every prompt at every batch size and budget; one dict per row of the table.
-
-    A method without a token budget has one row, whose target is None. Raises ValueError for a
-    budget that cannot be met.
-    """
-    setup = setup_from(args, args.shape)
-    decoders = build(setup)
-    decoders.set_attention(args.attn_implementation or "sdpa")
-    rows = []
-    for visual_tokens in args.visual_tokens or [576]:
-        for batch in args.batch_sizes or [1]:
-            embeds, layout = make_input(setup, visual_tokens, batch)
-            runs = {"dense": Prefill(decoders, embeds, layout)}
-            for target in targets_of(args, pruner, visual_tokens):
-                chosen = first_token.with_target(pruner, target)
-                if acts_in_tower(chosen):
-                    embeds, layout = make_input(setup, visual_tokens, batch, chosen)
-                runs[target] = Prefill(decoders, embeds, layout, chosen)
-            take_turns(runs, setup.device, args.warmup)
-            timings = take_turns(runs, setup.device, args.repeats)
-            counts = {name: count(run) for name, run in runs.items()}
-            for target, run in runs.items():
-                if target == "dense":
-                    continue
-                rows.append(
-                    {
-                        "visual_tokens": visual_tokens,
-                        "batch": batch,
-                        "target": target,
-                        **_compared(timings["dense"], timings[target], run.cost()),
-                        "dense_operators": counts["dense"].operators,
-                        "operators": counts[target].operators,
-                        "dense_waits": counts["dense"].waits,
-                        "waits": counts[target].waits,
-                    }
-                )
-                print(json.dumps(rows[-1]), file=sys.stderr)
-    return rows
-
-
-def _compared(dense: list[Timing], pruned: list[Timing], cost: Cost) -> dict[str, Any]:
-    """Times of turns, the speed-up, and what the cost of the pruned run would allow."""
-    base = statistics.median(turn.seconds for turn in dense)
-    median = statistics.median(turn.seconds for turn in pruned)
-    best = [min(turn.seconds for turn in turns) for turns in (dense, pruned)]
-    speedup = statistics.median(d.seconds / p.seconds for d, p in zip(dense, pruned, strict=True))
-    allowed = cost.dense_prefill_flops / cost.prefill_flops
-    counted = cost.prefill_flops + cost.scoring_flops + cost.merging_flops
-    return {
-        "tokens_entering": round(cost.tokens_entering, 1),
-        "tokens_leaving": round(cost.tokens_leaving, 1),
-        "dense_seconds": round(base, 5),
-        "seconds": round(median, 5),
-        "speedup": round(speedup, 3),
-        "time_ratio": round(1 / speedup, 3),
-        "flops_speedup": round(allowed, 3),
-        "share": round(speedup / allowed, 3),
-        "share_counting_scoring": round(speedup * counted / cost.dense_prefill_flops, 3),
-        "best_share": round(best[0] / best[1] / allowed, 3),
-        "dense_peak_bytes": dense[-1].peak,
-        "peak_bytes": pruned[-1].peak,
-        "dense_spread": round(max(turn.seconds for turn in dense) / best[0], 2),
-    }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown; operators and waits of dense / pruned."""
-    lines = [
-        "| visual tokens | batch | target | entering | dense s | pruned s | speed-up "
-        "| pruned / dense | FLOPs allow (published counting) | share | operators | waits |",
-        "| --- " * 12 + "|",
-    ]
-    for r in rows:
-        target = "-" if r["target"] is None else f"{r['target']:g}"
-        lines.append(
-            f"| {r['visual_tokens']} | {r['batch']} | {target} | {r['tokens_entering']} "
-            f"| {r['dense_seconds']:.4f} | {r['seconds']:.4f} | {r['speedup']:.2f} "
-            f"| {r['time_ratio']:.2f} | {r['flops_speedup']:.2f} | {100 * r['share']:.0f} % "
-            f"| {r['dense_operators']} / {r['operators']} | {r['dense_waits']} / {r['waits']} |"
-        )
-    return "\n".join(lines)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -294,13 +199,21 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     """The table of prefills, and of times to first token where they are wanted."""
     args.shape = args.shape or ("llava-1.5-7b" if args.tiny else "cpu-1k")
     pruner = pruner_in_decoder(args, SHAPES[args.shape][2])
-    rows = bench(args, pruner)
-    print(table(rows))
     attention = args.attn_implementation or "sdpa"
+    args.visual_tokens = args.visual_tokens or [576]
+    rows = speedup.measure(
+        setup_from(args, args.shape),
+        attention,
+        pruner,
+        {n: targets_of(args, pruner, n) for n in args.visual_tokens},
+        args.batch_sizes or [1],
+        args.warmup,
+        args.repeats,
+    )
+    print(speedup.table(rows))
     result = {"shape": args.shape, "tiny": args.tiny, "attn_implementation": attention}
     result["rows"] = rows
     if args.first_token or torch.device(args.device).type == "cuda":
-        args.visual_tokens = args.visual_tokens or [576]
         measured = first_token.measure(
             cells(args, args.shape, pruner, ["sdpa"]),
             {args.shape: setup_from(args, args.shape)},
@@ -318,6 +231,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     try:
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"no CUDA device is here for --device {args.device}")
         if args.gpu_report:
             result = report(args, sys.argv[1:] if argv is None else argv)
         else:

@@ -86,7 +86,7 @@ def _reads(function: Any, args: Any, kwargs: Any) -> bool:
 def _watched_calls() -> Iterator[list[str]]:
     """Names of the calls inside that dispatch no operator of their own and make a GPU wait."""
     calls: list[str] = []
-    watched = [(torch, "tensor"), (torch, "as_tensor")]
+    watched: list[tuple[Any, str]] = [(torch, "tensor"), (torch, "as_tensor")]
     watched += [(Tensor, name) for name in ("tolist", "cpu", "numpy")]
     originals = [(owner, name, getattr(owner, name)) for owner, name in watched]
 

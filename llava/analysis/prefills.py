@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, isqrt
 from typing import NamedTuple
 
@@ -130,6 +130,11 @@ def make_input(
     size = (batch, layout.n, setup.hidden)
     embeds = torch.randn(size, generator=generator, device=setup.device, dtype=setup.dtype)
     return embeds, layout
+
+
+def with_target(pruner: pruning.Pruner, target: float | None) -> pruning.Pruner:
+    """The pruner at a budget of `target` tokens, as it is where it takes none."""
+    return pruner if target is None else replace(pruner, target_token_num=target)
 
 
 def acts_in_tower(pruner: pruning.Pruner) -> bool:

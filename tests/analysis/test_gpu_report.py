@@ -139,6 +139,12 @@ def test_a_report_of_large_shapes_needs_a_gpu(tmp_path, capsys) -> None:
     assert not (tmp_path / "OUT.md").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_an_error_message(capsys) -> None:
+    assert main(["--device", "cuda:1", "--shape", "tiny"]) == 2
+    assert "no CUDA device is here for --device cuda:1" in capsys.readouterr().err
+
+
 def test_overhead_alone_is_no_report(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         parse(["--gpu-report", str(tmp_path / "OUT.md"), "--tiny"])
