@@ -1,11 +1,20 @@
 """How much faster pruning makes the prefill: measured, beside what its FLOPs would allow.
 
-    python -m llava.analysis.latency --target-token-nums 192 128 64
+    python -m llava.analysis.latency --threads 2 --x0 7 --repeats 9 --visual-tokens 576 2880
 
 Dense and pruned prefills of the same random decoder take turns in one process, so that a slow
 moment of the machine hits both: the speed-up is the median over the turns of dense / pruned within
-a turn. Dense is transformers' own LlamaModel on the same weights. "Share" is the speed-up divided
-by the ratio of prefill FLOPs, scoring and merging not counted in its favour.
+a turn. Dense is transformers' own LlamaModel on the same weights. "FLOPs allow" is the ratio of
+prefill FLOPs by the published counting: tokens entering a layer, scoring and merging not counted.
+"Share" is the speed-up divided by it. "Operators" do work for a device (views left out), each a
+launch on a GPU; "waits" are where a GPU would stop for the host (see llava.analysis.launches). The
+command above measures the CPU table of EVAL.md.
+
+--tiny shrinks the layers to width 64 on one thread: what is left is overhead, as on a fast GPU at
+batch 1, and "pruned / dense" says what of it pruning saves. --device cuda adds the time to first
+token, eager and compiled, with launches from the profiler and peak memory; --first-token does so on
+any device. --gpu-report OUT.md measures that for all shapes, prompts, batch sizes and attention
+backends, or for those that are given, in under ten minutes on one GPU, and writes Markdown.
 
 Attention over random text is nearly uniform, so the schedules are those of a sample with little
 mutual information; timing does not depend on which tokens stay. Prefill of the decoder only: image
@@ -18,248 +27,83 @@ without a budget is measured once. The last line of stdout is JSON.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import statistics
+import shlex
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
-from math import isqrt
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaModel
 from transformers import __version__ as transformers_version
 
 from .. import pruning
 from ..common import flags, program
 from ..eval.run.arguments import add_depth_argument
 from ..eval.run.depths import pruner_in_decoder
-from ..eval.run.environment import device_name, peak_memory_bytes, synchronize
+from ..eval.run.environment import device_name, peak_memory_bytes
 from ..model.builder import DTYPES, default_device
 from ..model.language_model.attention import BACKENDS
-from ..model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM, LlavaLlamaModel
 from ..pruning.arguments import add_pruning_arguments
-from ..pruning.cache import PrunedCache
-from ..pruning.cost import DecoderShape, measure
-from ..pruning.layout import Segment, TokenLayout
+from . import first_token, gpu_report, speedup
+from .prefills import SHAPES, Setup
 
-#: hidden, intermediate, layers, heads
-SHAPES = {
-    "tiny": (64, 128, 4, 4),
-    "cpu-1k": (1024, 2752, 16, 16),
-    "llava-1.5-7b": (4096, 11008, 32, 32),
-    "llava-1.5-13b": (5120, 13824, 40, 40),
-}
+TINY_WIDTH, TINY_HEADS = 64, 2
 
 
-def build_models(args: argparse.Namespace) -> tuple[LlavaLlamaModel, LlamaModel]:
-    """A random decoder of the shape, and transformers' own on the same weights."""
-    hidden, intermediate, layers, heads = SHAPES[args.shape]
-    config = LlavaConfig(
-        vocab_size=64,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=8192,
-    )
-    config._attn_implementation = args.attn_implementation
-    torch.manual_seed(args.seed)
-    torch.set_default_dtype(DTYPES[args.dtype])
-    with torch.device(args.device):
-        ours = LlavaLlamaModel(config).eval()
-        bare = copy.deepcopy(config)
-        bare.num_hidden_layers = 0
-        stock = LlamaModel(bare).eval()
-    torch.set_default_dtype(torch.float32)
-    # Lent the layers of the other model: a 7B shape would not fit twice.
-    stock.layers, stock.norm = ours.layers, ours.norm
-    stock.config.num_hidden_layers = layers
-    return ours, stock
-
-
-def make_input(
-    args: argparse.Namespace, batch: int, hidden: int, pruner: pruning.Pruner | None = None
-) -> tuple[Tensor, TokenLayout]:
-    """Random embeddings (batch, n, hidden) and their layout: prefix, one image, text.
-
-    The image has the tokens that the vision tower hands over for `pruner`; None: all of them.
-
-    Raises ValueError when a method that acts in the tower meets patches that are no square.
-    """
-    generator = torch.Generator().manual_seed(args.seed)
-    n = args.visual_tokens
-    if pruner is not None and acts_in_tower(pruner):
-        images = reduced_images(args, batch, pruner)
-    else:
-        images = [
-            Segment(n, 0, torch.arange(n), torch.rand(n, generator=generator) / n)
-            for _ in range(batch)
-        ]
-    runs = [[Segment(args.prefix_tokens), image, Segment(args.text_tokens)] for image in images]
-    layout = TokenLayout.from_segments(runs, args.device)
-    embeds = torch.randn(batch, layout.n, hidden, generator=generator)
-    return embeds.to(args.device, DTYPES[args.dtype]), layout
-
-
-def acts_in_tower(pruner: pruning.Pruner) -> bool:
-    """Whether the method hands the decoder something else than all patches."""
-    return any(
-        getattr(type(pruner), name) is not getattr(pruning.Pruner, name)
-        for name in ("reduce", "tower_runs")
+def setup_from(args: argparse.Namespace, shape: str) -> Setup:
+    """The decoder that the parsed flags describe, in the given shape."""
+    hidden, intermediate, layers, heads = SHAPES[shape]
+    if args.tiny:
+        hidden, intermediate, heads = TINY_WIDTH, TINY_WIDTH, TINY_HEADS
+    return Setup(
+        hidden=hidden,
+        intermediate=intermediate,
+        layers=layers,
+        heads=heads,
+        device=torch.device(args.device),
+        dtype=DTYPES[args.dtype],
+        prefix_tokens=args.prefix_tokens,
+        text_tokens=args.text_tokens,
+        seed=args.seed,
     )
 
 
-def reduced_images(args: argparse.Namespace, batch: int, pruner: pruning.Pruner) -> list[Segment]:
-    """What `pruner` leaves of random images in a narrow tower of CLIP's depth."""
-    side = isqrt(args.visual_tokens)
-    if side * side != args.visual_tokens:
-        raise ValueError(
-            f"method {pruner.method} acts in the vision tower, whose patches are a square: "
-            f"--visual-tokens must be a square number, got {args.visual_tokens}"
-        )
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=24,
-        num_attention_heads=4,
-        image_size=side * 2,
-        patch_size=2,
-    )
-    config = LlavaConfig(
-        vocab_size=64,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=0,
-        num_attention_heads=1,
-        mm_hidden_size=64,
-        mm_vision_config=vision.to_dict(),
-    )
-    config._attn_implementation = "sdpa"
-    torch.manual_seed(args.seed)
-    model = LlavaLlamaForCausalLM(config).eval()
-    generator = torch.Generator().manual_seed(args.seed)
-    pixels = torch.randn(batch, 3, side * 2, side * 2, generator=generator)
-    return [image.segment(0) for image in model.encode_images(pixels, pruner=pruner)]
-
-
-def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
-    """Seconds of one call and, on CUDA, the peak bytes it needed beyond what was there."""
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    seconds = time.perf_counter() - start
-    return seconds, torch.cuda.max_memory_allocated() - before if cuda else None
-
-
-@torch.inference_mode()
-def bench(args: argparse.Namespace, pruner: pruning.Pruner) -> list[dict[str, Any]]:
-    """Measure every budget at every batch size; one dict per row of the table.
-
-    A method without a token budget has one row, whose target is None. Raises ValueError for a
-    budget that cannot be met.
-    """
-    targets = args.target_token_nums if pruner.takes_budget() else [None]
-    ours, stock = build_models(args)
-    shape = DecoderShape.from_config(ours.config, kv_dtype_bytes=DTYPES[args.dtype].itemsize)
-    rows = []
-    for batch in args.batch_sizes:
-        embeds, _ = make_input(args, batch, shape.hidden)
-        traces: dict[float | None, Any] = {}
-
-        def dense(embeds=embeds) -> None:
-            stock(inputs_embeds=embeds, use_cache=True)
-
-        runs: dict[Any, Callable[[], None]] = {"dense": dense}
-        for target in targets:
-            chosen = replace(pruner, target_token_num=target) if pruner.takes_budget() else pruner
-            pruned, layout = make_input(args, batch, shape.hidden, chosen)
-
-            def prefill(
-                target=target, chosen=chosen, embeds=pruned, layout=layout, traces=traces
-            ) -> None:
-                cache = PrunedCache(chosen, layout)
-                ours(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-                traces[target] = cache.trace.samples[0]
-
-            runs[target] = prefill
-        seconds: dict[Any, list[float]] = {name: [] for name in runs}
-        memory: dict[Any, int | None] = {}
-        for turn in range(args.warmup + args.repeats):
-            for name, run in runs.items():
-                spent, peak = timed(run, torch.device(args.device))
-                if turn >= args.warmup:
-                    seconds[name].append(spent)
-                    memory[name] = peak
-        base = statistics.median(seconds["dense"])
-        for target in targets:
-            cost = measure(traces[target], shape)
-            median = statistics.median(seconds[target])
-            speedup = statistics.median(
-                d / p for d, p in zip(seconds["dense"], seconds[target], strict=True)
-            )
-            allowed = cost.dense_prefill_flops / cost.prefill_flops
-            overhead = cost.scoring_flops + cost.merging_flops
-            rows.append(
-                {
-                    "batch": batch,
-                    "target": target,
-                    "tokens_entering": round(cost.tokens_entering, 1),
-                    "tokens_leaving": round(cost.tokens_leaving, 1),
-                    "dense_seconds": round(base, 5),
-                    "seconds": round(median, 5),
-                    "speedup": round(speedup, 3),
-                    "flops_speedup": round(allowed, 3),
-                    "share": round(speedup / allowed, 3),
-                    "share_counting_scoring": round(
-                        speedup * (cost.prefill_flops + overhead) / cost.dense_prefill_flops, 3
-                    ),
-                    "best_share": round(min(seconds["dense"]) / min(seconds[target]) / allowed, 3),
-                    "dense_peak_bytes": memory["dense"],
-                    "peak_bytes": memory[target],
-                    "dense_spread": round(max(seconds["dense"]) / min(seconds["dense"]), 2),
-                }
-            )
-            print(json.dumps(rows[-1]), file=sys.stderr)
-    return rows
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| batch | target | entering | dense s | pruned s | speed-up | FLOPs allow | share |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for r in rows:
-        target = "-" if r["target"] is None else f"{r['target']:g}"
-        lines.append(
-            f"| {r['batch']} | {target} | {r['tokens_entering']} | {r['dense_seconds']:.4f} "
-            f"| {r['seconds']:.4f} | {r['speedup']:.2f} | {r['flops_speedup']:.2f} "
-            f"| {100 * r['share']:.0f} % |"
-        )
-    return "\n".join(lines)
+def targets_of(
+    args: argparse.Namespace, pruner: pruning.Pruner, visual_tokens: int
+) -> tuple[float | None, ...]:
+    """The budgets to measure; one None for a method that takes none."""
+    if not pruner.takes_budget():
+        return (None,)
+    return tuple(args.target_token_nums or first_token.budgets(visual_tokens))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags, with what depends on other flags filled in."""
     parser = argparse.ArgumentParser(
         prog=program.name("llava.analysis.latency"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="cpu-1k")
     parser.add_argument(
-        "--target-token-nums", type=flags.number(), nargs="+", default=[192, 128, 64]
+        "--shape",
+        choices=sorted(SHAPES),
+        help="default: cpu-1k; with --tiny llava-1.5-7b, of which it has the 32 layers",
     )
-    parser.add_argument("--batch-sizes", type=flags.whole(1, 4096), nargs="+", default=[1])
-    parser.add_argument("--visual-tokens", type=flags.whole(1, 100_000), default=576)
+    parser.add_argument(
+        "--tiny", action="store_true", help="layers of width 64, one thread: overhead alone"
+    )
+    parser.add_argument(
+        "--target-token-nums",
+        type=flags.number(),
+        nargs="+",
+        help="default: 192 128 64 of 576 visual tokens, 640 320 160 of 2880, else as of 576",
+    )
+    parser.add_argument("--batch-sizes", type=flags.whole(1, 4096), nargs="+", help="default: 1")
+    parser.add_argument(
+        "--visual-tokens", type=flags.whole(1, 100_000), nargs="+", help="default: 576"
+    )
     parser.add_argument(
         "--prefix-tokens", type=flags.whole(0, 100_000), default=0, help="text before the image"
     )
@@ -267,44 +111,149 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--text-tokens", type=flags.whole(1, 100_000), default=60, help="text after the image"
     )
     parser.add_argument("--device", default=default_device())
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
-    parser.add_argument("--attn-implementation", choices=BACKENDS, default="sdpa")
     parser.add_argument(
-        "--threads", type=flags.whole(1, 4096), help="CPU threads; default: torch's own"
+        "--dtype", choices=sorted(DTYPES), help="default: float32; of --gpu-report float16"
+    )
+    parser.add_argument("--attn-implementation", choices=BACKENDS, help="default: sdpa")
+    parser.add_argument(
+        "--threads",
+        type=flags.whole(1, 4096),
+        help="CPU threads; default: torch's own, with --tiny 1",
     )
     parser.add_argument("--warmup", type=flags.whole(0), default=1)
     parser.add_argument("--repeats", type=flags.whole(1), default=5)
     parser.add_argument("--seed", type=flags.whole(0), default=0)
+    report = parser.add_argument_group("time to first token")
+    report.add_argument(
+        "--first-token",
+        action="store_true",
+        help="measure it, too, eager and compiled, at batch sizes 1, 8, 32; always on CUDA",
+    )
+    report.add_argument(
+        "--gpu-report", metavar="OUT.md", help="measure nothing else, and all of it"
+    )
+    report.add_argument(
+        "--time-budget",
+        type=flags.number(0),
+        default=gpu_report.SECONDS,
+        metavar="SECONDS",
+        help="of --gpu-report, %(default)g: turns are dropped before rows",
+    )
     add_pruning_arguments(parser)
     add_depth_argument(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.tiny and args.gpu_report:
+        parser.error("--gpu-report takes no --tiny")
+    args.dtype = args.dtype or ("float16" if args.gpu_report else "float32")
+    args.threads = args.threads or (1 if args.tiny else None)
+    return args
+
+
+def cells(
+    args: argparse.Namespace, shape: str, pruner: pruning.Pruner, attentions: Sequence[str]
+) -> list[first_token.Cell]:
+    """What to measure of the time to first token of a shape: what the flags name, else all."""
+    return first_token.plan(
+        shape,
+        [args.attn_implementation] if args.attn_implementation else attentions,
+        args.visual_tokens or first_token.prompts(shape),
+        args.batch_sizes or first_token.BATCH_SIZES,
+        partial(targets_of, args, pruner),
+    )
+
+
+def report(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """`--gpu-report`: of all shapes, or of the one that is given."""
+    if not args.shape and torch.device(args.device).type != "cuda":
+        raise ValueError("--gpu-report needs a CUDA device; --shape tiny tries it on the CPU")
+    shapes = [args.shape] if args.shape else ["llava-1.5-7b", "llava-1.5-13b"]
+    pruners = {shape: pruner_in_decoder(args, SHAPES[shape][2]) for shape in shapes}
+    plan = [
+        cell
+        for shape, pruner in pruners.items()
+        for cell in cells(args, shape, pruner, gpu_report.ATTENTIONS)
+    ]
+    out = Path(args.gpu_report)
+    # As one would type it; where it was is of no use to a reader.
+    words = [word.replace(args.gpu_report, out.name) for word in argv]
+    measured = gpu_report.write(
+        out,
+        shlex.join(["autoprune", "bench", *words]),
+        args.method,
+        lambda save: first_token.measure(
+            plan,
+            {shape: setup_from(args, shape) for shape in shapes},
+            pruners,
+            args.repeats,
+            args.time_budget,
+            save,
+        ),
+        torch.device(args.device),
+        args.dtype,
+    )
+    print(gpu_report.tables(measured))
+    return {"rows": measured.rows, "notes": measured.notes}
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """The table of prefills, and of times to first token where they are wanted."""
+    args.shape = args.shape or ("llava-1.5-7b" if args.tiny else "cpu-1k")
+    pruner = pruner_in_decoder(args, SHAPES[args.shape][2])
+    attention = args.attn_implementation or "sdpa"
+    args.visual_tokens = args.visual_tokens or [576]
+    rows = speedup.measure(
+        setup_from(args, args.shape),
+        attention,
+        pruner,
+        {n: targets_of(args, pruner, n) for n in args.visual_tokens},
+        args.batch_sizes or [1],
+        args.warmup,
+        args.repeats,
+    )
+    print(speedup.table(rows))
+    result = {"shape": args.shape, "tiny": args.tiny, "attn_implementation": attention}
+    result["rows"] = rows
+    if args.first_token or torch.device(args.device).type == "cuda":
+        measured = first_token.measure(
+            cells(args, args.shape, pruner, ["sdpa"]),
+            {args.shape: setup_from(args, args.shape)},
+            {args.shape: pruner},
+            args.repeats,
+        )
+        print(f"\n{gpu_report.LEGEND}\n\n{gpu_report.tables(measured)}")
+        result["first_token"] = {"rows": measured.rows, "notes": measured.notes}
+    return result
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
     try:
-        pruner = pruner_in_decoder(args, SHAPES[args.shape][2])
-        rows = bench(args, pruner)
-    except ValueError as error:
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"no CUDA device is here for --device {args.device}")
+        if args.gpu_report:
+            result = report(args, sys.argv[1:] if argv is None else argv)
+        else:
+            result = compare(args)
+    except (ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(rows))
-    result = {
-        "shape": args.shape,
-        "device": device_name(torch.device(args.device)),
+    except OSError as error:
+        print(f"error: cannot write {args.gpu_report}: {error.strerror}", file=sys.stderr)
+        return 2
+    surroundings = {
+        "device": device_name(device),
         "dtype": args.dtype,
-        "attn_implementation": args.attn_implementation,
         "threads": torch.get_num_threads(),
-        "visual_tokens": args.visual_tokens,
         "text_tokens": args.prefix_tokens + args.text_tokens,
         "torch": torch.__version__,
         "transformers": transformers_version,
-        "peak_memory_bytes": peak_memory_bytes(torch.device(args.device)),
-        "rows": rows,
+        # On CUDA the rows have it, each of its own run.
+        "peak_memory_bytes": None if device.type == "cuda" else peak_memory_bytes(device),
     }
-    print(json.dumps(result))
+    print(json.dumps({**surroundings, **result}))
     return 0
 
 

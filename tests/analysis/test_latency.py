@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from llava import pruning
-from llava.analysis import latency as bench_latency
+from llava.analysis import latency, prefills
 from llava.analysis.latency import main
 from llava.pruning.tower import TowerPruner, keep_patches
 
@@ -40,14 +41,56 @@ def test_a_row_for_every_budget_and_batch_size(capsys) -> None:
     assert result["text_tokens"] == 9 and result["torch"] == torch.__version__
 
 
-def test_the_dense_side_is_transformers_own_model_on_the_same_weights() -> None:
-    args = bench_latency.parse([*SMALL])
-    ours, stock = bench_latency.build_models(args)
-    embeds, _ = bench_latency.make_input(args, 2, 64)
-    with torch.no_grad():
-        a = ours(inputs_embeds=embeds, use_cache=True).last_hidden_state
-        b = stock(inputs_embeds=embeds, use_cache=True).last_hidden_state
-    assert torch.equal(a, b)
+def test_operators_and_waits_stand_beside_the_times(capsys) -> None:
+    table, result = run(capsys, "--target-token-nums", "12", "24", "--method", "fastv")
+    for line, row in zip(table[2:], result["rows"], strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[-2:] == [
+            f"{row['dense_operators']} / {row['operators']}",
+            f"{row['dense_waits']} / {row['waits']}",
+        ]
+        assert row["operators"] > row["dense_operators"] > 4 * 20  # layers
+        assert row["dense_waits"] == 0
+        assert row["time_ratio"] == pytest.approx(1 / row["speedup"], rel=2e-3, abs=2e-3)
+    assert "published counting" in table[0]
+
+
+def test_each_prompt_has_the_published_budgets(capsys) -> None:
+    assert prefills.SHAPES["cpu-1k"] == (1024, 2752, 16, 16)
+    _, result = run(capsys, "--visual-tokens", "36", "72", "--repeats", "1", "--warmup", "0")
+    rows = [(r["visual_tokens"], r["target"]) for r in result["rows"]]
+    assert rows == [(36, 12), (36, 8), (36, 4), (72, 24), (72, 16), (72, 8)]
+
+
+def test_the_command_of_the_cpu_table_has_its_prompts_and_budgets() -> None:
+    line = next(line for line in latency.__doc__.splitlines() if "python -m" in line)
+    args = latency.parse(line.split()[3:])
+    setup = latency.setup_from(args, "cpu-1k")
+    assert (setup.hidden, setup.layers, args.threads, args.x0) == (1024, 16, 2, 7)
+    pruner = pruning.build("autoprune")
+    assert {n: latency.targets_of(args, pruner, n) for n in args.visual_tokens} == {
+        576: (192, 128, 64),
+        2880: (640, 320, 160),
+    }
+
+
+def test_tiny_layers_are_as_many_as_the_shape_has_and_narrow(capsys) -> None:
+    threads = torch.get_num_threads()
+    try:
+        _, result = run(capsys, "--tiny", "--target-token-nums", "12", "--repeats", "1")
+        assert (result["shape"], result["tiny"], result["threads"]) == ("tiny", True, 1)
+    finally:
+        torch.set_num_threads(threads)
+    args = latency.parse(["--tiny", "--shape", "llava-1.5-13b"])
+    setup = latency.setup_from(args, args.shape)
+    assert (setup.layers, setup.hidden, setup.intermediate, setup.heads) == (40, 64, 64, 2)
+
+
+def test_a_backend_that_is_not_installed_is_an_error_message(capsys) -> None:
+    if is_flash_attn_2_available():
+        pytest.skip("flash-attn is installed")
+    assert main([*SMALL, "--attn-implementation", "flash_attention_2"]) == 2
+    assert "FlashAttention2" in capsys.readouterr().err
 
 
 def test_an_impossible_budget_is_an_error_message(capsys) -> None:
@@ -61,12 +104,12 @@ def test_a_method_without_a_budget_is_measured_once(capsys, method) -> None:
     (row,) = result["rows"]
     kept = 48 if method == "none" else 0
     assert (row["target"], row["tokens_entering"]) == (None, kept)
-    assert table[-1].startswith(f"| 1 | - | {kept}.0 |")
+    assert table[-1].startswith(f"| 48 | 1 | - | {kept}.0 |")
 
 
 @pytest.mark.parametrize("method", sorted(pruning.METHODS))
 def test_every_method_can_be_measured(capsys, monkeypatch, method) -> None:
-    monkeypatch.setitem(bench_latency.SHAPES, "tiny", (16, 32, 8, 2))
+    monkeypatch.setitem(prefills.SHAPES, "tiny", (16, 32, 8, 2))
     flags = (
         "--visual-tokens",
         "36",
