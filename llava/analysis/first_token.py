@@ -26,7 +26,7 @@ from .launches import Counts, Launches, count, profile_launches
 from .prefills import (
     SHAPES,
     Decoders,
-    Prefill,
+    PrefillRun,
     Setup,
     Timing,
     acts_in_tower,
@@ -137,12 +137,12 @@ def measure_cell(
     turns: at most; those after the first, and the profiler, only before `until` on the `clock`
     """
     embeds, layout = make_input(setup, cell.visual_tokens, cell.batch)
-    prefills: dict[Hashable, Prefill] = {"dense": Prefill(decoders, embeds, layout)}
+    prefills: dict[Hashable, PrefillRun] = {"dense": PrefillRun(decoders, embeds, layout)}
     for target in cell.targets:
         chosen = with_target(pruner, target)
         if acts_in_tower(chosen):
             embeds, layout = make_input(setup, cell.visual_tokens, cell.batch, chosen)
-        prefills[target] = Prefill(decoders, embeds, layout, chosen)
+        prefills[target] = PrefillRun(decoders, embeds, layout, chosen)
 
     counts: dict[Hashable, Counts] = {}
     launches: dict[Hashable, Launches | None] = {}

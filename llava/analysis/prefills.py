@@ -21,6 +21,7 @@ from transformers import CLIPVisionConfig, LlamaModel
 
 from .. import pruning
 from ..eval.run.environment import synchronize
+from ..model.language_model.attention import sync_attention
 from ..model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM, LlavaLlamaModel
 from ..pruning.cache import PrunedCache
 from ..pruning.cost import Cost, DecoderShape, measure
@@ -66,6 +67,7 @@ class Decoders:
         """Let both use another attention backend; ImportError or ValueError where it is absent."""
         for model in (self.ours, self.stock):
             model.set_attn_implementation(name)
+        sync_attention(self.ours)
 
     def use_layers(self, model: LlavaLlamaModel) -> None:
         """Let both run the layers and norm of `model`, which has this one's weights."""
@@ -181,8 +183,8 @@ def _reduced_images(
 
 
 @dataclass
-class Prefill:
-    """A prefill that can be called; the embeddings are dense without a pruner.
+class PrefillRun:
+    """A prefill that can be called, as `generate` runs it; dense without a pruner.
 
     trace: of the last call, if it was pruned
     """
@@ -194,13 +196,14 @@ class Prefill:
     trace: PruneTrace | None = field(default=None, init=False)
 
     def __call__(self) -> Tensor:
-        """Hidden states (batch, n, hidden) of the tokens left after the last layer, normed."""
+        """What the last layer returned, normed: the dense decoder's states (batch, n, hidden) of
+        all tokens, a pruned one's of the last alone (batch, 1, hidden)."""
         if self.pruner is None:
             outputs = self.decoders.stock(inputs_embeds=self.embeds, use_cache=True)
             return outputs.last_hidden_state
         cache = PrunedCache(self.pruner, self.layout)
         outputs = self.decoders.ours(
-            inputs_embeds=self.embeds, past_key_values=cache, use_cache=True
+            inputs_embeds=self.embeds, past_key_values=cache, use_cache=True, logits_to_keep=1
         )
         self.trace = cache.trace
         return outputs.last_hidden_state

@@ -15,7 +15,7 @@ from ..pruning import Pruner
 from ..pruning.cost import Cost
 from .launches import count
 from .prefills import (
-    Prefill,
+    PrefillRun,
     Setup,
     Timing,
     acts_in_tower,
@@ -47,14 +47,14 @@ def measure(
     rows = []
     for (visual_tokens, targets), batch in product(prompts.items(), batch_sizes):
         embeds, layout = make_input(setup, visual_tokens, batch)
-        dense = Prefill(decoders, embeds, layout)
-        pruned: dict[float | None, Prefill] = {}
+        dense = PrefillRun(decoders, embeds, layout)
+        pruned: dict[float | None, PrefillRun] = {}
         for target in targets:
             chosen = with_target(pruner, target)
             if acts_in_tower(chosen):
                 embeds, layout = make_input(setup, visual_tokens, batch, chosen)
-            pruned[target] = Prefill(decoders, embeds, layout, chosen)
-        runs: dict[Hashable, Prefill] = {"dense": dense, **pruned}
+            pruned[target] = PrefillRun(decoders, embeds, layout, chosen)
+        runs: dict[Hashable, PrefillRun] = {"dense": dense, **pruned}
         take_turns(runs, setup.device, warmup)
         timings = take_turns(runs, setup.device, turns)
         counts = {name: count(run) for name, run in runs.items()}

@@ -175,14 +175,14 @@ def test_an_error_of_a_run_as_it_is_is_no_line(monkeypatch) -> None:
 
 
 def test_what_does_not_fit_is_a_line_and_the_rest_is_measured(monkeypatch) -> None:
-    original = first_token.Prefill.first_token
+    original = first_token.PrefillRun.first_token
 
     def crowded(self):
         if self.pruner is None and len(self.embeds) == 2:
             raise torch.OutOfMemoryError("out of memory")
         return original(self)
 
-    monkeypatch.setattr(first_token.Prefill, "first_token", crowded)
+    monkeypatch.setattr(first_token.PrefillRun, "first_token", crowded)
     report = measured(cells(1, 2))
     assert [r["dense_ms"] is None for r in report.rows] == [False, False, True, True]
     assert [r["speedup"] is None for r in report.rows] == [False, False, True, True]

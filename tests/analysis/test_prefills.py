@@ -7,7 +7,7 @@ import torch
 
 from llava import pruning
 from llava.analysis import prefills
-from llava.analysis.prefills import Prefill, Setup, Timing, build, make_input, take_turns
+from llava.analysis.prefills import PrefillRun, Setup, Timing, build, make_input, take_turns
 
 SETUP = Setup(
     hidden=64,
@@ -23,8 +23,8 @@ SETUP = Setup(
 def test_dense_is_transformers_own_model_on_the_same_weights() -> None:
     decoders = build(SETUP)
     embeds, layout = make_input(SETUP, 48, 2)
-    dense = Prefill(decoders, embeds, layout)
-    unpruned = Prefill(decoders, embeds, layout, pruning.build("none"))
+    dense = PrefillRun(decoders, embeds, layout)
+    unpruned = PrefillRun(decoders, embeds, layout, pruning.build("none"))
     with torch.inference_mode():
         assert torch.equal(dense(), unpruned())
         token = decoders.head(dense()[:, -1]).argmax(-1).tolist()
@@ -45,13 +45,13 @@ def test_both_decoders_get_the_attention_backend() -> None:
     decoders.set_attention("eager")
     assert decoders.ours.config._attn_implementation == "eager"
     assert decoders.stock.config._attn_implementation == "eager"
-    assert decoders.ours.layers[0].self_attn.config._attn_implementation == "eager"
+    assert decoders.ours.layers[0].self_attn.config._attn_implementation == "watched_eager"
 
 
 def test_the_cost_is_that_of_the_last_pruned_call() -> None:
     decoders = build(SETUP)
     pruner = pruning.build("fastv", depth=1, target_token_num=24)
-    prefill = Prefill(decoders, *make_input(SETUP, 48, 1), pruner)
+    prefill = PrefillRun(decoders, *make_input(SETUP, 48, 1), pruner)
     with pytest.raises(ValueError, match="has run with a pruner"):
         prefill.cost()
     with torch.inference_mode():
