@@ -18,10 +18,11 @@ backends, or for those that are given, in under ten minutes on one GPU, and writ
 
 Attention over random text is nearly uniform, so the schedules are those of a sample with little
 mutual information; timing does not depend on which tokens stay. Prefills are those of generation:
-a pruned one runs its last layer for the last token alone. Image encoding is not timed. A method that reduces the tokens in or behind the vision tower therefore
-enters with what is left of them, T tokens at a fixed budget, and what it spends there is not in the
-times; a small random tower stands in for CLIP's, and --visual-tokens must be a square. A method
-without a budget is measured once. The last line of stdout is JSON.
+a pruned one runs its last layer for the last token alone. Image encoding is not timed. A method
+that reduces the tokens in or behind the vision tower therefore enters with what is left of them, T
+tokens at a fixed budget, and what it spends there is not in the times; a small random tower stands
+in for CLIP's, and --visual-tokens must be a square. A method without a budget is measured once. The
+last line of stdout is JSON.
 """
 
 from __future__ import annotations
