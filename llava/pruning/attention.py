@@ -160,23 +160,28 @@ def check_rows(attention: Any, keys: int) -> None:
         )
 
 
-def _known(attention: Any) -> bool:
-    kind = type(attention)
+def _known(attention: nn.Module) -> bool:
+    return _known_kind(type(attention))
+
+
+@lru_cache
+def _known_kind(kind: type) -> bool:
     family = kind.__module__.rpartition(".modeling_")[2]
     stock = kind.__module__ == f"transformers.models.{family}.modeling_{family}"
     return stock and ROW_LAYERS.get(family) == kind.__name__
 
 
 def _window(attention: Any) -> int | None:
-    window: int | None = getattr(
-        attention, "sliding_window", getattr(attention.config, "sliding_window", None)
-    )
-    return window
+    # Through `vars`: asking a config for what it lacks is slow, and this is asked in every layer.
+    window: int | None = vars(attention.config).get("sliding_window")
+    return vars(attention).get("sliding_window", window)
 
 
-def device_of(module: nn.Module, hidden: Tensor) -> torch.device:
-    """Where a module computes: where its weights are, or `hidden` where these are fetched later."""
-    weight = next(module.parameters(), hidden)
+def device_of(module: Any, hidden: Tensor) -> torch.device:
+    """Where a layer or norm computes: where its weights are, or `hidden` where these are fetched
+    later."""
+    norm = getattr(module, "input_layernorm", module)
+    weight: Tensor = norm.weight if hasattr(norm, "weight") else next(module.parameters(), hidden)
     return hidden.device if weight.is_meta else weight.device
 
 

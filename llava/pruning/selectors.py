@@ -183,24 +183,8 @@ def _arranged(
         tokens.append(number.expand(layout.batch, -1))
     if positions == "compact" and all(len(images) <= 1 for images in layout.sizes):
         # One image a sample: its visual tokens end where the text behind it begins.
-        blank = _zeros(width, device)
-
-        def placed(merged: Tensor) -> Tensor:
-            return _joined(
-                [
-                    (
-                        blank[: width - count - new],
-                        row[most - count : most - tail],
-                        own[:new],
-                        row[most - tail :],
-                    )
-                    for row, own, count, new, tail in zip(
-                        _rows(kept), _rows(merged), stay, added, layout.tail
-                    )
-                ]
-            )
-
-        index, *merged = map(placed, tokens)
+        spans = list(zip(stay, added, layout.tail))
+        index, *merged = (_in_front_of_tails(kept, token, spans) for token in tokens)
         return index, merged[0] if merged else None
 
     # Old columns sort by 2j; a merged token by its centre's, or behind its image's last.
@@ -221,6 +205,32 @@ def _arranged(
     chosen = keys.argsort(dim=1, stable=True)[:, -width:]
     index, *merged = (torch.cat([kept, new], 1).gather(1, chosen) for new in tokens)
     return index, merged[0] if merged else None
+
+
+def _in_front_of_tails(
+    kept: Tensor, merged: Tensor, spans: Sequence[tuple[int, int, int]]
+) -> Tensor:
+    """`kept` (batch, m) with `merged` (batch, c) put in: (batch, most).
+
+    spans: of each sample the entries of `kept` and of `merged` that count, the last and the first
+    ones, and how many of the former stand behind the latter.
+    """
+    most = kept.shape[1]
+    if spans.count(spans[0]) == len(spans):
+        place = most - spans[0][2]
+        return torch.cat([kept[:, :place], merged, kept[:, place:]], 1)
+    width = max(count + new for count, new, _ in spans)
+    blank = _zeros(width, kept.device)
+    rows = [
+        (
+            blank[: width - count - new],
+            row[most - count : most - tail],
+            token[:new],
+            row[most - tail :],
+        )
+        for row, token, (count, new, tail) in zip(_rows(kept), _rows(merged), spans)
+    ]
+    return _joined(rows)
 
 
 def density_peaks(
