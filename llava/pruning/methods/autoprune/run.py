@@ -34,6 +34,8 @@ class AutoPruneRun(PrunerRun):
         self.positions = config.positions
         if config.mi_layer >= shape.layers:
             raise ValueError(f"mi_layer {config.mi_layer} of a decoder of {shape.layers} layers")
+        if config.prune_every > shape.layers:
+            raise ValueError(f"prune_every {config.prune_every} in {shape.layers} layers")
         demand_text_behind(config.method, layout)
         self.n_text = [n - v for n, v in zip(layout.lengths, layout.n_visual)]
         self.configs = [config.resolved(sizes) for sizes in layout.sizes]
