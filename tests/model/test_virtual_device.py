@@ -22,11 +22,10 @@ from tests.virtual_device.device import (
     DeviceError,
     VirtualTensor,
     Wait,
-    move,
-    split,
     virtual_devices,
     why_not,
 )
+from tests.virtual_device.placement import move, split
 
 from .method_cases import CASES, LAYERS, Case
 from .prompts import SAMPLES, generate, images_of

@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from accelerate import dispatch_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.cpp_extension import include_paths, library_paths
@@ -217,12 +216,12 @@ def _place(device: Any) -> torch.device:
     return FIRST if device.type == "cuda" and device.index is None else device
 
 
-def _value(argument: Any) -> Any:
+def host_value(argument: Any) -> Any:
     """An operator's argument with the values of virtual tensors in their place."""
     if isinstance(argument, VirtualTensor):
         return argument.value
     if isinstance(argument, (list, tuple)):
-        return type(argument)(map(_value, argument))
+        return type(argument)(map(host_value, argument))
     return argument
 
 
@@ -247,7 +246,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     if packet is aten.copy_:
         waits = not (len(args) > 2 and args[2])
         _note_copy(func, args[1], args[0].device, waits)
-        _value(args[0]).copy_(_value(args[1]))
+        host_value(args[0]).copy_(host_value(args[1]))
         return args[0]
     if packet in INDEXING + INDEX_WRITING:
         _check_index(func, *args)
@@ -263,7 +262,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     generator = kwargs.get("generator")
     if generator is not None and generator.device.type != device.type:
         raise DeviceError(f"{func}: a generator of {generator.device} at {running_line()}")
-    options = {k: _value(v) for k, v in kwargs.items() if k != "pin_memory"}
+    options = {k: host_value(v) for k, v in kwargs.items() if k != "pin_memory"}
     if given is not None:
         options["device"] = torch.device("cpu")
     wrappers = {id(x.value): x for x in virtual}  # of what is changed in place
@@ -277,7 +276,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             return same
         return result if device.type == "cpu" else VirtualTensor(result, device)
 
-    result = wrapped(func(*_value(args), **options))
+    result = wrapped(func(*host_value(args), **options))
     if torch.Tag.inplace_view in func.tags:  # the wrapper gets its new shape, too
         with no_dispatch():
             func(*args, **kwargs)
@@ -288,7 +287,7 @@ def _copied(func: Any, source: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
     options = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "non_blocking")}
     device = _place(kwargs.get("device") or source.device)
     _note_copy(func, source, device, not kwargs.get("non_blocking"))
-    copy = func(_value(source), **options)
+    copy = func(host_value(source), **options)
     return copy if device.type == "cpu" else VirtualTensor(copy, device)
 
 
@@ -330,44 +329,4 @@ def _check_devices(func: Any, tensors: list[Tensor]) -> None:
         raise DeviceError(
             f"{func}: expected all tensors on one device, got {', '.join(sorted(devices))} at "
             f"{running_line()}"
-        )
-
-
-def move(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module itself, its parameters and buffers on a virtual device."""
-    for child in module.modules():
-        for tensors in (child._parameters, child._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = moved = VirtualTensor(_value(tensor.data), device)
-                    if isinstance(tensor, nn.Parameter):
-                        tensors[name] = nn.Parameter(moved, requires_grad=False)
-    return module
-
-
-def split(model: Any) -> Any:
-    """The model itself, spread over two devices as accelerate does it: in the order of its modules,
-    here with the border in the middle of the decoder's layers."""
-    places: dict[str, torch.device] = {}
-    device = FIRST
-    for name, child in model.model.named_children():
-        if child is model.model.layers:
-            half = len(child) // 2
-            for i in range(len(child)):
-                places[f"model.{name}.{i}"] = FIRST if i < half else SECOND
-            device = SECOND
-        else:
-            places[f"model.{name}"] = device
-    places["lm_head"] = SECOND
-    for name, device in places.items():
-        move(model.get_submodule(name), device)
-    move_rest = {k for k, v in model.state_dict().items() if not isinstance(v, VirtualTensor)}
-    assert not move_rest, f"neither half has {sorted(move_rest)}"
-    with virtual_devices():
-        return dispatch_model(
-            model,
-            places,
-            main_device=FIRST,
-            skip_keys=model._skip_keys_device_placement,
-            force_hooks=True,
         )

@@ -12,10 +12,10 @@ from .device import (
     SECOND,
     DeviceError,
     VirtualTensor,
-    move,
     virtual_devices,
     why_not,
 )
+from .placement import move
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
