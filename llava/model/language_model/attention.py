@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import rotate_half
 
 from ...pruning.layout import precise
-
-BACKENDS = ("sdpa", "eager", "flash_attention_2")
+from .backends import BACKENDS as BACKENDS
+from .backends import check_backend as check_backend
 
 #: Attention classes of transformers' families that work as `attention_rows` does: `q_proj` and
 #: `k_proj`, a norm of each head where there is a `q_norm`, Llama's rotation of whole heads,
@@ -38,15 +38,6 @@ ROW_LAYERS = {
     "gemma": "GemmaAttention",
     "granite": "GraniteAttention",
 }
-
-
-def check_backend(name: str) -> None:
-    """Raise ValueError for an attention implementation whose masks this package does not know.
-
-    A mask of the wrong kind makes attention silently non-causal, so unknown names are refused.
-    """
-    if name not in BACKENDS:
-        raise ValueError(f"attn_implementation must be one of {', '.join(BACKENDS)}, got {name!r}")
 
 
 def causal_mask(
