@@ -159,12 +159,18 @@ def virtual_devices() -> Iterator[list[Wait]]:
         made = made.pin_memory() if pin_memory else made
         return made if device is None else made.to(device)
 
+    def as_tensor(data: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+        if isinstance(data, Tensor):
+            return data.to(device=data.device if device is None else device, dtype=dtype)
+        return tensor(data, dtype=dtype, device=device)
+
     def pinned(self: Tensor, device: Any = None) -> Tensor:
         _pinned.append(self if is_pinned(self) else self.clone())
         return _pinned[-1]
 
     patches = [
         mock.patch.object(torch, "tensor", tensor),
+        mock.patch.object(torch, "as_tensor", as_tensor),
         mock.patch.object(torch.cuda, "_lazy_init", lambda: None),
         mock.patch.object(torch.Tensor, "pin_memory", pinned),
         mock.patch.object(torch.Tensor, "is_pinned", is_pinned),

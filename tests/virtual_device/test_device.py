@@ -45,6 +45,7 @@ def test_tensors_of_two_places_are_refused(operation: Callable[[], object]) -> N
 
 WAITING: list[tuple[Callable[[], object], str]] = [
     (lambda: torch.tensor([1, 2], device=FIRST), "to device"),
+    (lambda: torch.as_tensor([1, 2], device=FIRST), "to device"),
     (lambda: torch.zeros(2).to(FIRST, non_blocking=True), "to device"),  # not pinned
     (lambda: vector()[[0, 2]], "to device"),
     (lambda: vector().cpu(), "to host"),
@@ -94,15 +95,14 @@ def test_a_module_computes_on_its_device() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    patched = (torch.tensor, torch.cuda._lazy_init, torch.Tensor.pin_memory, torch.Tensor.is_pinned)
+    def patched() -> list[object]:
+        of_tensors = [torch.Tensor.pin_memory, torch.Tensor.is_pinned]
+        return [torch.tensor, torch.as_tensor, torch.cuda._lazy_init, *of_tensors]
+
+    before = patched()
     with virtual_devices():
-        assert torch.tensor is not patched[0]
-    assert patched == (
-        torch.tensor,
-        torch.cuda._lazy_init,
-        torch.Tensor.pin_memory,
-        torch.Tensor.is_pinned,
-    )
+        assert all(now is not old for now, old in zip(patched(), before))
+    assert patched() == before
     assert not torch.cuda.is_available()
     with pytest.raises((RuntimeError, AssertionError)):
         torch.zeros(2, device="cuda")
