@@ -161,11 +161,12 @@ def check_rows(attention: Any, keys: int) -> None:
 
 
 def _known(attention: nn.Module) -> bool:
-    return _known_kind(type(attention))
+    kind: Any = type(attention)
+    return _known_kind(kind)
 
 
 @lru_cache
-def _known_kind(kind: type) -> bool:
+def _known_kind(kind: Any) -> bool:
     family = kind.__module__.rpartition(".modeling_")[2]
     stock = kind.__module__ == f"transformers.models.{family}.modeling_{family}"
     return stock and ROW_LAYERS.get(family) == kind.__name__
@@ -173,8 +174,9 @@ def _known_kind(kind: type) -> bool:
 
 def _window(attention: Any) -> int | None:
     # Through `vars`: asking a config for what it lacks is slow, and this is asked in every layer.
-    window: int | None = vars(attention.config).get("sliding_window")
-    return vars(attention).get("sliding_window", window)
+    of_config = vars(attention.config).get("sliding_window")
+    window: int | None = vars(attention).get("sliding_window", of_config)
+    return window
 
 
 def device_of(module: Any, hidden: Tensor) -> torch.device:
