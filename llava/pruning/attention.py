@@ -169,7 +169,7 @@ def _known(attention: nn.Module) -> bool:
 def _known_kind(kind: Any) -> bool:
     family = kind.__module__.rpartition(".modeling_")[2]
     stock = kind.__module__ == f"transformers.models.{family}.modeling_{family}"
-    return stock and ROW_LAYERS.get(family) == kind.__name__
+    return bool(stock and ROW_LAYERS.get(family) == kind.__name__)
 
 
 def _window(attention: Any) -> int | None:

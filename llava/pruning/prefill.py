@@ -100,7 +100,7 @@ class Prefill:
         self.run, self.layout, self.decoder = run, layout, decoder
         self.inputs, self.cache = inputs, cache
         self._last = decoder.config.num_hidden_layers - 1 if last_only else -1
-        self._row_masks: dict[tuple[int, ...], Tensor | None] = {}
+        self._row_masks: dict[Any, Tensor] = {}
         if cache is not None:
             cache.begin(layout, run.positions)
             cache.trace.first = layout
@@ -228,7 +228,7 @@ class Prefill:
         tails = tuple(min(tail, count) for tail in self.layout.tail)
         if min(tails) == count:
             return None
-        key = (count, *tails)
+        key = (self.layout.device, count, tails)
         if key not in self._row_masks:
             self._row_masks[key] = right_aligned(tails, count, self.layout.device)
         return self._row_masks[key]

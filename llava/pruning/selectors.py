@@ -312,11 +312,11 @@ def density_peaks(
         to_centre = to_centre.where(present[:, None], torch.inf)
     number = torch.arange(c, device=device).expand(batch, -1)
     cluster = to_centre.argmin(-1)
-    if present is None:
-        return cluster.scatter(1, centre, number), centre
-    is_centre = torch.zeros_like(cluster, dtype=torch.bool).scatter(1, centre, present)
-    cluster = cluster.scatter(1, centre, number).where(is_centre, cluster)
-    return cluster if real is None else cluster.where(real, c), centre
+    pinned = cluster.scatter(1, centre, number)
+    if present is not None:
+        is_centre = torch.zeros_like(cluster, dtype=torch.bool).scatter(1, centre, present)
+        pinned = pinned.where(is_centre, cluster)
+    return pinned if real is None else pinned.where(real, c), centre
 
 
 def _unless_all(counts: Sequence[int], width: int, device: torch.device) -> Tensor | None:

@@ -100,7 +100,6 @@ class TestNames:
         with pytest.raises(ValueError, match="must be one of sdpa, eager, flash_attention_2"):
             check_backend(model.config._attn_implementation)
 
-    @pytest.mark.xfail(raises=ValueError, reason="the decoder checks the name in the config itself")
     def test_a_model_answers_with_it(self, renamed) -> None:
         model, kernels = renamed
         pruner = CASES[2].pruner

@@ -19,7 +19,6 @@ from tests import tiny, tiny_next
 from tests.closeness import FLOAT32, assert_close
 from tests.virtual_device.device import (
     FIRST,
-    DeviceError,
     VirtualTensor,
     Wait,
     virtual_devices,
@@ -132,10 +131,6 @@ def test_one_device_answers_as_the_cpu(use: Use, attn: str, case: Case) -> None:
     check(use, attn, case, on_one)
 
 
-@pytest.mark.xfail(
-    raises=DeviceError,
-    reason="masks, validity and what lies ahead of a layer do not follow the layer's device",
-)
 @each_turn
 def test_two_devices_answer_as_the_cpu(use: Use, attn: str, case: Case) -> None:
     check(use, attn, case, split)
@@ -162,14 +157,11 @@ def deep():
     return move(tiny.model(7, layers=32, image_size=112), FIRST)
 
 
-LAYER_BY_LAYER = pytest.mark.xfail(reason="schedules and counts go to the device layer by layer")
-
-
 @pytest.mark.parametrize(
     ("method", "batch", "most"),
     [
-        pytest.param("autoprune", 1, 3, marks=LAYER_BY_LAYER),
-        pytest.param("autoprune", 8, 4, marks=LAYER_BY_LAYER),
+        ("autoprune", 1, 3),
+        ("autoprune", 8, 4),
         ("zipvl", 1, 40),
         ("zipvl", 8, 45),
     ],

@@ -18,7 +18,6 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...pruning.attention import Watch
-from .backends import backend_of
 
 NAME = "watched"
 
@@ -52,11 +51,10 @@ def watched(
     if watch is not None:
         watch.queries = query
     unwatched = Unwatched(module)
-    kernel = _kernel(unwatched.config._attn_implementation, module)
-    if attention_mask is not None and attention_mask.dim() == 4:
-        # flash takes validity only; a mask of its own for each query is for sdpa.
-        if backend_of(unwatched.config) == "flash_attention_2":
-            kernel = _kernel("sdpa", module)
+    name: str = unwatched.config._attn_implementation
+    if attention_mask is not None and attention_mask.dim() == 4 and "flash" in name:
+        name = "sdpa"  # flash takes validity only, no mask of its own for each query
+    kernel = _kernel(name, module)
     return kernel(unwatched, query, key, value, attention_mask, **kwargs)
 
 
