@@ -53,7 +53,7 @@ class _RopeTables:
         self._rope, self._first, self._policy = rope, first, policy
         # Of the sample that fills the batch's columns: positions 0, 1, 2, ...
         self._longest = first.lengths.index(first.n) if rope[0].shape[0] > 1 else 0
-        self._padded: Tensor | None = None
+        self._joined: Tensor | None = None
 
     def of(self, layout: TokenLayout) -> Rope:
         """(batch or 1, n, head_dim) each, on the device of `layout`."""
@@ -61,23 +61,26 @@ class _RopeTables:
         self._rope = cos, sin = moved(cos, layout.device), moved(sin, layout.device)
         if layout.index is None:
             return cos, sin
+        if self._policy != "original" and not layout.padded:
+            return cos[self._longest, None, : layout.n], sin[self._longest, None, : layout.n]
+        if self._joined is None:
+            self._joined = self._prepared()
+        self._joined = joined = moved(self._joined, layout.device)
         if self._policy == "original":
             assert layout.columns is not None, "some are left"
-            return rows_of(self._rope, layout.columns)
-        if layout.padded:
-            return self._left_padded(layout)
-        here = slice(self._longest, self._longest + 1)
-        return cos[here, : layout.n], sin[here, : layout.n]
-
-    def _left_padded(self, layout: TokenLayout) -> Rope:
-        """Positions 0, 1, 2, ... of each sample behind as many 0 as it is shorter."""
+            return parted(take(joined, layout.columns))
         most, n = self._first.n, layout.n
-        if self._padded is None:
-            row = torch.cat(self._rope, -1)[self._longest]
-            self._padded = torch.cat([row[:1].expand(most, -1), row])
-        table = moved(self._padded, layout.device)
-        parts = [table[most - n + count : most + count] for count in layout.lengths]
+        parts = [joined[most - n + count : most + count] for count in layout.lengths]
         return parted(torch.stack(parts))
+
+    def _prepared(self) -> Tensor:
+        """Cosines beside sines: of each sample, or for slices those of positions 0, 1, 2, ...
+        behind as many filling rows."""
+        joined = torch.cat(self._rope, -1)
+        if self._policy == "original":
+            return joined.expand(self._first.batch, -1, -1).contiguous()
+        row = joined[self._longest]
+        return torch.cat([row[:1].expand(self._first.n, -1), row])
 
 
 def rows_of(rope: Rope, index: Tensor) -> Rope:

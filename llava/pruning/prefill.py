@@ -43,8 +43,9 @@ from .inputs import LayerInputs
 from .layout import TokenLayout
 from .selection import Selection, apply, right_aligned
 
-#: Share of a layer's tokens above which it is worth its two projections to choose before it runs.
-MANY = 0.1
+#: Share of a layer's tokens above which it is worth its two projections to choose before it runs,
+#: and how many of a batch's tokens it is worth its two dozen launches for.
+MANY, LEAST = 0.1, 64
 
 
 class Handed:
@@ -182,7 +183,8 @@ class Prefill:
         leaving = self.run.leaving(index, layout)
         if leaving is None or not has_rows(layer.self_attn, layout.n):
             return False
-        return index == self._last or sum(leaving) > MANY * sum(layout.lengths)
+        tokens = sum(leaving)
+        return index == self._last or (tokens > MANY * sum(layout.lengths) and tokens >= LEAST)
 
     def _choose_first(
         self, cache: PrunedCache, layer: Any, hidden: Tensor, arguments: dict[str, Any]
