@@ -51,8 +51,10 @@ class _RopeTables:
 
     def __init__(self, rope: Rope, first: TokenLayout, policy: str) -> None:
         self._rope, self._first, self._policy = rope, first, policy
-        # Of the sample that fills the batch's columns: positions 0, 1, 2, ...
-        self._longest = first.lengths.index(first.n) if rope[0].shape[0] > 1 else 0
+        # The row of the longest sample, and where in it positions 0, 1, 2, ... begin.
+        most = max(first.lengths)
+        self._longest = first.lengths.index(most) if rope[0].shape[0] > 1 else 0
+        self._start = first.n - most
         self._joined: Tensor | None = None
 
     def of(self, layout: TokenLayout) -> Rope:
@@ -62,15 +64,17 @@ class _RopeTables:
         if layout.index is None:
             return cos, sin
         if self._policy != "original" and not layout.padded:
-            return cos[self._longest, None, : layout.n], sin[self._longest, None, : layout.n]
+            here = slice(self._start, self._start + layout.n)
+            return cos[self._longest, None, here], sin[self._longest, None, here]
         if self._joined is None:
             self._joined = self._prepared()
         self._joined = joined = moved(self._joined, layout.device)
         if self._policy == "original":
             assert layout.columns is not None, "some are left"
             return parted(take(joined, layout.columns))
-        most, n = self._first.n, layout.n
-        parts = [joined[most - n + count : most + count] for count in layout.lengths]
+        # A slice that begins in the filling rows is left-padded.
+        filling = self._first.n
+        parts = [joined[filling - layout.n + n : filling + n] for n in layout.lengths]
         return parted(torch.stack(parts))
 
     def _prepared(self) -> Tensor:
@@ -79,7 +83,7 @@ class _RopeTables:
         joined = torch.cat(self._rope, -1)
         if self._policy == "original":
             return joined.expand(self._first.batch, -1, -1).contiguous()
-        row = joined[self._longest]
+        row = joined[self._longest, self._start :]
         return torch.cat([row[:1].expand(self._first.n, -1), row])
 
 
