@@ -191,10 +191,10 @@ def _arranged(
                     (
                         blank[: width - count - new],
                         row[most - count : most - tail],
-                        own[:new],
+                        new_row[:new],
                         row[most - tail :],
                     )
-                    for row, own, count, new, tail in zip(
+                    for row, new_row, count, new, tail in zip(
                         _rows(kept), _rows(merged), stay, added, layout.tail
                     )
                 ]

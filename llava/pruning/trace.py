@@ -158,8 +158,8 @@ def _merged(
         return {}
     members = patch[merge.source[sample]].tolist()
     if merge.cluster is None:
-        own = members[: merge.pools[sample]]
-        return {own[0]: own} if own else {}
+        pool = members[: merge.pools[sample]]
+        return {pool[0]: pool} if pool else {}
     assert merge.index is not None, "of several clusters"
     stands = zip(merge.index[sample].tolist(), patch[selection.index[sample]].tolist())
     centres = {index - columns: centre for index, centre in stands if index >= columns}
