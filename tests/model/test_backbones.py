@@ -55,16 +55,6 @@ def backbone(family: str, **extra) -> nn.Module:
     return model
 
 
-@pytest.fixture
-def wide_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' eager backend softmaxes in float32; here in the dtype of the scores."""
-
-    def softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-        return scores.softmax(dim)
-
-    monkeypatch.setattr(nn.functional, "softmax", softmax)
-
-
 @pytest.mark.usefixtures("wide_softmax")
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", ROW_LAYERS)

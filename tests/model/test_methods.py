@@ -149,7 +149,7 @@ def test_a_batch_equals_its_samples(attn, case, models) -> None:
         here, there = trace.samples[i], single.samples[0]
         left_out = {"complexity": {}, "ran": [], "projected": []}
         assert replace(here, **left_out) == replace(there, **left_out)
-        assert 0 < min(here.ran) and all(map(le, here.ran, totals(here)))
+        assert min(here.ran) > 0 and all(map(le, here.ran, totals(here)))
         costs = [measure(sample, shape, new_tokens=4) for sample in (here, there)]
         assert replace(costs[0], computed_flops=0) == replace(costs[1], computed_flops=0)
         assert here.complexity == pytest.approx(there.complexity, rel=measured)

@@ -115,7 +115,9 @@ def test_a_filling_column_is_padding_whatever_it_was() -> None:
 
 def test_a_layout_is_an_index_until_somebody_asks() -> None:
     layout = two_images_and_text()
-    first = layout.select(Selection(torch.tensor([[0, 1, 3, 8, 9], [0, 6, 7, 8, 9]]), (5, 4), (2, 0)))
+    first = layout.select(
+        Selection(torch.tensor([[0, 1, 3, 8, 9], [0, 6, 7, 8, 9]]), (5, 4), (2, 0))
+    )
     after = first.select(Selection(torch.tensor([[0, 1, 3, 4], [1, 2, 3, 4]]), (4, 4), (1, 0)))
     looked_up = {"columns", "valid", "image", "patch", "position", "cls", "letterbox", "tile"}
     for seen in (first, after):
