@@ -71,7 +71,7 @@ def oracle(
     """Last hidden states (text tokens, d) of a sample, whose choices are those of the trace.
 
     Tokens are given to the layers backwards, so that only positions can say who comes first.
-    Not `shuffled`: in order, merged tokens behind their image's others, and order says who sees whom.
+    Not `shuffled`: merged tokens lie behind their image's others, and order says who sees whom.
     """
     names = names_of(layout, sample)
     where = {name: column for column, name in enumerate(names)}
