@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from llava.pruning.layout import TEXT, Segment, TokenLayout
+from llava.pruning.layout import NEWLINE, TEXT, Segment, TokenLayout
 from llava.pruning.selection import Merge, Selection, apply, take
 from tests.closeness import assert_close
 
@@ -126,6 +128,34 @@ def test_a_layout_is_an_index_until_somebody_asks() -> None:
     assert after.patch.tolist() == [[T, T, 4, T], [T] * 4]
     assert looked_up & vars(after).keys() == {"patch", "columns"}
     assert looked_up & vars(first).keys() == {"columns"}
+
+
+def test_fields_after_three_selections_are_gathered_three_times() -> None:
+    tile = torch.tensor([0, 0, 1, 1, NEWLINE])
+    box = torch.tensor([True, False, False, True, False])
+    first = Segment(5, 0, torch.arange(5), torch.rand(5), box, tile=tile)
+    plain = Segment(7, 0, torch.arange(7), torch.rand(7))
+    layout = TokenLayout.from_segments(
+        [[Segment(2), first, Segment(1)], [plain, Segment(3)], [Segment(4)]]
+    )
+    names = ("image", "patch", "position", "valid", "cls", "letterbox", "tile", "rank_bias")
+    expected = {name: getattr(layout, name) for name in names}
+    rng = random.Random(0)
+    for lengths in ((7, 8, 4), (5, 8, 4), (5, 3, 4)):
+        n = max(lengths)
+        rows = []
+        for length, have in zip(lengths, layout.lengths):
+            columns = sorted(rng.sample(range(layout.n - have, layout.n), length))
+            rows.append([rng.randrange(layout.n) for _ in range(n - length)] + columns)
+        index = torch.tensor(rows)
+        layout = layout.select(Selection(index, lengths, (1, 1, 0)))
+        expected = {name: value.gather(1, index) for name, value in expected.items()}
+    there = layout.valid
+    for name, value in expected.items():
+        assert torch.equal(getattr(layout, name)[there], value[there]), name
+    for name, filling in (("image", T), ("patch", T), ("valid", False), ("rank_bias", -torch.inf)):
+        assert (getattr(layout, name)[~there] == filling).all(), name
+    assert there.sum(1).tolist() == [5, 3, 4]
 
 
 def test_take_gathers_rows_of_each_sample() -> None:

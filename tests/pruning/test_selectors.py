@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from llava.pruning import selectors
 from llava.pruning.layout import TEXT, Segment, TokenLayout
-from llava.pruning.selection import Selection, apply
+from llava.pruning.selection import Selection, apply, take
 from llava.pruning.selectors import density_peaks, keep_top
 from tests.closeness import assert_close
 
@@ -149,6 +150,73 @@ def merged(layout: TokenLayout, keep, pools, clusters, seed: int = 0):
         features=features_for(layout, seed),
     )
     return selection, layout.select(selection), apply(selection, features_for(layout, seed))
+
+
+def ranked(layout: TokenLayout) -> Tensor:
+    """Patches of the first of `samples` by score."""
+    start = layout.n - layout.lengths[0] + 2
+    return scores_for(layout)[0, start : start + 12].argsort(descending=True)
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+@pytest.mark.parametrize("runs", [samples()[:1], samples()], ids=["one", "batch"])
+def test_a_pool_of_one_token_moves_it(runs, positions, monkeypatch) -> None:
+    """Nothing is averaged, so it moves as it is; and nothing is clustered."""
+    monkeypatch.setattr(selectors, "density_peaks", None)
+    layout = TokenLayout.from_segments(runs)
+    one = [1, 1, 0, 1][: layout.batch]
+    keep = [4, 8, 0, 10][: layout.batch]
+    selection = keep_top(
+        layout, scores_for(layout), keep, pools=one, clusters=one, positions=positions
+    )
+    assert selection.merge.index is None and selection.merge.cluster is None
+    assert selection.then is None, "it need not wait for the layer"
+    hidden = features_for(layout).half()
+    assert torch.equal(apply(selection, hidden), take(hidden, selection.index))
+    order = ranked(layout).tolist()
+    expected = [*sorted(order[:4]), order[4]] if positions == "compact" else sorted(order[:5])
+    assert kept_patches(layout, selection) == expected
+
+
+@pytest.mark.parametrize("runs", [samples()[:1], samples()], ids=["one", "batch"])
+def test_a_single_cluster_is_a_mean(runs, monkeypatch) -> None:
+    """No distances are taken; the highest score is the centre."""
+    monkeypatch.setattr(selectors, "density_peaks", None)
+    layout = TokenLayout.from_segments(runs)
+    keep, pools = [4, 8, 0, 10][: layout.batch], [5, 3, 0, 12][: layout.batch]
+    clusters = [1, 1, 0, 1][: layout.batch]
+    features = features_for(layout)
+    selection = keep_top(
+        layout, scores_for(layout), keep, pools=pools, clusters=clusters, features=features
+    )
+    assert selection.merge.cluster is None
+    order = ranked(layout)
+    pool = order[4:9] + layout.n - layout.lengths[0] + 2
+    after = layout.select(selection)
+    column = after.n - layout.tail[0] - 1
+    assert after.patch[0, column] == order[4]
+    assert_close(apply(selection, features)[0, column], features[0, pool].mean(0))
+
+
+def test_what_is_merged_behind_a_layer_is_what_features_at_once_give() -> None:
+    """Without features the pooled tokens stay; `then` merges them by what the layer returns."""
+    layout = TokenLayout.from_segments(samples())
+    scores, features = scores_for(layout), features_for(layout)
+    counts = {"pools": [5, 12, 0, 15], "clusters": [1, 2, 0, 3]}
+    for policy in ("compact", "original"):
+        at_once = keep_top(
+            layout, scores, [4, 8, 0, 10], **counts, features=features, positions=policy
+        )
+        first = keep_top(layout, scores, [4, 8, 0, 10], **counts, positions=policy)
+        assert first.merge is None and first.n_visual == (9, 20, 0, 25)
+        left, states = layout.select(first), apply(first, features)
+        second = first.then(left, states)
+        expected, after = layout.select(at_once), left.select(second)
+        assert (after.lengths, after.n_visual) == (expected.lengths, expected.n_visual)
+        for name in ("patch", "image", "position", "valid"):
+            here, there = getattr(after, name), getattr(expected, name)
+            assert torch.equal(here[after.valid], there[expected.valid]), name
+        assert_close(apply(second, states)[after.valid], apply(at_once, features)[expected.valid])
 
 
 def merged_columns(selection: Selection, layout: TokenLayout, sample: int = 0) -> list[int]:
