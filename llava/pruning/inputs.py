@@ -50,41 +50,33 @@ class _RopeTables:
     """
 
     def __init__(self, rope: Rope, first: TokenLayout, policy: str) -> None:
-        self._rope, self._first, self._policy = rope, first, policy
+        # Side by side, so that one copy serves both; and all tables are laid out alike, whatever
+        # cut them, which a compiled layer would otherwise need graphs of its own for.
+        self._whole, self._first, self._policy = torch.cat(rope, -1), first, policy
         # The row of the longest sample, and where in it positions 0, 1, 2, ... begin.
         most = max(first.lengths)
         self._longest = first.lengths.index(most) if rope[0].shape[0] > 1 else 0
         self._start = first.n - most
-        self._joined: Tensor | None = None
+        self._filled: Tensor | None = None
 
     def of(self, layout: TokenLayout) -> Rope:
         """(batch or 1, n, head_dim) each, on the device of `layout`."""
-        cos, sin = self._rope
-        self._rope = cos, sin = moved(cos, layout.device), moved(sin, layout.device)
+        self._whole = whole = moved(self._whole, layout.device)
         if layout.index is None:
-            return cos, sin
-        if self._policy != "original" and not layout.padded:
-            here = slice(self._start, self._start + layout.n)
-            return cos[self._longest, None, here], sin[self._longest, None, here]
-        if self._joined is None:
-            self._joined = self._prepared()
-        self._joined = joined = moved(self._joined, layout.device)
+            return parted(whole)
         if self._policy == "original":
             assert layout.columns is not None, "some are left"
-            return parted(take(joined, layout.columns))
-        # A slice that begins in the filling rows is left-padded.
+            return parted(take(whole.expand(layout.batch, -1, -1), layout.columns))
+        row = whole[self._longest, self._start :]
+        if not layout.padded:
+            return parted(row[None, : layout.n])
+        # Behind as many filling rows as there are columns: a slice that begins there is left-padded.
         filling = self._first.n
-        parts = [joined[filling - layout.n + n : filling + n] for n in layout.lengths]
+        if self._filled is None:
+            self._filled = torch.cat([row[:1].expand(filling, -1), row])
+        self._filled = filled = moved(self._filled, layout.device)
+        parts = [filled[filling - layout.n + n : filling + n] for n in layout.lengths]
         return parted(torch.stack(parts))
-
-    def _prepared(self) -> Tensor:
-        """Cosines beside sines: of each sample, or for slices those of positions 0, 1, 2, ...
-        behind as many filling rows."""
-        joined = torch.cat(self._rope, -1)
-        if self._policy == "original":
-            return joined.expand(self._first.batch, -1, -1).contiguous()
-        row = joined[self._longest, self._start :]
-        return torch.cat([row[:1].expand(self._first.n, -1), row])
 
 
 def rows_of(rope: Rope, index: Tensor) -> Rope:

@@ -217,7 +217,10 @@ def test_what_is_merged_behind_a_layer_is_what_features_at_once_give() -> None:
 
 def merged_columns(selection: Selection, layout: TokenLayout, sample: int = 0) -> list[int]:
     """Where the merged tokens of a sample stand afterwards, by their number."""
-    numbers = selection.merge.index[sample] - layout.n
+    merge = selection.merge
+    if merge.index is None:
+        return list(range(merge.place, merge.place + merge.clusters))
+    numbers = merge.index[sample] - layout.n
     by_number = {number: column for column, number in enumerate(numbers.tolist()) if number >= 0}
     return [by_number[number] for number in sorted(by_number)]
 
