@@ -70,7 +70,7 @@ class _RopeTables:
         row = whole[self._longest, self._start :]
         if not layout.padded:
             return parted(row[None, : layout.n])
-        # Behind as many filling rows as there are columns: a slice that begins there is left-padded.
+        # A slice that begins in the filling rows is left-padded.
         filling = self._first.n
         if self._filled is None:
             self._filled = torch.cat([row[:1].expand(filling, -1), row])
