@@ -26,9 +26,12 @@ PRUNERS = [
 ]
 
 
+@pytest.mark.parametrize("many", [2.0, 0.1])
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-def test_threads_with_different_methods_share_a_model(attn: str) -> None:
-    """Every layer waits until all threads have come to it, so that all prefills are under way."""
+def test_threads_with_different_methods_share_a_model(attn: str, many: float, monkeypatch) -> None:
+    """Every layer waits for all threads before it runs and behind, so that all prefills are under
+    way and all layers have shown their queries before any is looked at."""
+    monkeypatch.setattr(prefill, "MANY", many)
     model = tiny.model(7, attn=attn)
     pruners = [pruning.build(method, **settings) for method, settings in PRUNERS]
     ids, mask = tiny.batch(SAMPLES)
@@ -45,7 +48,9 @@ def test_threads_with_different_methods_share_a_model(attn: str) -> None:
     def wait(*_) -> None:
         barrier.wait()
 
-    hooks = [layer.register_forward_pre_hook(wait) for layer in model.model.layers]
+    layers = model.model.layers
+    hooks = [layer.register_forward_pre_hook(wait) for layer in layers]
+    hooks += [layer.register_forward_hook(wait) for layer in layers]
     with ThreadPoolExecutor(len(pruners)) as pool:
         together = list(pool.map(answer, pruners))
     for hook in hooks:
