@@ -51,7 +51,7 @@ def backbone(family: str, **extra) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.3, 0.6)
-    watch_attention(model)
+    watch_attention(model.layers)
     return model
 
 

@@ -37,6 +37,7 @@ FIRST = ("autoprune", "fastv", "sparsevlm", "zipvl")
 def with_norms(model):
     """Llama's attention replaced by Qwen3's, which norms each head of queries and keys."""
     config = Qwen3Config(**{k: v for k, v in model.config.to_dict().items() if k in SHARED})
+    config._attn_implementation = model.config._attn_implementation
     generator = torch.Generator().manual_seed(9)
     for index, layer in enumerate(model.model.layers):
         attention = Qwen3Attention(config, index).double()
@@ -47,7 +48,7 @@ def with_norms(model):
             nn.init.uniform_(norm.weight, 0.5, 3.0, generator=generator)
             setattr(attention, name, norm)
         layer.self_attn = attention
-    watch_attention(model.model)
+    watch_attention(model.model.layers)
     return model
 
 
@@ -87,6 +88,7 @@ def run(
 ) -> tuple[list[Tensor], PruneTrace]:
     """What a prefill and two steps of decoding give: states, keys, values; and the trace."""
     patch.setattr(prefill, "MANY", many)
+    patch.setattr(prefill, "LEAST", 0)
     ids, mask = tiny.batch(samples)
     size = model.config.mm_vision_config["image_size"]
     pixels = tiny.pixels(8, sum(map(images_of, samples)), size=size)
@@ -184,8 +186,9 @@ def test_every_attention_gives_the_same_either_way(
 
 
 def test_the_released_settings_choose_first_where_many_leave(models, monkeypatch) -> None:
-    """Without any force: at the pre-selection and where the schedule begins, not where it goes on
-    by a token or two a layer."""
+    """At the pre-selection and where the schedule begins, not where it goes on by a token or two a
+    layer; few tokens are worth it here."""
+    monkeypatch.setattr(prefill, "LEAST", 0)
     pruner = pruning.build("autoprune", target_token_num=12, x0=3.0)
     out, _ = generate(models["sdpa"], SAMPLES[0][None], None, tiny.pixels(8, size=84), pruner, 1)
     sample = out.past_key_values.trace.samples[0]
@@ -197,6 +200,7 @@ def test_the_released_settings_choose_first_where_many_leave(models, monkeypatch
     assert sample.projected[0] and sample.projected[1]
     assert not all(sample.projected[:-1])
     monkeypatch.setattr(prefill, "MANY", NEVER)
+    monkeypatch.setattr(prefill, "LEAST", 0)
     out, _ = generate(models["sdpa"], SAMPLES[0][None], None, tiny.pixels(8, size=84), pruner, 1)
     behind, shape = (
         out.past_key_values.trace.samples[0],
@@ -210,7 +214,7 @@ def all_tokens(model, monkeypatch) -> None:
     init = prefill.Prefill.__init__
 
     def without(self, *args, last_only: bool = False, **kwargs) -> None:
-        init(self, *args[:6], **kwargs)
+        init(self, *args[:5], **kwargs)
 
     monkeypatch.setattr(prefill.Prefill, "__init__", without)
 
@@ -259,3 +263,13 @@ def test_logits_of_all_that_is_left_need_the_whole_last_layer(models) -> None:
     assert shapes == [12 + ids.shape[1] - 1, 1, 3]
     for logits in last[1:]:
         assert_close(logits, last[0])
+
+
+@torch.no_grad()
+def test_few_tokens_are_not_worth_the_launches(models) -> None:
+    """Whatever their share: but for the mutual information's layer, where none is known before."""
+    pruner = pruning.build("fastv", target_token_num=12)
+    out, _ = generate(models["sdpa"], SAMPLES[0][None], None, tiny.pixels(8, size=84), pruner, 1)
+    sample = out.past_key_values.trace.samples[0]
+    assert sample.leaving[1] == 12 and sample.entering[1] == 36 < prefill.LEAST
+    assert sample.projected[:-1] == [0] * (LAYERS - 1)

@@ -32,6 +32,7 @@ def test_threads_with_different_methods_share_a_model(attn: str, many: float, mo
     """Every layer waits for all threads before it runs and behind, so that all prefills are under
     way and all layers have shown their queries before any is looked at."""
     monkeypatch.setattr(prefill, "MANY", many)
+    monkeypatch.setattr(prefill, "LEAST", 0)
     model = tiny.model(7, attn=attn)
     pruners = [pruning.build(method, **settings) for method, settings in PRUNERS]
     ids, mask = tiny.batch(SAMPLES)
@@ -117,6 +118,7 @@ def test_an_attention_that_shows_no_queries_is_refused(many: float, monkeypatch)
     """Where the choice comes first the layer's weights are enough; behind a layer it has to show
     its queries."""
     monkeypatch.setattr(prefill, "MANY", many)
+    monkeypatch.setattr(prefill, "LEAST", 0)
     model = tiny.model(7)
     pruner = pruning.build("fastv", target_token_num=7)
     expected = one(model, pruner)[1]

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from llava.pruning.rotary import RopeTables
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 from llava.model.language_model.attention import watch_attention
+from llava.pruning import prefill as prefill_module
 from llava.pruning.base import Observation, PrunerRun
 from llava.pruning.cache import PrunedCache
+from llava.pruning.inputs import OwnInputs
 from llava.pruning.layout import Segment, TokenLayout
 from llava.pruning.prefill import Handed, Prefill
 from llava.pruning.selection import Selection
@@ -45,6 +46,12 @@ class Scripted(PrunerRun):
         return keep_top(layout, layout.patch.double(), keep)
 
 
+@pytest.fixture(autouse=True)
+def _few_are_worth_it(monkeypatch) -> None:
+    """These batches have few tokens."""
+    monkeypatch.setattr(prefill_module, "LEAST", 0)
+
+
 @pytest.fixture(scope="module")
 def decoder() -> LlamaModel:
     torch.manual_seed(0)
@@ -58,7 +65,7 @@ def decoder() -> LlamaModel:
     )
     config._attn_implementation = "sdpa"
     model = tiny.double(LlamaModel(config).eval())
-    watch_attention(model)
+    watch_attention(model.layers)
     return model
 
 
@@ -85,7 +92,8 @@ class Walk:
         generator = torch.Generator().manual_seed(1)
         hidden = torch.randn(layout.batch, layout.n, 32, generator=generator)
         rope = decoder.rotary_emb(hidden, layout.position)
-        prefill = Prefill(run, layout, decoder, rope, self.cache, backend, last_only)
+        inputs = OwnInputs(rope, layout, run.positions, backend)
+        prefill = Prefill(run, layout, decoder, inputs, self.cache, last_only)
         self.arguments: list[dict[str, Any]] = []
         self.layouts, self.hidden = [layout], []
         hidden = prefill.begin(hidden)
@@ -201,7 +209,8 @@ def test_nothing_is_asked_where_nothing_is_kept(decoder) -> None:
     layout, run = layout_of(20), Scripted({0: [9]}, "compact", looks=2)
     hidden = torch.randn(1, layout.n, 32)
     rope = decoder.rotary_emb(hidden, layout.position)
-    prefill = Prefill(run, layout, decoder, rope, None, "sdpa")
+    inputs = OwnInputs(rope, layout, "compact", "sdpa")
+    prefill = Prefill(run, layout, decoder, inputs, None)
     _, arguments = prefill.enter(0, hidden)
     assert arguments["past_key_values"] is None and not arguments["use_cache"]
     assert prefill.leave(hidden) is hidden and prefill.layout is layout
@@ -244,12 +253,13 @@ def test_tables_follow_selections_that_begin_in_padding() -> None:
         return table[position][..., :3], table[position][..., 3:]
 
     for policy in ("compact", "original"):
-        tables, here = RopeTables(rope(layout.position), layout, policy), layout
+        inputs, here = OwnInputs(rope(layout.position), layout, policy, "sdpa"), layout
         for keep in ([15, 12, 3], [9, 2, 3], [1, 2, 0]):
             scores = torch.rand(3, here.n, generator=generator)
             here = here.select(keep_top(here, scores, keep))
             expected = rope(here.positions(policy))
-            for mine, theirs in zip(tables.of(here), expected):
+            inputs.enter(here, torch.zeros(3, here.n, 1))
+            for mine, theirs in zip(inputs.rope, expected):
                 assert mine.shape == theirs.shape
                 assert torch.equal(mine[here.valid], theirs[here.valid])
 
