@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 from .base import Pruner
 from .layout import TokenLayout
@@ -34,10 +34,18 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         if self.is_initialized:
-            return super().update(key_states, value_states, *args, **kwargs)
-        self.lazy_initialization(key_states)
+            key_states = _joined(self.keys, key_states)
+            value_states = _joined(self.values, value_states)
+        else:
+            self.lazy_initialization(key_states)
         self.keys, self.values = key_states, value_states
         return key_states, value_states
+
+
+def _joined(held: Tensor, new: Tensor) -> Tensor:
+    """Both (batch, heads, n, head_dim), laid out token by token as projections leave them: so the
+    first step of decoding meets the layout of all others, and needs no graph of its own."""
+    return torch.cat((held.transpose(1, 2), new.transpose(1, 2)), 1).transpose(1, 2)
 
 
 class PrunedCache(DynamicCache):
@@ -135,6 +143,13 @@ class PrunedCache(DynamicCache):
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self._rows(lambda x: x[indices.to(x.device)])
+
+    def layer(self, index: int) -> CacheLayerMixin:
+        """What holds keys and values of a layer. A layer is given this in place of the cache: what
+        it does then does not depend on its number, and all layers share one compiled graph."""
+        while len(self.layers) <= index:
+            self.layers.append(GrowingLayer())
+        return self.layers[index]
 
     def held(self, layer: int) -> Tensor:
         """Keys (batch, kv heads, n, head_dim) that a layer holds."""
