@@ -17,14 +17,14 @@ class RopeTables:
     """
 
     def __init__(self, rope: Rope, layout: TokenLayout, policy: str) -> None:
-        self._rope, self._first, self._policy = rope, layout, policy
+        self._first, self._policy = layout, policy
+        self._whole = torch.cat(rope, -1)
         self._joined: Tensor | None = None
 
     def of(self, layout: TokenLayout) -> Rope:
         """(batch or 1, n, head_dim) each, on the device of `layout`."""
         if layout.columns is None:
-            cos, sin = self._rope
-            return moved(cos, layout.device), moved(sin, layout.device)
+            return parted(moved(self._whole, layout.device))
         if self._joined is None:
             self._joined = self._prepared()
         self._joined = joined = moved(self._joined, layout.device)
@@ -34,19 +34,19 @@ class RopeTables:
             # A slice that begins in the filling rows is left-padded.
             most, n = self._first.n, layout.n
             counts = layout.lengths if layout.padded else [n]
-            parts = [joined[:, most - n + count : most + count] for count in counts]
-            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+            parts = [joined[most - n + count : most + count] for count in counts]
+            joined = parts[0][None] if len(parts) == 1 else torch.stack(parts)
         return parted(joined)
 
     def _prepared(self) -> Tensor:
         """Cosines beside sines: of each sample, or for slices those of positions 0, 1, 2, ...
         behind as many filling rows."""
-        joined = torch.cat(self._rope, -1)
+        joined = self._whole
         if self._policy == "original":
             return joined.expand(self._first.batch, -1, -1).contiguous()
         longest = self._first.lengths.index(self._first.n) if joined.shape[0] > 1 else 0
-        row = joined[longest : longest + 1]
-        return torch.cat([row[:, :1].expand(-1, self._first.n, -1), row], 1)
+        row = joined[longest]
+        return torch.cat([row[:1].expand(self._first.n, -1), row])
 
 
 def parted(joined: Tensor) -> Rope:
