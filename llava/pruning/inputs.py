@@ -69,7 +69,7 @@ class _RopeTables:
             return parted(take(whole.expand(layout.batch, -1, -1), layout.columns))
         row = whole[self._longest, self._start :]
         if not layout.padded:
-            return parted(row[None, : layout.n])
+            return parted(row[: layout.n][None])
         # A slice that begins in the filling rows is left-padded.
         filling = self._first.n
         if self._filled is None:
