@@ -25,6 +25,11 @@ BACKENDS = ("sdpa", "eager", "flash_attention_2")
 _PREFIX = "watched_"
 
 
+def watched_name(backend: str) -> str:
+    """The name under which this module has a backend, or the same where it does not."""
+    return _PREFIX + backend if backend in BACKENDS else backend
+
+
 def check_backend(name: str) -> None:
     """Raise ValueError for an attention implementation whose masks this package does not know.
 
