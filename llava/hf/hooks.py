@@ -172,11 +172,13 @@ class Hooks:
             given.layout = layout_of(config, self.family.pictures, ids, mask, kwargs)
             keep = kwargs.get("logits_to_keep")
             given.last_only = isinstance(keep, int) and keep == 1
-        elif torch.isin(ids, torch.tensor([*placeholders(self.model.config)]).to(ids.device)).any():
-            raise ValueError(
-                "visual tokens behind the prefill: begin a conversation with another picture anew, "
-                "and use no prefill_chunk_size, which cuts prompts"
-            )
+        elif ids.shape[1] > 1:
+            known = torch.tensor([*placeholders(self.model.config)], device=ids.device)
+            if torch.isin(ids, known).any():
+                raise ValueError(
+                    "visual tokens behind the prefill: begin a conversation with another picture "
+                    "anew, and use no prefill_chunk_size, which cuts prompts"
+                )
         return args, kwargs | {"past_key_values": given}
 
     def _take_features(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -215,6 +217,7 @@ class Hooks:
         if layout is None or (layout.batch, layout.n) != hidden.shape[:2]:
             raise ValueError("the cache knows no prompt of this shape: call the model itself")
         run = pruner.start(layout, DecoderShape.from_config(decoder.config))
+        run.positions = getattr(pruner, "positions", "original")
         demand_positions(self.family, self.model, run.positions)
         layout = layout.to(hidden.device)
         _demand_visible(decoder, layout, backend)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pruning.attention import Rope, as_mask, causal_mask, moved, seen_by, visible
+from ..pruning.attention import Rope, as_mask, causal_mask, moved, seen_by, themselves, visible
 from ..pruning.inputs import RopeTables, parted
 from ..pruning.layout import TokenLayout
 from ..pruning.selection import take
@@ -36,6 +36,7 @@ class StockInputs:
         self._masks: dict[int, Tensor | None] = {}
         self._ropes: dict[int, Rope] = {}
         self._layout = first
+        self._samples: Tensor | None = None
 
     def offer(self, mask: Tensor | None, rope: Rope) -> None:
         """What stock code would call the coming layer with."""
@@ -60,7 +61,9 @@ class StockInputs:
             return visible(layout.valid, count, layout.n, layout.device) if layout.padded else None
         rows = mask[:, :, -count:]
         seen = rows if rows.dtype == torch.bool else rows == 0
-        return seen | _diagonal(layout, count) if layout.padded else seen
+        if not layout.padded or layout.columns is not None:
+            return seen
+        return seen | themselves(count, layout.n, layout.device)
 
     def of_part(
         self, layout: TokenLayout, index: Tensor, hidden: Tensor
@@ -95,20 +98,15 @@ class StockInputs:
                 valid = layout.valid if layout.padded else None
                 causal = causal_mask(self._backend, valid, layout.n, layout.n, hidden)
                 return causal if self._causal else None
-            seen = layout.valid[:, None, None, :] | _diagonal(layout, layout.n)
+            seen = layout.valid[:, None, None, :] | themselves(layout.n, layout.n, layout.device)
             return as_mask(self._backend, seen, hidden)
         if whole.dim() == 2:
             return whole.gather(1, columns) * layout.valid
-        sample = torch.arange(layout.batch, device=columns.device)[:, None, None]
-        whole = whole.expand(layout.batch, -1, -1, -1)
-        rows = whole[sample, 0, columns[:, :, None], columns[:, None, :]][:, None]
+        if self._samples is None or self._samples.device != columns.device:
+            self._samples = torch.arange(layout.batch, device=columns.device)[:, None, None]
+        whole = whole.expand(layout.batch, -1, -1, -1)[:, 0]
+        rows = whole[self._samples, columns[:, :, None], columns[:, None, :]][:, None]
         return _without_filling(rows, layout)
-
-
-def _diagonal(layout: TokenLayout, count: int) -> Tensor:
-    """(count, n): True where one of the last `count` tokens meets itself."""
-    columns = torch.arange(layout.n, device=layout.device)
-    return columns == columns[layout.n - count :, None]
 
 
 def _without_filling(rows: Tensor, layout: TokenLayout) -> Tensor:
@@ -118,7 +116,7 @@ def _without_filling(rows: Tensor, layout: TokenLayout) -> Tensor:
         return rows
     valid = layout.valid[:, None, None, :]
     if rows.dtype == torch.bool:
-        return (rows & valid) | _diagonal(layout, layout.n)
+        return (rows & valid) | themselves(layout.n, layout.n, layout.device)
     return rows.where(valid, torch.finfo(rows.dtype).min)
 
 

@@ -106,6 +106,7 @@ def cost(
     layout = layout_of(model.config, family_of(model).pictures, ids, mask, inputs)
     shape = DecoderShape.from_config(config)
     run = pruner.start(layout, shape)
+    run.positions = getattr(pruner, "positions", "original")
     demand_positions(family_of(model), model, run.positions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

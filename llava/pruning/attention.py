@@ -62,6 +62,11 @@ def _same(size: int, device: torch.device) -> Tensor:
         return torch.eye(size, dtype=torch.bool, device=device)
 
 
+def themselves(queries: int, keys: int, device: torch.device) -> Tensor:
+    """(queries, keys): True where one of the last `queries` of `keys` tokens meets itself."""
+    return _same(rounded(keys), device)[keys - queries : keys, :keys]
+
+
 @lru_cache(maxsize=16)
 def _future(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(count, count): minus infinity where the column is behind the row, to be added."""
@@ -78,11 +83,10 @@ def visible(valid: Tensor | None, queries: int, keys: int, device: torch.device)
     """
     if valid is not None and queries == 1:
         return valid[:, None, None, :]
-    size = rounded(keys)
-    past = _past(size, device)[keys - queries : keys, :keys]
+    past = _past(rounded(keys), device)[keys - queries : keys, :keys]
     if valid is None:
         return past[None, None]
-    return (past & valid[:, None, None, :]) | _same(size, device)[keys - queries : keys, :keys]
+    return (past & valid[:, None, None, :]) | themselves(queries, keys, device)
 
 
 def causal_mask(

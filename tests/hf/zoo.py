@@ -258,6 +258,7 @@ def model(name: str, dtype: torch.dtype = torch.float64, attn: str = "sdpa") -> 
                     setattr(module, child_name, _PreciseNorm(child))
     net.generation_config.eos_token_id = None
     net.generation_config.pad_token_id = 0
+    net.generation_config.suppress_tokens = list(range(IMAGE, VOCAB))
     return net
 
 
@@ -326,4 +327,9 @@ def longer(name: str, batch: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
         "mm_token_type_ids": torch.zeros_like(tokens),
         "token_type_ids": torch.full_like(tokens, int(name == "paligemma")),
     }
-    return {k: torch.cat([v, new[k]], 1) if k in new else v for k, v in batch.items()}
+    batch = {k: torch.cat([v, new[k]], 1) if k in new else v for k, v in batch.items()}
+    if "qwen" not in name:
+        # As `generate` numbers them, PaliGemma's from 1.
+        position = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        batch["position_ids"] = position + int(name == "paligemma")
+    return batch
