@@ -33,7 +33,7 @@ from ..pruning.methods.dense import Dense
 from ..pruning.prefill import Prefill
 from .families import demand_positions, family_of
 from .inputs import StockDecoding, StockInputs
-from .logical import LogicalCache
+from .logical import ANOTHER, LogicalCache
 from .prompts import layout_of, placeholders
 
 #: By id of a model, what makes the caches of its calls in this thread or task.
@@ -153,7 +153,7 @@ class Hooks:
             _demand_plain(given, kwargs)
             given = supplier()
         if given.model_id != id(self.model):
-            raise ValueError("this cache was made for another model (hf.cache)")
+            raise ValueError(ANOTHER)
         if kwargs.get("output_attentions") or kwargs.get("output_hidden_states"):
             raise ValueError(
                 "per-layer outputs are not collected, since layers hold different tokens; what was "

@@ -11,6 +11,8 @@ from ..pruning.base import Pruner
 from ..pruning.cache import PrunedCache
 from .families import Family
 
+ANOTHER = "this cache was made for another model: make one for this with hf.cache(model, ...)"
+
 
 class LogicalCache(PrunedCache):
     """A `PrunedCache` whose lengths, for the masks that transformers makes, are the unpruned ones.
@@ -37,6 +39,11 @@ class LogicalCache(PrunedCache):
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         return self.get_seq_length()
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.step is None:
+            raise ValueError(ANOTHER)
+        return super().update(*args, **kwargs)
 
     def columns(self, layer: int, new_tokens: int) -> Tensor | None:
         """Columns (batch, keys) of the unpruned sequence that `layer` holds and is about to hold;

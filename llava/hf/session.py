@@ -16,6 +16,7 @@ from ..pruning.base import Pruner
 from ..pruning.cache import PrunedCache
 from ..pruning.cost import Cost, DecoderShape, measure
 from ..pruning.inputs import OwnInputs
+from ..pruning.methods.dense import Dense
 from ..pruning.prefill import Prefill
 from ..pruning.trace import PruneTrace
 from .families import demand_fitting, demand_positions, family_of
@@ -92,7 +93,7 @@ def cost(
     new_tokens: int = 0,
     **settings: Any,
 ) -> list[Cost]:
-    """What `inputs` would cost, one entry a sample, without running the model.
+    """What `inputs` would cost in `generate`, one entry a sample, without running the model.
 
     The counts are those of a decoder of random weights, as deep and eight numbers wide: exact for
     methods whose counts follow from the budget; where they depend on what attention shows, its even
@@ -118,7 +119,7 @@ def cost(
     trace_cache = PrunedCache(pruner)
     rope = decoder.rotary_emb(hidden, layout.position)
     layers = OwnInputs(rope, layout, run.positions, "sdpa")
-    prefill = Prefill(run, layout, decoder, layers, trace_cache)
+    prefill = Prefill(run, layout, decoder, layers, trace_cache, not isinstance(pruner, Dense))
     hidden = prefill.begin(hidden)
     for index, layer in enumerate(decoder.layers):
         hidden, arguments = prefill.enter(index, hidden)

@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 
 from llava import hf
-from llava.pruning import Pruner
+from llava.pruning import Pruner, PruneTrace
 from tests.closeness import assert_close
 
 from . import zoo
 
 
 @torch.no_grad()
-def full_length(model: Any, batch: dict[str, Any], alive: Sequence[Tensor]) -> Tensor:
-    """Logits (batch, n, vocabulary); alive: of each layer (batch, n), False on dropped columns."""
+def full_length(
+    model: Any, batch: dict[str, Any], alive: Sequence[Tensor], attentions: bool = False
+) -> Any:
+    """Logits (batch, n, vocabulary), or the attention matrices of the layers.
+
+    alive: of each layer (batch, n), False on dropped columns.
+    """
     handles = []
     for layer, seen in zip(model.get_decoder().layers, alive):
 
@@ -32,11 +37,13 @@ def full_length(model: Any, batch: dict[str, Any], alive: Sequence[Tensor]) -> T
             if mask is None:
                 mask = torch.ones(n, n, dtype=torch.bool).tril()[None, None]
             visible = seen[:, None, None, :] | torch.eye(n, dtype=torch.bool)
-            return args, kwargs | {"attention_mask": mask & visible}
+            lowest = torch.finfo(mask.dtype).min if mask.is_floating_point() else False
+            return args, kwargs | {"attention_mask": mask.masked_fill(~visible, lowest)}
 
         handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
     try:
-        return model(**batch, use_cache=False).logits
+        output = model(**batch, use_cache=False, output_attentions=attentions)
+        return output.attentions if attentions else output.logits
     finally:
         for handle in handles:
             handle.remove()
@@ -50,14 +57,8 @@ def check(name: str, pruner: Pruner, samples: Sequence[str], steps: int = 5) -> 
     cache = hf.cache(model, pruner)
     with recorded(model) as logits:
         tokens = model.generate(**batch, past_key_values=cache, max_new_tokens=steps + 1)
-    ids = batch["input_ids"]
-    n = ids.shape[1]
-    visual = (ids == zoo.IMAGE) | (ids == zoo.VIDEO)
-    alive = torch.stack([~visual] * zoo.LAYERS)
-    for i, row in enumerate(visual):
-        columns = row.nonzero()[:, 0]
-        for layer, patches in enumerate(cache.trace.kept_patches(i)[:-1]):
-            alive[layer, i, columns[patches]] = True
+    n = batch["input_ids"].shape[1]
+    alive = alive_columns(batch, cache.trace)
     alive = torch.cat([alive, torch.ones_like(alive[:, :, :steps])], 2)
     batch = zoo.longer(name, batch, tokens[:, n : n + steps])
     expected = full_length(model, batch, alive)
@@ -65,6 +66,17 @@ def check(name: str, pruner: Pruner, samples: Sequence[str], steps: int = 5) -> 
     for step, found_logits in enumerate(logits):
         assert_close(found_logits, expected[:, n - 1 + step])
     return [sample.entering for sample in cache.trace.samples]
+
+
+def alive_columns(batch: dict[str, Any], trace: PruneTrace) -> Tensor:
+    """(layers, batch, n): False on the visual tokens that did not enter the layer."""
+    visual = torch.isin(batch["input_ids"], torch.tensor([zoo.IMAGE, zoo.VIDEO]))
+    alive = torch.stack([~visual] * zoo.LAYERS)
+    for i, row in enumerate(visual):
+        columns = row.nonzero()[:, 0]
+        for layer, patches in enumerate(trace.kept_patches(i)[:-1]):
+            alive[layer, i, columns[patches]] = True
+    return alive
 
 
 @contextmanager
