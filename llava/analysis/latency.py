@@ -45,7 +45,7 @@ from ..eval.run.arguments import add_depth_argument
 from ..eval.run.depths import pruner_in_decoder
 from ..eval.run.environment import device_name, peak_memory_bytes
 from ..model.builder import DTYPES, default_device
-from ..model.language_model.attention import BACKENDS
+from ..model.language_model.backends import BACKENDS
 from ..pruning.arguments import add_pruning_arguments
 from . import first_token, gpu_report, speedup
 from .prefills import SHAPES, Setup

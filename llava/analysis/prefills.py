@@ -21,7 +21,6 @@ from transformers import CLIPVisionConfig, LlamaModel
 
 from .. import pruning
 from ..eval.run.environment import synchronize
-from ..model.language_model.attention import sync_attention
 from ..model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM, LlavaLlamaModel
 from ..pruning.cache import PrunedCache
 from ..pruning.cost import Cost, DecoderShape, measure
@@ -67,7 +66,6 @@ class Decoders:
         """Let both use another attention backend; ImportError or ValueError where it is absent."""
         for model in (self.ours, self.stock):
             model.set_attn_implementation(name)
-        sync_attention(self.ours)
 
     def use_layers(self, model: LlavaLlamaModel) -> None:
         """Let both run the layers and norm of `model`, which has this one's weights."""

@@ -2,7 +2,7 @@
 
 They are on a model as long as a `LogicalCache` or a block of `session.pruning` needs them, and act
 on calls with such a cache alone; state of a call is in its cache. While they are there, the layers'
-attention has the name of `attention.watched`, which calls the kernel that the model's config names.
+attention is `watched`, which calls the kernel that the model's config names.
 
 A layer's `leave` waits until the next layer is entered, whose mask and rotary tables are then known
 to methods that look ahead. DeepStack (Qwen3-VL) adds features behind a layer by full-length masks;
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ..model.language_model.attention import check_backend, watched_name
+from ..model.language_model.attention import watch_attention
+from ..model.language_model.backends import backend_of
 from ..pruning.attention import moved
 from ..pruning.base import Pruner
 from ..pruning.cost import DecoderShape
@@ -42,20 +43,6 @@ suppliers = ContextVar("suppliers", default=None)
 
 _INSTALLED: dict[int, Hooks] = {}
 _LOCK = threading.RLock()
-
-
-class _WatchedConfig:
-    """A layer's config whose attention is watched, whatever kernel the model's config names."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    @property
-    def _attn_implementation(self) -> str:
-        return watched_name(self.config._attn_implementation)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["config"], name)
 
 
 class DeepStack:
@@ -134,8 +121,7 @@ class Hooks:
             hook = self._entering(index)
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         self._configs = [(layer.self_attn, layer.self_attn.config) for layer in layers]
-        for attention, config in self._configs:
-            attention.config = _WatchedConfig(config)
+        watch_attention(layers)
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -161,7 +147,7 @@ class Hooks:
             )
         if kwargs.get("labels") is not None:
             raise ValueError("labels need every token: train without a pruner")
-        check_backend(self.decoder.config._attn_implementation)
+        backend_of(self.decoder.config)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise ValueError("pruning reads input_ids to know visual tokens from text: give them")
@@ -208,7 +194,7 @@ class Hooks:
 
     def _begin(self, cache: LogicalCache, hidden: Tensor, given: dict[str, Any]) -> Any:
         decoder, tokens = self.decoder, hidden.shape[1]
-        backend = decoder.config._attn_implementation
+        backend = backend_of(decoder.config)
         if not cache.is_empty:
             if cache.positions == "compact":
                 return _Compact(Decoding(hidden, decoder, cache, backend))
@@ -223,6 +209,8 @@ class Hooks:
         _demand_visible(decoder, layout, backend)
         inputs: StockInputs | OwnInputs
         if run.positions == "compact":
+            if max(layout.lengths) < layout.n:
+                raise ValueError('positions="compact" needs a sample without padding in each batch')
             inputs = OwnInputs(given["position_embeddings"], layout, "compact", backend)
         else:
             inputs = StockInputs(layout, backend, decoder.layers[0].self_attn.is_causal)

@@ -115,7 +115,7 @@ def cost(
         decoder = LlamaModel(LlamaConfig(vocab_size=8, num_hidden_layers=shape.layers, **small))
         hidden = torch.randn(layout.batch, layout.n, 8)
     decoder.eval().set_attn_implementation("sdpa")
-    watch_attention(decoder)
+    watch_attention(decoder.layers)
     trace_cache = PrunedCache(pruner)
     rope = decoder.rotary_emb(hidden, layout.position)
     layers = OwnInputs(rope, layout, run.positions, "sdpa")

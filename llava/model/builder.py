@@ -18,7 +18,7 @@ from .config_json import choose_merge_type
 from .context import context_length
 from .hf_tokenizer import HfTokenizer
 from .image_tokens import add_image_tokens
-from .language_model.attention import check_backend
+from .language_model.backends import check_backend
 from .language_model.llava_llama import LlavaLlamaForCausalLM
 from .reading import Checkpoint, read_checkpoint, resolve
 from .shapes import make_config

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .layout import TokenLayout
-from .selection import precise, rounded
+from .selection import columns, precise, rounded
 
 #: Attention classes of transformers' families that work as this module does: `q_proj`, `k_proj` and
 #: `v_proj`, a norm of each head of queries and keys where there is a `q_norm`, Llama's rotation of
@@ -40,6 +40,9 @@ ROW_LAYERS = {
 }
 
 Rope = tuple[Tensor, Tensor]
+
+# Of more rows than any prompt's text has, the table of what comes later is not kept.
+_MANY_ROWS = 512
 
 
 class Watch:
@@ -68,11 +71,15 @@ def themselves(queries: int, keys: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _future(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(count, count): minus infinity where the column is behind the row, to be added."""
+def _hidden_future(
+    count: int, size: int, heads: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(heads * count, size + count), to be added: minus infinity where a column is behind the row,
+    rows being the last `count` of as many tokens as there are columns, once for each head."""
     with torch.inference_mode(False):
-        blank = torch.zeros(count, count, dtype=dtype, device=device)
-        return blank.masked_fill_(~_past(count, device), -torch.inf)
+        ahead = torch.ones(count, size + count, dtype=torch.bool, device=device).triu_(size + 1)
+        blank = torch.zeros(count, size + count, dtype=dtype, device=device)
+        return blank.masked_fill_(ahead, -torch.inf).repeat(heads, 1)
 
 
 def visible(valid: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
@@ -120,10 +127,10 @@ def as_mask(backend: str, seen: Tensor, like: Tensor) -> Tensor:
 
 def seen_by(index: Tensor, layout: TokenLayout) -> Tensor:
     """Which tokens of `layout` those in the columns `index` (batch, m) see: (batch, 1, m, n)."""
-    columns = torch.arange(layout.n, device=index.device)
+    column = columns(layout.n, index.device)
     index = index[:, None, :, None]
-    past = columns <= index
-    return (past & layout.valid[:, None, None, :]) | (columns == index) if layout.padded else past
+    past = column <= index
+    return (past & layout.valid[:, None, None, :]) | (column == index) if layout.padded else past
 
 
 @torch.no_grad()
@@ -136,13 +143,18 @@ def attention_rows(queries: Tensor, keys: Tensor, scaling: float, seen: Tensor |
     """
     batch, heads, count, width = queries.shape
     groups, n = keys.shape[1:3]
-    scaled = precise(queries).mul(scaling).reshape(batch, groups, -1, width)
-    scores = (scaled @ precise(keys).transpose(2, 3)).view(batch, heads, count, n)
-    if seen is not None:
-        scores = scores.where(seen, -torch.inf)
-    elif count > 1:
-        scores[..., -count:].add_(_future(count, scores.dtype, scores.device))
-    return scores.softmax(-1)
+    if seen is None and count > _MANY_ROWS:
+        seen = visible(None, count, n, keys.device)
+    query = precise(queries).reshape(batch * groups, -1, width)
+    key = precise(keys).reshape(batch * groups, n, width).transpose(1, 2)
+    if seen is None:
+        # One product that scales as well, and hides what comes later.
+        size = rounded(n)
+        future = _hidden_future(count, size, heads // groups, query.dtype, query.device)
+        scores = torch.baddbmm(future[:, size + count - n :], query, key, alpha=scaling)
+        return scores.view(batch, heads, count, n).softmax(-1)
+    scores = torch.bmm(query * scaling, key).view(batch, heads, count, n)
+    return scores.where(seen, -torch.inf).softmax(-1)
 
 
 def has_rows(attention: Any, keys: int) -> bool:
@@ -168,24 +180,30 @@ def check_rows(attention: Any, keys: int) -> None:
         )
 
 
-def _known(attention: Any) -> bool:
-    kind = type(attention)
+def _known(attention: nn.Module) -> bool:
+    kind: Any = type(attention)
+    return _known_kind(kind) and not getattr(attention, "attn_logit_softcapping", None)
+
+
+@lru_cache
+def _known_kind(kind: Any) -> bool:
     family = kind.__module__.rpartition(".modeling_")[2]
     stock = kind.__module__ == f"transformers.models.{family}.modeling_{family}"
-    capped = getattr(attention, "attn_logit_softcapping", None)
-    return stock and ROW_LAYERS.get(family) == kind.__name__ and not capped
+    return bool(stock and ROW_LAYERS.get(family) == kind.__name__)
 
 
 def _window(attention: Any) -> int | None:
-    window: int | None = getattr(
-        attention, "sliding_window", getattr(attention.config, "sliding_window", None)
-    )
+    # Through `vars`: asking a config for what it lacks is slow, and this is asked in every layer.
+    of_config = vars(attention.config).get("sliding_window")
+    window: int | None = vars(attention).get("sliding_window", of_config)
     return window
 
 
-def device_of(module: nn.Module, hidden: Tensor) -> torch.device:
-    """Where a module computes: where its weights are, or `hidden` where these are fetched later."""
-    weight = next(module.parameters(), hidden)
+def device_of(module: Any, hidden: Tensor) -> torch.device:
+    """Where a layer or norm computes: where its weights are, or `hidden` where these are fetched
+    later."""
+    norm = getattr(module, "input_layernorm", module)
+    weight: Tensor = norm.weight if hasattr(norm, "weight") else next(module.parameters(), hidden)
     return hidden.device if weight.is_meta else weight.device
 
 
@@ -208,7 +226,10 @@ class Projections:
         check_rows(self.attention, hidden.shape[1] if keys is None else keys)
         device = device_of(layer, hidden)
         self._normed = layer.input_layernorm(moved(hidden, device))
-        self._rope = tuple(moved(table, device)[:, None] for table in rope)
+        cos, sin = (moved(table, device)[:, None] for table in rope)
+        half = sin.shape[-1] // 2
+        # With these signs the turned half of a head is the head rolled by half its width.
+        self._rope = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
     def queries(self, count: int) -> Tensor:
         """Of the last `count` tokens, rotated: (batch, heads, count, head_dim)."""
@@ -231,9 +252,7 @@ class Projections:
 
     def _rotated(self, heads: Tensor) -> Tensor:
         cos, sin = (table[:, :, -heads.shape[2] :] for table in self._rope)
-        half = heads.shape[-1] // 2
-        turned = torch.cat((-heads[..., half:], heads[..., :half]), -1)
-        return heads * cos + turned * sin
+        return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), sin)
 
 
 class LayersAhead:

@@ -48,30 +48,33 @@ class LayerInputs(Protocol):
 class RopeTables:
     """Rotary tables of what is left, from those of the unpruned sequence.
 
-    rope: cosines and sines (batch or 1, n, head_dim) at the original positions of `layout`
+    rope: cosines and sines (batch or 1, n, head_dim) at the original positions of `first`
     """
 
-    def __init__(self, rope: Rope, layout: TokenLayout, policy: str) -> None:
-        self._rope, self._first, self._policy = rope, layout, policy
+    def __init__(self, rope: Rope, first: TokenLayout, policy: str) -> None:
+        self._rope, self._first, self._policy = rope, first, policy
+        # Of the sample that fills the batch's columns: positions 0, 1, 2, ...
+        several = rope[0].shape[0] > 1 and policy != "original"
+        self._longest = first.lengths.index(first.n) if several else 0
         self._joined: Tensor | None = None
 
     def of(self, layout: TokenLayout) -> Rope:
         """(batch or 1, n, head_dim) each, on the device of `layout`."""
-        if layout.columns is None:
-            cos, sin = self._rope
-            return moved(cos, layout.device), moved(sin, layout.device)
+        cos, sin = self._rope
+        self._rope = cos, sin = moved(cos, layout.device), moved(sin, layout.device)
+        if layout.index is None:
+            return cos, sin
+        if self._policy != "original" and not layout.padded:
+            return cos[self._longest, None, : layout.n], sin[self._longest, None, : layout.n]
         if self._joined is None:
             self._joined = self._prepared()
         self._joined = joined = moved(self._joined, layout.device)
         if self._policy == "original":
-            joined = take(joined, layout.columns)
-        else:
-            # A slice that begins in the filling rows is left-padded.
-            most, n = self._first.n, layout.n
-            counts = layout.lengths if layout.padded else [n]
-            parts = [joined[:, most - n + count : most + count] for count in counts]
-            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return parted(joined)
+            assert layout.columns is not None, "some are left"
+            return parted(take(joined, layout.columns))
+        most, n = self._first.n, layout.n
+        parts = [joined[most - n + count : most + count] for count in layout.lengths]
+        return parted(torch.stack(parts))
 
     def _prepared(self) -> Tensor:
         """Cosines beside sines: of each sample, or for slices those of positions 0, 1, 2, ...
@@ -79,13 +82,17 @@ class RopeTables:
         joined = torch.cat(self._rope, -1)
         if self._policy == "original":
             return joined.expand(self._first.batch, -1, -1).contiguous()
-        longest = self._first.lengths.index(self._first.n) if joined.shape[0] > 1 else 0
-        row = joined[longest : longest + 1]
-        return torch.cat([row[:, :1].expand(-1, self._first.n, -1), row], 1)
+        row = joined[self._longest]
+        return torch.cat([row[:1].expand(self._first.n, -1), row])
+
+
+def rows_of(rope: Rope, index: Tensor) -> Rope:
+    """The rows `index` (batch, m) of tables (batch or 1, n, head_dim)."""
+    return parted(take(torch.cat(rope, -1).expand(len(index), -1, -1), index))
 
 
 def parted(joined: Tensor) -> Rope:
-    """Cosines and sines of tables that stand side by side (batch, n, 2 head_dim)."""
+    """Cosines and sines of tables that stand side by side (..., 2 head_dim)."""
     half = joined.shape[-1] // 2
     return joined[..., :half], joined[..., half:]
 
@@ -121,9 +128,7 @@ class OwnInputs:
     def of_part(
         self, layout: TokenLayout, index: Tensor, hidden: Tensor
     ) -> tuple[Tensor | None, Rope]:
-        joined = torch.cat(self.rope, -1).expand(layout.batch, -1, -1)
-        mask = as_mask(self._backend, seen_by(index, layout), hidden)
-        return mask, parted(take(joined, index))
+        return as_mask(self._backend, seen_by(index, layout), hidden), rows_of(self.rope, index)
 
     def of_last(self, layout: TokenLayout, hidden: Tensor) -> tuple[Tensor | None, Rope]:
         cos, sin = self.rope

@@ -43,8 +43,9 @@ from .inputs import LayerInputs
 from .layout import TokenLayout
 from .selection import Selection, apply, right_aligned
 
-#: Share of a layer's tokens above which it is worth its two projections to choose before it runs.
-MANY = 0.1
+#: Share of a layer's tokens above which it is worth its two projections to choose before it runs,
+#: and how many of a batch's tokens it is worth its two dozen launches for.
+MANY, LEAST = 0.1, 64
 
 
 class Handed:
@@ -100,7 +101,7 @@ class Prefill:
         self.run, self.layout, self.decoder = run, layout, decoder
         self.inputs, self.cache = inputs, cache
         self._last = decoder.config.num_hidden_layers - 1 if last_only else -1
-        self._row_masks: dict[tuple[int, ...], Tensor | None] = {}
+        self._row_masks: dict[Any, Tensor] = {}
         if cache is not None:
             cache.begin(layout, run.positions)
             cache.trace.first = layout
@@ -193,7 +194,8 @@ class Prefill:
         leaving = self.run.leaving(index, layout)
         if leaving is None or not has_rows(layer.self_attn, self._keys()):
             return False
-        return index == self._last or sum(leaving) > MANY * sum(layout.lengths)
+        tokens = sum(leaving)
+        return index == self._last or (tokens > MANY * sum(layout.lengths) and tokens >= LEAST)
 
     def _choose_first(
         self, cache: PrunedCache, layer: Any, hidden: Tensor, arguments: dict[str, Any]
@@ -239,7 +241,7 @@ class Prefill:
         tails = tuple(min(tail, count) for tail in self.layout.tail)
         if min(tails) == count:
             return None
-        key = (count, *tails)
+        key = (self.layout.device, count, tails)
         if key not in self._row_masks:
             self._row_masks[key] = right_aligned(tails, count, self.layout.device)
         return self._row_masks[key]

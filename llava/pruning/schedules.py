@@ -13,6 +13,12 @@ value 1/2 and slope -k/4 at x0, so that k and x0 mean the same in all of them. A
 in both *is* the logistic curve, so `tanh` takes k as it stands and is twice as steep. Only the form
 of a curve matters, because the budget scales it; each is at most 1 on [0, layers]. Negative k
 rises. A curve is `curve(x, k, x0, layers)`, x and x0 being depths in layers.
+
+A staircase (`prune_every` above 1, neither the paper's nor the released code's) drops tokens after
+every n-th layer only. Its steps are layers first, first + n, first + 2n, ... up to last; the count
+of a step holds up to the next one, and its share is the mean of the curve over the layers up to
+there. Shares and counts are then one a step, the flow is of all layers as ever, so a budget of any
+kind counts what it counts without steps.
 """
 
 from __future__ import annotations
@@ -104,14 +110,17 @@ CURVES = {
 }
 
 
-def shares(curve: Curve, k: float, x0: float, layers: int, first: int, last: int) -> list[float]:
-    """The curve at layers `first` to `last`, each above 0.
+def shares(curve: Curve, k: float, x0: float, layers: int, steps: range) -> list[float]:
+    """The share of each step, above 0: the mean of the curve from there to before the next step.
 
-    No scale raises a share of exactly 0. So that a budget can still be met once all other layers
-    are full, such layers get a millionth of the lowest other share (all the same if all are 0):
+    No scale raises a share of exactly 0. So that a budget can still be met once all other steps
+    are full, such steps get a millionth of the lowest other share (all the same if all are 0):
     less than one token until then.
     """
-    values = [curve.share(layer, k, x0, layers) for layer in range(first, last + 1)]
+    values = []
+    for step in steps:
+        span = range(step, min(step + steps.step, steps.stop))
+        values.append(sum(curve.share(layer, k, x0, layers) for layer in span) / len(span))
     # Shares that a double cannot scale up without overflow count as 0 too.
     lowest = min((share for share in values if share > 1e-200), default=1.0)
     return [max(share, 1e-6 * lowest) for share in values]
@@ -125,8 +134,8 @@ class Schedule:
     start:      visual tokens entering the first scheduled layer (after a pre-selection)
     pre_layer:  layer after which the pre-selection cuts to `start`; None without one
     layers:     decoder layers
-    first, last: layers after which tokens are dropped by the curve, both included
-    retention:  the curve at layers first..last, before scaling
+    steps:      layers after which tokens are dropped by the curve, the paper's one after the other
+    retention:  the share of each step, before scaling
     rounding:   "ceil": ceil((start - 1) * min(1, s r)) as released; "floor": floor(start * s r)
     cap:        most tokens a layer may keep
     recycle:    share of the dropped tokens that is merged into clusters (0: none)
@@ -136,15 +145,14 @@ class Schedule:
     start: int
     pre_layer: int | None
     layers: int
-    first: int
-    last: int
+    steps: range
     retention: tuple[float, ...]
     rounding: str
     cap: int
     recycle: float
 
     def keep(self, scale: float) -> list[int]:
-        """Tokens kept after layers first..last at a scale; at least one, never more than before."""
+        """Tokens kept after each step at a scale; at least one, never more than before."""
         counts, current = [], self.start
         for share in self.retention:
             if self.rounding == "ceil":
@@ -170,7 +178,7 @@ class Schedule:
         return Flow(entering, leaving)
 
     def plan(self, keep: Sequence[int], scale: float) -> Plan:
-        """The plan that keeps `keep` after layers first..last."""
+        """The plan that keeps `keep` after the steps."""
         entering, leaving, kept, pools, clusters = zip(*self._walk(keep))
         retention = tuple(scale * share for share in self.retention)
         return Plan(entering, leaving, kept, pools, clusters, scale, retention)
@@ -182,8 +190,8 @@ class Schedule:
             if layer == self.pre_layer:
                 yield current, self.start, self.start, 0, 0
                 current = self.start
-            elif self.first <= layer <= self.last:
-                count = min(keep[layer - self.first], current)
+            elif layer in self.steps:
+                count = min(keep[self.steps.index(layer)], current)
                 pool, clusters = recycled(current - count, self.recycle)
                 yield current, count + clusters, count, pool, clusters
                 current = count + clusters
@@ -198,7 +206,7 @@ class Plan:
     entering, leaving: visual tokens before and after each layer, merged tokens included
     keep:     tokens kept as they are; equal to `entering` where nothing is dropped
     pools:    dropped tokens that are clustered; clusters: merged tokens that come of them
-    retention: scaled retention of the scheduled layers, before rounding
+    retention: scaled retention of the steps, before rounding
     """
 
     entering: tuple[int, ...]

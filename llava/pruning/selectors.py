@@ -22,13 +22,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .images import order_within_images
 from .layout import TEXT, TokenLayout
-from .selection import Merge, Selection, left_aligned, precise, right_aligned, rounded, take
+from .selection import (
+    Merge,
+    Selection,
+    columns,
+    left_aligned,
+    precise,
+    right_aligned,
+    rounded,
+    take,
+)
 
 
 def keep_top(
@@ -70,6 +80,20 @@ def keep_top(
     pools = pools or added
     if features is None and max(pools) > 1:
         return _merged_later(layout, order, keep, pools, added, positions)
+    return _with_merged(layout, order, keep, pools, added, features, positions)
+
+
+def _with_merged(
+    layout: TokenLayout,
+    order: Tensor,
+    keep: Sequence[int],
+    pools: Sequence[int],
+    added: Sequence[int],
+    features: Tensor | None,
+    positions: str,
+) -> Selection:
+    """Of the ranks `order` (batch, n) text and the first `keep[i]`, and merged the pool behind."""
+    stay = _sums(layout.lengths, [-n for n in layout.n_visual], keep)
     source = _pooled(order, stay, pools)
     cluster, centre = None, source[:, :1]
     if max(added) > 1:
@@ -77,10 +101,9 @@ def keep_top(
         cluster, entry = density_peaks(take(features, source), pools, added)
         centre = source.gather(1, entry)
     merging = max(pools) > 1
-    index, merged = _arranged(layout, order, stay, centre, added, positions, merging)
-    merge = Merge(source, tuple(pools), cluster, merged, max(added))
-    counts = tuple(_sums(stay, added)), tuple(_sums(keep, added))
-    return Selection(index, *counts, merge)
+    index, stands = _arranged(layout, order, stay, centre, added, positions, merging)
+    merge = Merge(source, tuple(pools), cluster, max(added), **stands)
+    return Selection(index, tuple(_sums(stay, added)), tuple(_sums(keep, added)), merge)
 
 
 def in_sequence(order: Tensor, counts: Sequence[int]) -> Tensor:
@@ -137,29 +160,42 @@ def _merged_later(
     order: Tensor,
     keep: Sequence[int],
     pools: Sequence[int],
-    clusters: Sequence[int],
+    added: Sequence[int],
     positions: str,
 ) -> Selection:
-    """The kept tokens and those to be merged; `then` merges these, in the same order of rank."""
+    """What stays and behind it, by rank, what is to be merged; `then` merges it."""
     visual = tuple(_sums(keep, pools))
-    lengths = tuple(_sums(layout.lengths, [-n for n in layout.n_visual], visual))
-    index = in_sequence(order, lengths)
-    rank = order.argsort(dim=1)
+    stay = _sums(layout.lengths, [-n for n in layout.n_visual], keep)
+    lengths = tuple(_sums(stay, pools))
+    apart = _in_front(positions, layout)
+    index = in_sequence(order, stay if apart else lengths)
+    if apart:
+        spans = [(count, pool, 0) for count, pool in zip(stay, pools)]
+        index = _in_front_of_tails(index, _pooled(order, stay, pools), spans)
 
     def then(left: TokenLayout, features: Tensor) -> Selection:
-        selection = keep_top(
-            left,
-            -rank.gather(1, index).float(),
-            keep,
-            pools=pools,
-            clusters=clusters,
-            features=features,
-            positions=positions,
-        )
-        assert selection is not None, "the pooled tokens are fewer afterwards"
-        return selection
+        if apart:
+            rank = _real_first(left)
+        else:
+            place = order.argsort(dim=1).gather(1, index)
+            rank = (left.rank_bias - place).sort(dim=1, descending=True).indices
+        return _with_merged(left, rank, keep, pools, added, features, positions)
 
     return Selection(index, lengths, visual, then=then)
+
+
+def _in_front(positions: str, layout: TokenLayout) -> bool:
+    """Whether merged tokens stand in front of the text that the layout's tails count."""
+    return positions == "compact" and all(len(images) <= 1 for images in layout.sizes)
+
+
+def _real_first(layout: TokenLayout) -> Tensor:
+    """Columns (batch, n) in order, but those that are padding last."""
+    column = columns(layout.n, layout.device)
+    if not layout.padded:
+        return column.expand(layout.batch, -1)
+    starts = [layout.n - length for length in layout.lengths]
+    return _joined([(column[start:], column[:start]) for start in starts])
 
 
 def _arranged(
@@ -170,57 +206,70 @@ def _arranged(
     added: Sequence[int],
     positions: str,
     merging: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """`Selection.index` and, if `merging`, `Merge.index` of the first `stay[i]` entries of row i of
-    `order` and of `added[i]` merged tokens, whose centres are in the columns `centre` (batch,
-    most)."""
+) -> tuple[Tensor, dict[str, Any]]:
+    """`Selection.index`, and `place` or `index` of `Merge` if tokens are `merging` and not only
+    moving: of the first `stay[i]` entries of row i of `order` and of `added[i]` merged tokens,
+    whose centres are in the columns `centre` (batch, most)."""
     device, most = order.device, max(stay)
     width, clusters = max(_sums(stay, added)), max(added)
     kept = in_sequence(order, stay)
+    spans = list(zip(stay, added, layout.tail))
+    if _in_front(positions, layout) and spans.count(spans[0]) == len(spans):
+        place = most - layout.tail[0]
+        index = torch.cat([kept[:, :place], centre, kept[:, place:]], 1)
+        return index, {"place": place} if merging else {}
     tokens = [centre]
     if merging:
         number = torch.arange(layout.n, layout.n + clusters, device=device)
         tokens.append(number.expand(layout.batch, -1))
-    if positions == "compact" and all(len(images) <= 1 for images in layout.sizes):
-        # One image a sample: its visual tokens end where the text behind it begins.
-        blank = _zeros(width, device)
-
-        def placed(merged: Tensor) -> Tensor:
-            return _joined(
-                [
-                    (
-                        blank[: width - count - new],
-                        row[most - count : most - tail],
-                        own[:new],
-                        row[most - tail :],
-                    )
-                    for row, own, count, new, tail in zip(
-                        _rows(kept), _rows(merged), stay, added, layout.tail
-                    )
-                ]
-            )
-
-        index, *merged = map(placed, tokens)
-        return index, merged[0] if merged else None
+    if _in_front(positions, layout):
+        index, *merged = (_in_front_of_tails(kept, token, spans) for token in tokens)
+        return index, {"index": merged[0]} if merging else {}
 
     # Old columns sort by 2j; a merged token by its centre's, or behind its image's last.
     if positions == "compact":
         image = layout.image.gather(1, centre)[..., None]
         same = (layout.image[:, None, :] == image) & (image != TEXT)
-        column = torch.arange(layout.n, device=device)
-        place = 2 * torch.where(same, column, -1).amax(-1) + 1
+        column = columns(layout.n, device)
+        sorts = 2 * torch.where(same, column, -1).amax(-1) + 1
     else:
-        place = 2 * centre
+        sorts = 2 * centre
     keys = torch.cat(
         [
             torch.where(right_aligned(stay, most, device), 2 * kept, -1),
-            torch.where(left_aligned(added, clusters, device), place, -1),
+            torch.where(left_aligned(added, clusters, device), sorts, -1),
         ],
         1,
     )
     chosen = keys.argsort(dim=1, stable=True)[:, -width:]
     index, *merged = (torch.cat([kept, new], 1).gather(1, chosen) for new in tokens)
-    return index, merged[0] if merged else None
+    return index, {"index": merged[0]} if merging else {}
+
+
+def _in_front_of_tails(
+    kept: Tensor, merged: Tensor, spans: Sequence[tuple[int, int, int]]
+) -> Tensor:
+    """`kept` (batch, m) with `merged` (batch, c) put in: (batch, most).
+
+    spans: of each sample the entries of `kept` and of `merged` that count, the last and the first
+    ones, and how many of the former stand behind the latter.
+    """
+    most = kept.shape[1]
+    if spans.count(spans[0]) == len(spans):
+        place = most - spans[0][2]
+        return torch.cat([kept[:, :place], merged, kept[:, place:]], 1)
+    width = max(count + new for count, new, _ in spans)
+    blank = _zeros(width, kept.device)
+    rows = [
+        (
+            blank[: width - count - new],
+            row[most - count : most - tail],
+            token[:new],
+            row[most - tail :],
+        )
+        for row, token, (count, new, tail) in zip(_rows(kept), _rows(merged), spans)
+    ]
+    return _joined(rows)
 
 
 def density_peaks(
@@ -242,33 +291,47 @@ def density_peaks(
     """
     device, (batch, p, d) = features.device, features.shape
     c = max(clusters)
-    member, present = left_aligned(pools, p, device), left_aligned(clusters, c, device)
+    real, present = _unless_all(pools, p, device), _unless_all(clusters, c, device)
     if c == 1:
-        return (~member).long(), torch.zeros(batch, 1, dtype=torch.long, device=device)
+        alone = torch.zeros(batch, p, dtype=torch.long, device=device)
+        return alone if real is None else alone.where(real, c), alone[:, :1]
     points = precise(features)
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / d**0.5
-    pair = member[:, None, :] & member[:, :, None]
-    far = distance.masked_fill(~pair, torch.inf)
+    far = distance
+    if real is not None:
+        pair = real[:, None, :] & real[:, :, None]
+        far, distance = distance.where(pair, torch.inf), distance.where(pair, 0)
 
-    nearest = far.topk(min(c, p), dim=-1, largest=False).values
-    counted = present[:, None, : nearest.shape[-1]]
-    squared = torch.where(counted & nearest.isfinite(), nearest.square(), 0).sum(-1)
-    wanted = present.sum(-1, keepdim=True).clamp(min=1)
-    density = torch.exp(-squared / wanted).masked_fill(~member, -torch.inf)
+    squared = far.topk(c, dim=-1, largest=False).values.square()
+    if present is None:
+        spread = squared.mean(-1)
+    else:
+        squared = squared.where(present[:, None] & squared.isfinite(), 0)
+        spread = squared.sum(-1) / present.sum(-1, keepdim=True).clamp(min=1)
+    density = torch.exp(-spread)
+    if real is not None:
+        density = density.where(real, -torch.inf)
 
-    index = torch.arange(p, device=device)
-    tie = (density[:, None, :] == density[:, :, None]) & (index[None, :] < index[:, None])
-    denser = (density[:, None, :] > density[:, :, None]) | tie
-    widest = distance.masked_fill(~pair, 0).amax((1, 2))[:, None]
-    separation = far.masked_fill(~denser, torch.inf).amin(-1)
-    separation = torch.minimum(separation, widest)
-    peak = (density * separation).masked_fill(~member, -torch.inf)
+    rank = density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    denser = rank[:, None, :] < rank[:, :, None]
+    separation = far.where(denser, torch.inf).amin(-1)
+    peak = density * torch.minimum(separation, distance.amax((1, 2))[:, None])
+    if real is not None:
+        peak = peak.where(real, -torch.inf)
     centre = peak.argsort(dim=1, descending=True, stable=True)[:, :c]
 
     to_centre = far.gather(2, centre[:, None, :].expand(-1, p, -1))
-    cluster = to_centre.masked_fill(~present[:, None, :], torch.inf).argmin(-1)
-    number = torch.arange(c, device=device).expand(batch, -1)
+    if present is not None:
+        to_centre = to_centre.where(present[:, None], torch.inf)
+    number = columns(c, device).expand(batch, -1)
+    cluster = to_centre.argmin(-1)
     pinned = cluster.scatter(1, centre, number)
-    is_centre = torch.zeros_like(member).scatter(1, centre, present)
-    cluster = torch.where(is_centre, pinned, cluster)
-    return torch.where(member, cluster, c), centre
+    if present is not None:
+        is_centre = torch.zeros_like(cluster, dtype=torch.bool).scatter(1, centre, present)
+        pinned = pinned.where(is_centre, cluster)
+    return pinned if real is None else pinned.where(real, c), centre
+
+
+def _unless_all(counts: Sequence[int], width: int, device: torch.device) -> Tensor | None:
+    """`left_aligned`, None where every entry counts."""
+    return None if min(counts) == width else left_aligned(counts, width, device)

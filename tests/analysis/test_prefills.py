@@ -45,7 +45,7 @@ def test_both_decoders_get_the_attention_backend() -> None:
     decoders.set_attention("eager")
     assert decoders.ours.config._attn_implementation == "eager"
     assert decoders.stock.config._attn_implementation == "eager"
-    assert decoders.ours.layers[0].self_attn.config._attn_implementation == "watched_eager"
+    assert decoders.ours.layers[0].self_attn.config.unwatched._attn_implementation == "eager"
 
 
 def test_the_cost_is_that_of_the_last_pruned_call() -> None:

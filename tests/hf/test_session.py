@@ -209,7 +209,7 @@ def test_prompts_without_pictures_are_not_pruned(model) -> None:
 
 
 def test_a_cost_without_running(model, batch) -> None:
-    for method in ("none", "fastv", "dart", "random", "sparsevlm", "pdrop"):
+    for method in ("none", "fastv", "dart", "random", "pdrop"):
         pruner = methods.pruner(method)
         with hf.pruning(model, pruner) as pruned:
             answer(model, batch)

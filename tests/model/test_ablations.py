@@ -61,6 +61,17 @@ def test_pre_selection(model, usual) -> None:
     assert set(trace.kept_patches(0)[1]) != set(usual[1].kept_patches(0)[1])
 
 
+@pytest.mark.parametrize(("every", "steps"), [(2, [0, 1, 3, 5]), (4, [0, 1, 5])])
+def test_the_trace_shows_the_steps(model, usual, every: int, steps: list[int]) -> None:
+    """Layer 0 is the pre-selection's; a step is where rows are looked at and tokens leave."""
+    sample = prefill(model, f"prune_every={every}", "k0=1")[1].samples[0]
+    assert [i for i in range(6) if sample.leaving[i] < sample.entering[i]] == steps
+    assert [i for i in range(6) if sample.rows[i]] == steps
+    assert [i for i in range(6) if sample.pools[i]] == steps[1:]
+    assert sum(sample.leaving) == pytest.approx(60, abs=3)
+    assert sum(map(bool, usual[1].samples[0].rows)) > len(steps)
+
+
 def test_recycling(model, usual) -> None:
     assert max(usual[1].samples[0].pools) > 0 and any(usual[1].merged_patches(0))
     logits, trace = prefill(model, "recycle_ratio=0")

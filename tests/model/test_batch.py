@@ -32,6 +32,8 @@ def generate(model, ids, mask, images, sizes, pruner, **options):
         {"target_token_num": 30, "x0": 3.0, "preset": "paper"},
         {"target_token_num": 36, "x0": 3.0, "budget_mode": "strict", "positions": "original"},
         {"target_flops": 0.6, "x0": 3.0},
+        {"target_token_num": 20, "x0": 3.0, "k0": 0.8, "prune_every": 2},
+        {"target_token_num": 30, "x0": 3.0, "preset": "paper", "prune_every": 4},
         {
             "target_token_num": 20,
             "x0": 3.0,
@@ -40,7 +42,7 @@ def generate(model, ids, mask, images, sizes, pruner, **options):
             "curve": "linear",
         },
     ],
-    ids=["released", "paper", "strict", "flops", "cosine"],
+    ids=["released", "paper", "strict", "flops", "every 2", "every 4", "cosine"],
 )
 def test_a_ragged_batch_equals_its_samples(attn, settings) -> None:
     # Eager attention has its softmax in float32 whatever comes.

@@ -49,6 +49,8 @@ ABLATIONS = [
     {"preset": "paper", "indicator": "static", "curve": "linear", "target_token_num": 8},
     {"mi_layer": 3, "preselect_ratio": 1.5},
     {"normalise_rows": True, **NO_PRESELECTION},
+    {"prune_every": 2},
+    {"prune_every": 4, **NO_PRESELECTION},
 ]
 
 

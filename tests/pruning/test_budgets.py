@@ -71,6 +71,7 @@ def cases(draw, kind: str | None = None) -> Case:
         "analytic_area": draw(st.booleans()),
         "curve": draw(st.sampled_from(sorted(CURVES))),
         "cap_ratio": draw(st.sampled_from([None, 2.5])),
+        "prune_every": draw(st.sampled_from([every for every in (1, 2, 4, 8) if every <= layers])),
     }
     # A share of what lies between about the least possible and no pruning at all.
     share = draw(st.floats(0.01, 0.999))
@@ -91,7 +92,8 @@ def cases(draw, kind: str | None = None) -> Case:
 
 
 def saturated(config: AutoPrune, made: Budget, layers: int) -> list[int]:
-    """Tokens entering each layer when the curve keeps as many as its rounding and cap allow."""
+    """Tokens entering each layer, and leaving the last, when the curve keeps all that its rounding
+    and cap allow."""
     top = made.start - 1 if config.rounding == "ceil" else made.start
     if config.cap_ratio is not None:
         top = min(top, int(config.cap_ratio * made.tokens))
@@ -102,10 +104,10 @@ def saturated(config: AutoPrune, made: Budget, layers: int) -> list[int]:
         entering.append(current)
         if layer == 0 and config.preselect_ratio is not None:
             current = made.start
-        elif first <= layer <= last:
+        elif first <= layer <= last and (layer - first) % config.prune_every == 0:
             kept = max(1, min(top, current))
             current = kept + recycled(current - kept, config.recycle_ratio)[1]
-    return entering
+    return [*entering, current]
 
 
 @given(cases())
@@ -138,18 +140,30 @@ def test_exact_budget_is_met(kind: str, data) -> None:
     made, plan = case.solve()
     value = config.target_token_num if kind == "strict" else getattr(config, kind)
     target = value * (layers if kind == "strict" else case.dense)
-    most = saturated(config, made, layers)
+    most = saturated(config, made, layers)[:-1]
     gap = abs(case.cost(plan.entering) - target)
     one = case.dense - case.cost([case.n] * (layers - 1) + [case.n - 1])
     if case.cost(most) <= target:
         assert list(plan.entering) == most
     elif not config.recycle_ratio:
-        assert gap <= one * (1 + 1e-6)
+        assert gap <= one * config.prune_every * (1 + 1e-6)
     elif kind == "target_flops" and case.k >= 0:
-        assert gap <= max(0.01 * target, one)
+        assert gap <= max(0.01 * target, one * config.prune_every)
     else:
         # Recycling may move all later layers by a token, see `solve_plan`.
         assert gap <= one * layers
+
+
+@given(cases("published"))
+@settings(max_examples=150, deadline=None)
+def test_published_budget_is_met_to_half_a_token(case: Case) -> None:
+    made, plan = case.solve()
+    target = case.config.target_token_num * case.shape.layers
+    most = saturated(case.config, made, case.shape.layers)[1:]
+    if sum(most) <= target:
+        assert list(plan.leaving) == most
+    else:
+        assert abs(sum(plan.leaving) - target) <= case.shape.layers / 2 * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("setting", ["target_flops", "target_kv"])

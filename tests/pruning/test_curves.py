@@ -167,13 +167,13 @@ def test_layers_of_share_zero_rise_only_when_all_others_are_full() -> None:
 
 def test_shares_above_zero_are_the_curve() -> None:
     curve = CURVES["linear"]
-    assert shares(curve, 0.4, 3.0, 32, 1, 9) == [
+    assert shares(curve, 0.4, 3.0, 32, range(1, 10)) == [
         *(curve.share(x, 0.4, 3.0, 32) for x in range(1, 8)),
         pytest.approx(1e-6 / 8),
         pytest.approx(1e-6 / 8),
     ]
-    assert set(shares(curve, 1.0, -40.0, 32, 1, 31)) == {1e-6}
-    assert shares(CURVES["logistic"], 1e6, 14.9, 32, 13, 16) == [1.0, 1.0, 1e-6, 1e-6]
+    assert set(shares(curve, 1.0, -40.0, 32, range(1, 32))) == {1e-6}
+    assert shares(CURVES["logistic"], 1e6, 14.9, 32, range(13, 17)) == [1.0, 1.0, 1e-6, 1e-6]
 
 
 def test_curves_give_different_schedules_under_one_budget() -> None:

@@ -68,6 +68,7 @@ COMMON = {
     "cap_ratio": None,
     "rank_rows": "text",
     "mi_rows": "text",
+    "prune_every": 1,
 }
 
 
@@ -153,6 +154,8 @@ def test_settings_are_frozen_and_hashable() -> None:
         ("indicator", None),
         ("curve", "step"),
         ("mi_layer", -1),
+        ("prune_every", 0),
+        ("prune_every", -4),
         ("mi_rows", "all"),
         ("mi_heads", "max"),
         ("mi_eps", -1e-9),

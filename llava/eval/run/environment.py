@@ -5,15 +5,18 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import llava
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_PROCESS = Path("/proc/self")
 _CODE = ("*.py", "*.so", "*.pyd", "*.sh")
 
 
@@ -65,19 +68,59 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Most memory held so far: on CUDA by tensors on all devices, else by this process.
+def devices_of(model: Any) -> tuple[torch.device, ...]:
+    """The accelerators that a model computes on, one or several; the processor where there is none.
+
+    Of weights that accelerate keeps elsewhere, its hooks say where they are brought to.
+    """
+    if not isinstance(model, nn.Module):
+        return (torch.device(model.device),)
+    devices = {parameter.device for parameter in model.parameters()}
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            if (device := getattr(part, "execution_device", None)) is not None:
+                devices.add(torch.device(device))
+    accelerators = {_numbered(device) for device in devices if device.type not in ("cpu", "meta")}
+    return tuple(sorted(accelerators, key=str)) or (torch.device("cpu"),)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def peak_memory_bytes(*devices: torch.device) -> int | None:
+    """Most memory held since the last reset: by tensors on these CUDA devices together, else by
+    this process.
 
     None where the platform does not say.
     """
-    if device.type == "cuda":
-        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    if cuda := [device for device in devices if device.type == "cuda"]:
+        return sum(torch.cuda.max_memory_allocated(device) for device in cuda)
+    try:  # what getrusage says may be of the program that started this one
+        for line in _PROCESS.joinpath("status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory(*devices: torch.device) -> None:
+    """Let `peak_memory_bytes` of these devices begin anew, where the platform can."""
+    if cuda := [device for device in devices if device.type == "cuda"]:
+        for device in cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        _PROCESS.joinpath("clear_refs").write_text("5")  # proc(5): the peak becomes what is held
 
 
 def synchronize(device: torch.device) -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llava.common.signals import EXIT_INTERRUPTED
 
 from .answers import AnswerFile, FailureFile, QuestionSource
-from .environment import environment, peak_memory_bytes
+from .environment import devices_of, environment, peak_memory_bytes, reset_peak_memory
 from .interruption import Interruption
 from .linefile import LostError, WriteError
 from .models import LoadModel, load_model
@@ -131,6 +131,7 @@ class Session:
             tokenizer, model, image_processor = self._load(self._settings)
             self._questions.check_model(model)
             self._model = tokenizer, model
+            reset_peak_memory(*devices_of(model))  # a sweep has several runs in one process
             self._dataset = QuestionImages(
                 self._questions,
                 self._pending,
@@ -294,7 +295,7 @@ class Session:
             return  # asking again changes nothing about a finished run
         peak = self._record.peak_memory_bytes
         if self._model is not None:
-            peak = max(peak, peak_memory_bytes(self._model[1].device) or 0)
+            peak = max(peak, peak_memory_bytes(*devices_of(self._model[1])) or 0)
         self._record.update(
             status,
             counts={

@@ -86,6 +86,18 @@ def shard_settings(settings: RunSettings, num_chunks: int, chunk_idx: int) -> Ru
     return replace(settings, num_chunks=num_chunks, chunk_idx=chunk_idx, answers_file=file)
 
 
+def process_device(launch: Launch, device: str | None) -> str | None:
+    """The device of this process: of CUDA's, unless a number is given, the one of its rank.
+
+    That one becomes CUDA's current device, or each process would also open the first.
+    """
+    if device not in (None, "cuda") or not torch.cuda.is_available():
+        return device
+    index = launch.local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
+
+
 def run_launched(
     launch: Launch, settings: RunSettings, args: argparse.Namespace, read: ReadQuestions
 ) -> int:
@@ -97,8 +109,7 @@ def run_launched(
     if settings.num_chunks != 1:
         raise ValueError("a launcher of several processes splits the questions: no --num-chunks")
     share = shard_settings(settings, launch.size, launch.rank)
-    if share.device in (None, "cuda") and torch.cuda.is_available():
-        share = replace(share, device=f"cuda:{launch.local_rank % torch.cuda.device_count()}")
+    share = replace(share, device=process_device(launch, share.device))
     chunk = argparse.Namespace(**vars(args))
     chunk.num_chunks, chunk.chunk_idx = launch.size, launch.rank
     # gloo on any device: nothing but "I am done" is exchanged

@@ -22,7 +22,8 @@ from ...pruning.layout import TokenLayout
 from ...pruning.methods.dense import Dense
 from ...pruning.prefill import Prefill
 from ..llava_arch import LlavaMetaModel
-from .attention import sync_attention, watch_attention
+from .attention import watch_attention
+from .backends import backend_of
 
 
 class LlavaConfig(LlamaConfig):
@@ -55,7 +56,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config)
-        watch_attention(self)
+        watch_attention(self.layers)
         self.build_vision(config)
 
     def forward(
@@ -116,7 +117,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         last_only: bool,
     ) -> tuple[Prefill | Decoding, Tensor]:
         """What accompanies the layers, and the states that enter the first of them."""
-        backend = sync_attention(self)
+        backend = backend_of(self.config)
         if cache is not None and not cache.is_empty:
             return Decoding(hidden, self, cache, backend), hidden
         layout = self._layout(hidden, attention_mask, cache)

@@ -143,7 +143,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         grown = embeds.shape[1] - cache.layout.n
         end = ContextEnd([length + grown for length in cache.layout.lengths], self.config)
         criteria = [*(kwargs.pop("stopping_criteria", None) or ()), end]
+        # Without ids transformers makes empty ones on `self.device`, which is meta if offloaded.
         return super().generate(
+            torch.empty(len(embeds), 0, dtype=torch.long, device=embeds.device),
             inputs_embeds=embeds,
             attention_mask=mask,
             past_key_values=cache,

@@ -1,11 +1,15 @@
-"""The git state is that of this package, never that of a repository around it."""
+"""The git state is that of this package; memory is that of the devices a model is on."""
 
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, SequentialHook
+from torch import nn
 
 from llava.eval.run import environment
 
@@ -75,3 +79,52 @@ def test_the_processor_and_its_memory_have_values():
     cpu = torch.device("cpu")
     assert environment.device_name(cpu)
     assert environment.peak_memory_bytes(cpu) > 1_000_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux can reset peaks")
+def test_the_peak_of_the_process_begins_anew():
+    cpu = torch.device("cpu")
+    environment.reset_peak_memory(cpu)
+    before = environment.peak_memory_bytes(cpu)
+    held = torch.ones(16_000_000)
+    peak = environment.peak_memory_bytes(cpu)
+    assert peak - before >= 60_000_000
+    del held
+    assert environment.peak_memory_bytes(cpu) > peak - 5_000_000  # Linux counts in steps
+    environment.reset_peak_memory(cpu)
+    assert environment.peak_memory_bytes(cpu) < peak - 50_000_000
+
+
+class TestDevices:
+    @pytest.fixture
+    def cuda(self, monkeypatch):
+        """Peaks of three CUDA devices, of which the second is the current one."""
+        peaks = {0: 100, 1: 20, 2: 3}
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda d: peaks[d.index])
+        monkeypatch.setattr(
+            torch.cuda, "reset_peak_memory_stats", lambda d: peaks.update({d.index: 0})
+        )
+        return peaks
+
+    def test_peaks_are_of_the_devices_that_are_measured(self, cuda):
+        first, second, third = (torch.device("cuda", i) for i in range(3))
+        assert environment.peak_memory_bytes(third) == 3
+        assert environment.peak_memory_bytes(first, third) == 103
+        assert environment.peak_memory_bytes(first, torch.device("cpu")) == 100
+        environment.reset_peak_memory(first, third)
+        assert cuda == {0: 0, 1: 20, 2: 0}
+        assert environment.peak_memory_bytes(first, second) == 20
+
+    def test_devices_of_a_model(self, cuda):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        assert environment.devices_of(model) == (torch.device("cpu"),)
+        model[0].to("meta")  # kept elsewhere; the others stay on the processor
+        model[0]._hf_hook = AlignDevicesHook(execution_device="cuda:2")
+        assert environment.devices_of(model) == (torch.device("cuda", 2),)
+        hooks = AlignDevicesHook(io_same_device=True), AlignDevicesHook(execution_device="cuda")
+        model[1]._hf_hook = SequentialHook(*hooks)
+        expected = (torch.device("cuda", 1), torch.device("cuda", 2))
+        assert environment.devices_of(model) == expected
+        with_device = SimpleNamespace(device="cpu")
+        assert environment.devices_of(with_device) == (torch.device("cpu"),)

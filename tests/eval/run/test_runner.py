@@ -161,3 +161,18 @@ def test_chunks_add_up_and_may_be_empty(tmp_path, use):
         record = json.loads(file.with_suffix(".run.json").read_text())
         assert record["status"] == "complete"
     assert essence(parts) == expected(questions)
+
+
+def test_the_peak_of_memory_is_that_of_one_run(tmp_path, use, monkeypatch):
+    """Whatever the process, or an earlier run in it, has needed before."""
+    held = [900]
+    monkeypatch.setattr("llava.eval.run.runner.reset_peak_memory", lambda *_: held.clear())
+    monkeypatch.setattr("llava.eval.run.runner.peak_memory_bytes", lambda *_: max(held, default=1))
+    write_data(tmp_path)
+    model = use(StubModel(lambda _: held.append(needed)))
+    for needed in (30, 10):
+        answers = tmp_path / "out" / f"{needed}.jsonl"
+        assert main(command(tmp_path, "--answers-file", str(answers))) == 0
+        record = json.loads(answers.with_suffix(".run.json").read_text())
+        assert record["peak_memory_bytes"] == needed
+    assert len(model.calls) == 10

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval.model_vqa_loader import main
-from llava.eval.run.sharding import Launch, launched, shard_file
+from llava.eval.run.sharding import Launch, launched, process_device, shard_file
 
 from ..stub import StubModel, command, essence, expected, read_answers, read_record, write_data
 
@@ -48,6 +48,25 @@ def data(tmp_path, use):
 
 def test_the_parts_have_the_names_that_llava_gives_them() -> None:
     assert shard_file(Path("answers/n_64.jsonl"), 4, 3) == Path("answers/n_64/4_3.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "expected"),
+    [
+        (None, 2, "cuda:1"),
+        ("cuda", 4, "cuda:3"),
+        ("cuda:0", 4, "cuda:0"),
+        ("cpu", 4, "cpu"),
+        (None, 0, None),
+    ],
+)
+def test_a_process_has_its_device(monkeypatch, given, devices, expected) -> None:
+    current: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: devices > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    assert process_device(Launch(rank=7, size=8, local_rank=3), given) == expected
+    assert current == ([int(expected[-1])] if given in (None, "cuda") and devices else [])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7])

@@ -76,9 +76,12 @@ def solve_plan(
 ) -> Plan:
     """The schedule of one sample, its curve having slope `k` and inflection `x0` (layers).
 
-    An exact budget is missed by less than one token in one layer, unless the curve is saturated.
-    With recycling a token more in one layer can mean one more in all later ones (one dropped and
-    merged is one again); a curve that rises then misses it by up to a token a layer.
+    An exact budget is missed by less than one token in one layer, unless the curve is saturated; in
+    a staircase by less than one in each of the layers, at most `prune_every`, that a step's count
+    holds for. With recycling a token more in one layer can mean one more in all later ones (one
+    dropped and merged is one again); a curve that rises then misses it by up to a token a layer.
+    A published budget has the scale alone to be met with, which may move all layers at once: it is
+    missed by at most half a token a layer, with steps or without.
 
     Raises BudgetError for a budget below the floor.
     """
@@ -113,7 +116,7 @@ def _schedule(
     layers = shape.layers
     pre_layer = 0 if config.needs_cls else None
     first = config.mi_layer if pre_layer is None else max(config.mi_layer, 1)
-    last = layers - 1 if config.prune_last_layer else layers - 2
+    steps = range(first, layers if config.prune_last_layer else layers - 1, config.prune_every)
     curve, amplitude = CURVES[config.curve], config.amplitude
     if config.analytic_area:
         area = curve.area(k, x0, layers)
@@ -126,9 +129,8 @@ def _schedule(
         start=budget.start,
         pre_layer=pre_layer,
         layers=layers,
-        first=first,
-        last=last,
-        retention=tuple(amplitude * share for share in shares(curve, k, x0, layers, first, last)),
+        steps=steps,
+        retention=tuple(amplitude * share for share in shares(curve, k, x0, layers, steps)),
         rounding=config.rounding,
         cap=cap,
         recycle=config.recycle_ratio,

@@ -35,6 +35,11 @@ class AutoPruneRun(PrunerRun):
         self.positions = config.positions
         if config.mi_layer >= shape.layers:
             raise ValueError(f"mi_layer {config.mi_layer} of a decoder of {shape.layers} layers")
+        if config.prune_every > shape.layers:
+            raise ValueError(
+                f"prune_every must be at most the {shape.layers} layers of this decoder, got "
+                f"{config.prune_every}"
+            )
         demand_text_behind(config.method, layout)
         self.n_text = [n - v for n, v in zip(layout.lengths, layout.n_visual)]
         self.configs = [config.resolved(sizes) for sizes in layout.sizes]

@@ -39,6 +39,11 @@ Two more fields, the same in both presets, are the ablations of the paper's Tabl
 4a  indicator  mutual_information, mean_attention, cosine_similarity (see `indicators`), or static:
                nothing is measured, k = k0 and the inflection is x0 for every sample
 4b  curve      logistic, linear, tanh, exponential (see `schedules`)
+One more field, the same in both presets, is of neither the paper nor the code:
+prune_every    tokens leave after every n-th layer only, by `schedules` from the first layer of the
+               curve on (mi_layer, or 1 where that is the pre-selection's); 1 is the paper. The
+               pre-selection stands apart. Layers between the steps measure and drop nothing.
+               What leaves at a step is recycled at that step.
 gamma and beta are per unit of the indicator. mi_layer and mi_rows apply to every indicator;
 normalise_rows, mi_heads, mi_eps and log_base to the mutual information alone. Whatever the
 indicator, mi_layer is the first layer of the curve, and the pre-selection weighs its text term by
@@ -89,6 +94,9 @@ class AutoPruneSettings(CostBudgeted):
     Other budgets: see `CostBudgeted`.
     x0: depth (layers) at which half the tokens are gone, before adaptation.
     k0, gamma: slope k = k0 - gamma * indicator.
+    prune_every: layers from one step to the next. No depth that scales with the decoder: the paper
+        prunes after every layer however many there are, and what a longer period saves, the
+        operators of the layers between, is counted in layers too.
 
     Raises ValueError on values that make no sense.
     """
@@ -144,10 +152,12 @@ class AutoPruneSettings(CostBudgeted):
     rank_rows: Literal["text", "last"] = "text"
     positions: Literal["compact", "original"] = "compact"
     prune_last_layer: bool = True
+    prune_every: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         demand(self, "mi_layer", self.mi_layer >= 0, "a layer index, 0 or more")
+        demand(self, "prune_every", self.prune_every >= 1, "a number of layers, 1 or more")
         demand(self, "mi_eps", self.mi_eps >= 0, "0 or more")
         demand(self, "log_base", self.log_base > 1, "above 1")
         demand(self, "amplitude", self.amplitude > 0, "above 0")
