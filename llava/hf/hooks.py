@@ -31,7 +31,7 @@ from ..pruning.decoding import Decoding
 from ..pruning.inputs import OwnInputs
 from ..pruning.layout import TokenLayout
 from ..pruning.methods.dense import Dense
-from ..pruning.prefill import Prefill
+from ..pruning.prefill import Handed, Prefill
 from .families import demand_positions, family_of
 from .inputs import StockDecoding, StockInputs
 from .logical import ANOTHER, LogicalCache
@@ -81,7 +81,7 @@ class _Under:
             self.inputs.offer(given["attention_mask"], whole)
         hidden = self.leave(index, hidden) if index else self.prefill.begin(hidden)
         hidden, arguments = self.prefill.enter(index, hidden)
-        del arguments["use_cache"]
+        arguments = _changed(arguments)
         if hidden.shape[1] != whole[0].shape[1]:
             arguments["position_ids"] = None
         return hidden, arguments
@@ -101,8 +101,14 @@ class _Compact:
 
     def enter(self, index: int, hidden: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict]:
         hidden, arguments = self.decoding.enter(index, hidden)
-        del arguments["use_cache"]
-        return hidden, arguments | {"position_ids": None}
+        return hidden, _changed(arguments) | {"position_ids": None}
+
+
+def _changed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of a layer's arguments that stock code does not give: it gives the whole cache."""
+    handed = isinstance(arguments["past_key_values"], Handed)
+    kept = ("use_cache",) if handed else ("use_cache", "past_key_values")
+    return {name: value for name, value in arguments.items() if name not in kept}
 
 
 class Hooks:
@@ -185,14 +191,14 @@ class Hooks:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
             if index == 0:
-                cache.step = self._begin(cache, hidden, kwargs)
+                cache.step = self._begin(cache, hidden)
             hidden, arguments = cache.step.enter(index, hidden, kwargs)
             kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"} | arguments
             return (hidden, *args[1:]), kwargs
 
         return hook
 
-    def _begin(self, cache: LogicalCache, hidden: Tensor, given: dict[str, Any]) -> Any:
+    def _begin(self, cache: LogicalCache, hidden: Tensor) -> Any:
         decoder, tokens = self.decoder, hidden.shape[1]
         backend = backend_of(decoder.config)
         if not cache.is_empty:
@@ -209,9 +215,9 @@ class Hooks:
         _demand_visible(decoder, layout, backend)
         inputs: StockInputs | OwnInputs
         if run.positions == "compact":
-            if max(layout.lengths) < layout.n:
-                raise ValueError('positions="compact" needs a sample without padding in each batch')
-            inputs = OwnInputs(given["position_embeddings"], layout, "compact", backend)
+            # Stock code may count padding, and later steps count what is held.
+            rope = decoder.rotary_emb(hidden, layout.position)
+            inputs = OwnInputs(rope, layout, "compact", backend)
         else:
             inputs = StockInputs(layout, backend, decoder.layers[0].self_attn.is_causal)
         last_only = cache.last_only and not isinstance(pruner, Dense)
@@ -221,7 +227,7 @@ class Hooks:
     def _end(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """After the last layer."""
         given = kwargs.get("past_key_values")
-        cache = getattr(given, "cache", given)
+        cache = given.cache if isinstance(given, Handed) else given
         if not isinstance(cache, LogicalCache):
             return None
         step, cache.step = cache.step, None

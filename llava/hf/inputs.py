@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..pruning.attention import Rope, as_mask, causal_mask, moved, seen_by, themselves, visible
-from ..pruning.inputs import RopeTables, parted
+from ..pruning.inputs import RopeTables, rows_of
 from ..pruning.layout import TokenLayout
 from ..pruning.selection import take
 from .logical import LogicalCache
@@ -68,8 +68,7 @@ class StockInputs:
     def of_part(
         self, layout: TokenLayout, index: Tensor, hidden: Tensor
     ) -> tuple[Tensor | None, Rope]:
-        joined = torch.cat(self.rope, -1).expand(layout.batch, -1, -1)
-        rope = parted(take(joined, index))
+        rope = rows_of(self.rope, index)
         if self.mask is not None and self.mask.dim() == 4:
             rows = take(self.mask.expand(layout.batch, -1, -1, -1)[:, 0], index)[:, None]
             if layout.padded and rows.dtype == torch.bool:

@@ -226,7 +226,7 @@ class Projections:
         check_rows(self.attention, hidden.shape[1] if keys is None else keys)
         device = device_of(layer, hidden)
         self._normed = layer.input_layernorm(moved(hidden, device))
-        cos, sin = (moved(table, device)[:, None] for table in rope)
+        cos, sin = (moved(table, device)[:, :, None] for table in rope)
         half = sin.shape[-1] // 2
         # With these signs the turned half of a head is the head rolled by half its width.
         self._rope = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
@@ -242,17 +242,17 @@ class Projections:
 
     def values(self) -> Tensor:
         """Of all tokens: (batch, kv heads, n, head_dim)."""
-        return self._heads(self.attention.v_proj(self._normed))
+        return self._heads(self.attention.v_proj(self._normed)).transpose(1, 2)
 
     def _heads(self, projected: Tensor, norm: str = "") -> Tensor:
         heads = projected.view(*projected.shape[:2], -1, self.attention.head_dim)
         normed = getattr(self.attention, norm, None) if norm else None
-        heads = heads if normed is None else normed(heads)
-        return heads.transpose(1, 2)
+        return heads if normed is None else normed(heads)
 
     def _rotated(self, heads: Tensor) -> Tensor:
-        cos, sin = (table[:, :, -heads.shape[2] :] for table in self._rope)
-        return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), sin)
+        cos, sin = (table[:, -heads.shape[1] :] for table in self._rope)
+        turned = heads.roll(heads.shape[-1] // 2, -1)
+        return torch.addcmul(heads * cos, turned, sin).transpose(1, 2)
 
 
 class LayersAhead:

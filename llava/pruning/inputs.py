@@ -52,38 +52,33 @@ class RopeTables:
     """
 
     def __init__(self, rope: Rope, first: TokenLayout, policy: str) -> None:
-        self._rope, self._first, self._policy = rope, first, policy
-        # Of the sample that fills the batch's columns: positions 0, 1, 2, ...
-        several = rope[0].shape[0] > 1 and policy != "original"
-        self._longest = first.lengths.index(first.n) if several else 0
-        self._joined: Tensor | None = None
+        # Side by side, so that one copy serves both; and all tables are laid out alike, whatever
+        # cut them, which a compiled layer would otherwise need graphs of its own for.
+        self._whole, self._first, self._policy = torch.cat(rope, -1), first, policy
+        # The row of the longest sample, and where in it positions 0, 1, 2, ... begin.
+        most = max(first.lengths)
+        self._longest = first.lengths.index(most) if rope[0].shape[0] > 1 else 0
+        self._start = first.n - most
+        self._filled: Tensor | None = None
 
     def of(self, layout: TokenLayout) -> Rope:
         """(batch or 1, n, head_dim) each, on the device of `layout`."""
-        cos, sin = self._rope
-        self._rope = cos, sin = moved(cos, layout.device), moved(sin, layout.device)
+        self._whole = whole = moved(self._whole, layout.device)
         if layout.index is None:
-            return cos, sin
-        if self._policy != "original" and not layout.padded:
-            return cos[self._longest, None, : layout.n], sin[self._longest, None, : layout.n]
-        if self._joined is None:
-            self._joined = self._prepared()
-        self._joined = joined = moved(self._joined, layout.device)
+            return parted(whole)
         if self._policy == "original":
             assert layout.columns is not None, "some are left"
-            return parted(take(joined, layout.columns))
-        most, n = self._first.n, layout.n
-        parts = [joined[most - n + count : most + count] for count in layout.lengths]
+            return parted(take(whole.expand(layout.batch, -1, -1), layout.columns))
+        row = whole[self._longest, self._start :]
+        if not layout.padded:
+            return parted(row[: layout.n][None])
+        # A slice that begins in the filling rows is left-padded.
+        filling = self._first.n
+        if self._filled is None:
+            self._filled = torch.cat([row[:1].expand(filling, -1), row])
+        self._filled = filled = moved(self._filled, layout.device)
+        parts = [filled[filling - layout.n + n : filling + n] for n in layout.lengths]
         return parted(torch.stack(parts))
-
-    def _prepared(self) -> Tensor:
-        """Cosines beside sines: of each sample, or for slices those of positions 0, 1, 2, ...
-        behind as many filling rows."""
-        joined = torch.cat(self._rope, -1)
-        if self._policy == "original":
-            return joined.expand(self._first.batch, -1, -1).contiguous()
-        row = joined[self._longest]
-        return torch.cat([row[:1].expand(self._first.n, -1), row])
 
 
 def rows_of(rope: Rope, index: Tensor) -> Rope:

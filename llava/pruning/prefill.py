@@ -123,7 +123,7 @@ class Prefill:
         arguments: dict[str, Any] = {
             "attention_mask": self.inputs.mask,
             "position_embeddings": self.inputs.rope,
-            "past_key_values": self.cache,
+            "past_key_values": None if self.cache is None else self.cache.layer(index),
             "use_cache": self.cache is not None,
         }
         if self.cache is None:
@@ -133,8 +133,9 @@ class Prefill:
         self.cache.entered(layout)
         if self._chooses_first(layer):
             return self._choose_first(self.cache, layer, hidden, arguments)
-        if rows:
-            self._step.watch = arguments["watch"] = Watch()
+        # Given to every layer, so that those that are asked need no compiled graph of their own.
+        watch = arguments["watch"] = Watch()
+        self._step.watch = watch if rows else None
         return hidden, arguments
 
     @property

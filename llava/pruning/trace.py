@@ -158,8 +158,8 @@ def _merged(
         return {}
     members = patch[merge.source[sample]].tolist()
     if merge.cluster is None:
-        own = members[: merge.pools[sample]]
-        return {own[0]: own} if own else {}
+        joined = members[: merge.pools[sample]]
+        return {joined[0]: joined} if joined else {}
     centre = patch[selection.index[sample]].tolist()
     if merge.index is not None:
         stands = merge.index[sample].tolist()

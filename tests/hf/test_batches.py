@@ -35,6 +35,7 @@ def alone(name: str, batch: dict[str, Any], index: int, pictures: list[int]) -> 
     return part
 
 
+@pytest.mark.usefixtures("first_for_few")
 @pytest.mark.parametrize(("method", "merging"), [("autoprune", True), ("sparsevlm", True)])
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_a_batch_equals_its_samples(name: str, method: str, merging: bool) -> None:

@@ -67,7 +67,7 @@ def wide_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.functional, "softmax", softmax)
 
 
-@pytest.mark.usefixtures("wide_softmax")
+@pytest.mark.usefixtures("wide_softmax", "first_for_few")
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma"])
 @torch.no_grad()
