@@ -167,7 +167,7 @@ def test_a_layer_that_chooses_first_runs_for_what_stays(decoder) -> None:
     observed = walk.run.observed
     assert observed[0].hidden is None and observed[0].keys is walk.cache.held(0)
     # One of 27 is not worth it: the third layer runs for all and its output can be seen.
-    assert third["past_key_values"] is walk.cache
+    assert third["past_key_values"] is walk.cache.layers[2]
     assert observed[2].hidden.shape[1] == 16 and observed[2].ahead is not None
     assert [s.projected for s in walk.cache.trace.samples] == [[27, 0, 0, 0], [19, 0, 0, 0]]
     assert [s.ran for s in walk.cache.trace.samples] == [[16, 16, 16, 15], [11, 11, 11, 11]]
