@@ -49,8 +49,9 @@ class StockInputs:
         if key not in self._masks:
             self._masks[key] = self._left(layout, hidden)
         if rope_key not in self._ropes:
-            tables = RopeTables(self._whole_rope, self._first, "original")
-            self._ropes[rope_key] = self._tables.setdefault(rope_key, tables).of(layout)
+            if rope_key not in self._tables:
+                self._tables[rope_key] = RopeTables(self._whole_rope, self._first, "original")
+            self._ropes[rope_key] = self._tables[rope_key].of(layout)
         self.mask, self.rope = self._masks[key], self._ropes[rope_key]
 
     def rows_seen(self, layout: TokenLayout, count: int) -> Tensor | None:
