@@ -130,15 +130,17 @@ def has_room(model: Any) -> bool:
 
 
 def differing(ours: Any, stock: Stock) -> list[str]:
-    """Names of tensors that both have and that are not the same, bit for bit."""
+    """Names of our tensors that transformers' model lacks, or does not have bit for bit."""
     target = "module" if stock.lacks else "stock"
     others = stock.model.state_dict()
-    named = {rename(k, "module", target): (k, v) for k, v in ours.state_dict().items()}
-    return [
-        name
-        for other, (name, value) in named.items()
-        if other in others and not torch.equal(value, others[other])
-    ]
+    names = []
+    for name, value in ours.state_dict().items():
+        if stock.lacks and not _of_decoder(name):
+            continue
+        other = others.get(rename(name, "module", target))
+        if other is None or not torch.equal(value, other):
+            names.append(name)
+    return names
 
 
 def _lacks(config: Any) -> str:

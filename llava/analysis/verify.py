@@ -118,9 +118,10 @@ def verify(args: argparse.Namespace, until: float) -> dict[str, Any]:
         )
         place = environment(model.device)
         about = describe(args, subject)
+        counts = " / ".join(map(str, about["visual_tokens"]))
         print(
             f"{args.model_path}: {about['layers']} layers of {about['hidden']}, "
-            f"{about['visual_tokens']} visual tokens, {about['dtype']}, {about['attention']}, on "
+            f"{counts} visual tokens, {about['dtype']}, {about['attention']}, on "
             f"{place['device_name']} ({place['device']}); against {about['stock']} of transformers "
             f"{place['transformers']}",
             flush=True,
@@ -166,6 +167,7 @@ def describe(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
         "processing": args.processing,
         "load_4bit": args.load_4bit,
         "load_8bit": args.load_8bit,
+        "compile": args.compile,
         "devices": sorted({str(p.device) for p in subject.model.parameters()}),
         "stock": type(loaded.model).__name__,
         "stock_lacks": loaded.lacks,
