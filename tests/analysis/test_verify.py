@@ -21,8 +21,14 @@ from llava.pruning.attention import causal_mask
 from llava.pruning.cache import PrunedCache
 
 from .. import checkpoints, checkpoints_next, senna_files
+from ..virtual_device.device import FIRST, virtual_devices
+from ..virtual_device.placement import move, split
 
 FLASH = "flash_attention_2 = sdpa"
+
+
+def on_first(model: Any) -> Any:
+    return move(model, FIRST)
 
 
 def run(folder: Path, tmp_path: Path, *flags: str) -> tuple[int, dict[str, Any]]:
@@ -215,3 +221,17 @@ def test_difference_is_that_of_the_worst_vector() -> None:
     assert difference(wrong, right) == pytest.approx(0.5)
     assert difference(right, wrong) == pytest.approx(0.5 / sqrt(1.85))
     assert difference(right[:1], right) == difference(right * torch.nan, right) == inf
+
+
+@pytest.mark.parametrize("spread", [on_first, split], ids=["one device", "two devices"])
+def test_virtual_devices(spread: Callable[[Any], Any], tmp_path: Path, monkeypatch) -> None:
+    """Nothing is where the device is not, also where layers lie on two of them."""
+    folder = checkpoints.write_hf(tmp_path / "checkpoint")
+    tokenizer, model, processor, _ = load_pretrained_model(folder, device="cpu", dtype="float32")
+    monkeypatch.setattr(checks, "synchronize", lambda device: None)
+    with virtual_devices(), torch.no_grad():
+        made = Subject(tokenizer, spread(model), processor, "vicuna_v1")
+        made.stock = stock.load(model, str(folder), made.image_token, share=True)
+        verdicts = [v for v in Checks(made, PRUNER, inf).run() if v.name != "times"]
+    assert {v.verdict for v in verdicts if v.name not in ("weights", FLASH)} == {OK}
+    assert len(verdicts) == 9
