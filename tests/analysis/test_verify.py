@@ -134,13 +134,19 @@ def test_a_disturbed_layer_is_named(tmp_path: Path, monkeypatch, capsys) -> None
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
+def loaded(tmp_path_factory) -> Subject:
     folder = checkpoints_next.write_hf(tmp_path_factory.mktemp("1.6") / "checkpoint")
     tokenizer, model, processor, _ = load_pretrained_model(folder, device="cpu", dtype="float32")
     with torch.inference_mode():
         made = Subject(tokenizer, model, processor, "vicuna_v1")
         made.stock = stock.load(model, str(folder), made.image_token)
-        yield made
+    return made
+
+
+@pytest.fixture
+def subject(loaded):
+    with torch.inference_mode():
+        yield loaded
 
 
 #: So few that most leave at once: their choice comes before a layer runs.
