@@ -15,7 +15,7 @@ from torch import Tensor
 from ..pruning.attention import Rope, as_mask, causal_mask, moved, seen_by, themselves, visible
 from ..pruning.inputs import RopeTables, rows_of
 from ..pruning.layout import TokenLayout
-from ..pruning.selection import take
+from ..pruning.selection import columns, take
 from .logical import LogicalCache
 
 
@@ -73,8 +73,8 @@ class StockInputs:
         if self.mask is not None and self.mask.dim() == 4:
             rows = take(self.mask.expand(layout.batch, -1, -1, -1)[:, 0], index)[:, None]
             if layout.padded and rows.dtype == torch.bool:
-                columns = torch.arange(layout.n, device=index.device)
-                rows = rows | (columns == index[:, None, :, None])
+                column = columns(layout.n, index.device)
+                rows = rows | (column == index[:, None, :, None])
             return rows, rope
         seen = seen_by(index, layout) if self._causal else layout.valid[:, None, None, :]
         return as_mask(self._backend, seen, hidden), rope
@@ -88,10 +88,10 @@ class StockInputs:
 
     def _left(self, layout: TokenLayout, hidden: Tensor) -> Tensor | None:
         """The mask of the tokens that are left."""
-        whole, columns = self._whole, layout.columns
+        whole, left = self._whole, layout.columns
         if whole is not None:
             whole = moved(whole, hidden.device)
-        if columns is None:
+        if left is None:
             return whole
         if whole is None:
             if self._causal or not layout.padded:
@@ -101,11 +101,11 @@ class StockInputs:
             seen = layout.valid[:, None, None, :] | themselves(layout.n, layout.n, layout.device)
             return as_mask(self._backend, seen, hidden)
         if whole.dim() == 2:
-            return whole.gather(1, columns) * layout.valid
-        if self._samples is None or self._samples.device != columns.device:
-            self._samples = torch.arange(layout.batch, device=columns.device)[:, None, None]
+            return whole.gather(1, left) * layout.valid
+        if self._samples is None or self._samples.device != left.device:
+            self._samples = torch.arange(layout.batch, device=left.device)[:, None, None]
         whole = whole.expand(layout.batch, -1, -1, -1)[:, 0]
-        rows = whole[self._samples, columns[:, :, None], columns[:, None, :]][:, None]
+        rows = whole[self._samples, left[:, :, None], left[:, None, :]][:, None]
         return _without_filling(rows, layout)
 
 
@@ -127,17 +127,17 @@ class StockDecoding:
         self.cache, self.tokens, self.backend = cache, tokens, backend
 
     def enter(self, index: int, hidden: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict]:
-        columns = self.cache.columns(index, self.tokens)
-        if columns is None:
+        held = self.cache.columns(index, self.tokens)
+        if held is None:
             return hidden, {}
         mask, valid = given["attention_mask"], self.cache.valid_keys(index, self.tokens)
         if mask is None:
-            keys = columns.shape[1]
+            keys = held.shape[1]
             mask = causal_mask(self.backend, valid, self.tokens, keys, hidden)
             return hidden, {"attention_mask": mask, "position_ids": None}
-        columns = moved(columns, mask.device)
-        shape = (len(columns), *mask.shape[1:])
-        index_of = columns.view(len(columns), *(1,) * (mask.dim() - 2), -1)
+        held = moved(held, mask.device)
+        shape = (len(held), *mask.shape[1:])
+        index_of = held.view(len(held), *(1,) * (mask.dim() - 2), -1)
         mask = mask.expand(shape).gather(-1, index_of.expand(*shape[:-1], -1))
         if valid is not None:
             valid = moved(valid, mask.device).view_as(index_of)
