@@ -131,5 +131,5 @@ def _forget_loaded(monkeypatch: pytest.MonkeyPatch) -> Kernels:
         "_process_flash_kwargs_fn",
         "_process_with_kvcache_kwargs_fn",
     ):
-        monkeypatch.setattr(flash, name, None)
+        monkeypatch.setattr(flash, name, None, raising=False)  # early transformers has fewer
     return Kernels()

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from ..model.language_model.attention import watch_attention
 from ..model.language_model.backends import backend_of
-from ..pruning.attention import moved
+from ..pruning.attention import Rope, moved
 from ..pruning.base import Pruner
 from ..pruning.cost import DecoderShape
 from ..pruning.decoding import Decoding
@@ -74,17 +74,35 @@ class _Under:
 
     def __init__(self, prefill: Prefill, inputs: StockInputs | OwnInputs, deep: DeepStack | None):
         self.prefill, self.inputs, self.deep = prefill, inputs, deep
+        self.rope: Rope | None = None
 
     def enter(self, index: int, hidden: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict]:
-        whole = given["position_embeddings"]
+        rope = given["position_embeddings"]
         if isinstance(self.inputs, StockInputs):
-            self.inputs.offer(given["attention_mask"], whole)
+            self.inputs.offer(given["attention_mask"], self._joined(rope))
         hidden = self.leave(index, hidden) if index else self.prefill.begin(hidden)
         hidden, arguments = self.prefill.enter(index, hidden)
         arguments = _changed(arguments)
-        if hidden.shape[1] != whole[0].shape[1]:
+        if hidden.shape[1] != rope[0].shape[-2]:
             arguments["position_ids"] = None
+        if rope[0].dim() == 4:
+            tables = arguments["position_embeddings"]
+            arguments["position_embeddings"] = tuple(t.expand(3, *t.shape) for t in tables)
         return hidden, arguments
+
+    def _joined(self, rope: Rope) -> Rope:
+        """Tables (batch, n, head_dim). Up to transformers 5.8 or so Qwen2-VL's attention gets one
+        for each of time, height and width, (3, batch, n, head_dim), and joins them itself."""
+        if rope[0].dim() == 3:
+            return rope
+        if self.rope is None:
+            sections = self.prefill.decoder.config.rope_parameters["mrope_section"] * 2
+            cos, sin = (
+                torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, -1))], -1)
+                for table in rope
+            )
+            self.rope = cos, sin
+        return self.rope
 
     def leave(self, index: int, hidden: Tensor) -> Tensor:
         """What goes on from layer `index` - 1."""

@@ -34,8 +34,10 @@ class LogicalCache(PrunedCache):
         """Tokens that were made: one came out of the prefill, and each that was fed back."""
         return 0 if self.is_empty else 1 + self._appended
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
+    def get_mask_sizes(self, queries: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
+        # Early transformers 5 gives their positions, later ones their number.
+        count = len(queries) if isinstance(queries, Tensor) else queries
+        return self.get_seq_length() + count, 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         return self.get_seq_length()

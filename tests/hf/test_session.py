@@ -39,7 +39,8 @@ def traces(net: Any) -> list[Any]:
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         values = [*hooks, *(type(value) for value in vars(module).values())]
         left += [value for value in values if value.__module__.startswith("llava")]
-        left += [name for name in ("forward", "generate") if name in vars(module)]
+        methods_here = [vars(module).get(name) for name in ("forward", "generate")]
+        left += [f for f in methods_here if f and f.__module__.startswith("llava")]
     return left
 
 
@@ -227,7 +228,7 @@ REFUSED_CALLS: list[tuple[dict[str, Any], str]] = [
     ({"cache_implementation": "static"}, "StaticCache"),
     ({"cache_implementation": "offloaded"}, "offloaded"),
     ({"use_cache": False}, "use_cache=False"),
-    ({"prefill_chunk_size": 8}, "prefill_chunk_size"),
+    ({"prefill_chunk_size": 8}, "prefill.chunk"),
     ({"prompt_lookup_num_tokens": 2}, "assisted|cropped"),
     ({"output_attentions": True}, "per-layer outputs"),
     ({"output_hidden_states": True}, "per-layer outputs"),

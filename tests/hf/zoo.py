@@ -5,6 +5,7 @@ A model has 5 decoder layers, a picture 16 to 48 tokens. Nothing is downloaded.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -263,6 +264,12 @@ def model(name: str, dtype: torch.dtype = torch.float64, attn: str = "sdpa") -> 
 
 
 @cache
+def takes(name: str, argument: str) -> bool:
+    """Whether models of an architecture, in this transformers, take an argument."""
+    return argument in inspect.signature(type(shared(name)).forward).parameters
+
+
+@cache
 def shared(name: str) -> Any:
     """The float64 model of an architecture, to be left as it is."""
     return model(name)
@@ -310,7 +317,7 @@ def inputs(name: str, samples: Sequence[str], dtype: torch.dtype = torch.float64
                 tiles[i, : len(joined)] = joined
         batch["pixel_values"] = tiles
     kinds = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
-    if "qwen" in name:
+    if "qwen" in name and takes(name, "mm_token_type_ids"):
         batch["mm_token_type_ids"] = kinds
     if name == "gemma3":
         batch["token_type_ids"] = kinds
