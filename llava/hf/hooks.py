@@ -249,12 +249,14 @@ class Hooks:
         if not isinstance(cache, LogicalCache):
             return None
         step, cache.step = cache.step, None
+        # Layers of early transformers 5 may return a tuple.
+        hidden, more = (output, ()) if isinstance(output, Tensor) else (output[0], output[1:])
         if not isinstance(step, _Under):
-            cache.append(output.shape[1])
+            cache.append(hidden.shape[1])
             return None
-        hidden = step.leave(len(self.decoder.layers), output)
+        hidden = step.leave(len(self.decoder.layers), hidden)
         step.prefill.finish()
-        return hidden
+        return hidden if isinstance(output, Tensor) else (hidden, *more)
 
 
 def _demand_plain(given: Any, kwargs: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from transformers import DynamicCache, TextStreamer
 
 from llava import hf, pruning
@@ -126,6 +128,10 @@ def test_a_conversation_goes_on_behind_a_block(model, batch) -> None:
     del cache, out
 
 
+@pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.2"),
+    reason="before 5.2 transformers collects a tower's hidden states by swapping its forward",
+)
 def test_two_threads_prune_by_two_methods_and_a_third_not_at_all(model, batch) -> None:
     pruners = [FASTV, RANDOM, None]
     expected = [answer(model, batch, past_key_values=hf.cache(model, p or NONE)) for p in pruners]
