@@ -70,13 +70,15 @@ class Checks:
 
     def run(self) -> Iterator[Verdict]:
         """A verdict for each check, as soon as there is one."""
-        checks: list[tuple[str, Callable[[], Verdict]]] = [
-            ("weights", self.weights),
+        checks: list[tuple[str, Callable[[], Verdict]]] = (
+            [("weights", self.weights)] if self.subject.two_models else []
+        )
+        checks += [
             ("unpruned logits = transformers'", self.unpruned),
             (f"unpruned {TOKENS} tokens = transformers'", self.tokens),
         ]
         if hasattr(self.pruner, "positions"):
-            for policy in ("compact", "original"):
+            for policy in self.subject.policies:
                 moved = replace(self.pruner, positions=policy)
                 name = f"pruned = masked, {policy} positions"
                 checks.append((name, partial(self.pruned, moved)))
@@ -86,7 +88,7 @@ class Checks:
             ("batch unpruned = samples alone", partial(self.batch, None)),
             ("batch pruned = masked, same choice", partial(self.batch, self.pruner)),
         ]
-        used = backend_of(self.subject.model.config)
+        used = backend_of(self.subject.text_config)
         checks += [
             (f"{name} = {used}", partial(self.kernel, name, used))
             for name in BACKENDS

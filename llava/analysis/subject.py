@@ -77,7 +77,12 @@ class Subject:
     """A LLaVA checkpoint as this package loads it, and transformers' own model of it.
 
     prompts: one for each picture; their texts differ in length, so a batch of them is padded
+    two_models: whether transformers' model has weights of its own to compare
+    policies: of positions, that pruned runs are compared under
     """
+
+    two_models = True
+    policies: tuple[str, ...] = ("compact", "original")
 
     def __init__(self, tokenizer: Any, model: Any, processor: Any, conv_mode: str) -> None:
         self.tokenizer, self.model = tokenizer, model
@@ -89,6 +94,16 @@ class Subject:
             self._prompt(ask(question, [picture], tokenizer, processor, model, conv_mode))
             for picture, question in pictures()
         ]
+
+    @property
+    def text_config(self) -> Any:
+        """Config of the decoder."""
+        return self.model.config
+
+    @property
+    def layers(self) -> Any:
+        """Of the decoder."""
+        return self.model.model.layers
 
     @property
     def image_token(self) -> int:
@@ -122,13 +137,13 @@ class Subject:
             images=[view for prompt in prompts for view in prompt.inputs["images"]],
             image_sizes=[size for prompt in prompts for size in prompt.inputs["image_sizes"]],
             pruner=pruner,
-            **_greedy(new),
+            **greedy(new),
         )
         return Reply(output.sequences, torch.stack(output.logits, 1), output.past_key_values)
 
     def stock_reply(self, prompt: Prompt, new: int = TOKENS) -> Reply:
         """What transformers answers."""
-        output = self._stock.model.generate(**self._stock_inputs(prompt), **_greedy(new))
+        output = self._stock.model.generate(**self._stock_inputs(prompt), **greedy(new))
         return Reply(output.sequences[:, -new:], torch.stack(output.logits, 1), None)
 
     def masked_logits(self, prompt: Prompt, reply: Reply, row: int, steps: int = TOKENS) -> Tensor:
@@ -149,7 +164,12 @@ class Subject:
         """A reply up to its end."""
         tokens = reply.tokens[row].tolist()
         length = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens))
-        return self.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()
+        return self.decode(tokens[:length]).strip()
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Token ids in words."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
     def set_attention(self, name: str) -> None:
         """Another attention kernel for both; ImportError or ValueError where it is absent."""
@@ -163,7 +183,7 @@ class Subject:
 
         stock: whether `second` runs transformers' model
         """
-        ours = self.model.model.layers
+        ours = self.layers
         with _states(ours) as left:
             first()
         with _states(self._stock.model.get_decoder().layers if stock else ours) as right:
@@ -203,7 +223,8 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return float(((actual - expected).norm(dim=-1) / length).max())
 
 
-def _greedy(new: int) -> dict[str, Any]:
+def greedy(new: int) -> dict[str, Any]:
+    """Arguments of `generate` for `new` tokens and their logits."""
     return {
         "max_new_tokens": new,
         "do_sample": False,

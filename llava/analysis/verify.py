@@ -10,6 +10,9 @@ difference is, what would be normal in this number format, and where it first sh
 large. Times are those to the first and to the 20th token. AutoPrune keeps a ninth of the visual
 tokens and merges none, unless told otherwise.
 
+A model that transformers loads by itself (Qwen2.5-VL, InternVL, ..., see `llava.hf`) is compared
+with itself: with hooks that drop nothing, and pruned.
+
 Ends after --time-budget seconds; what did not fit is skipped, and it says so. The status is 0 if
 all is right, 1 if something is wrong, 2 if nothing could be compared.
 """
@@ -21,23 +24,26 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llava.common import flags, program
+from llava.common import flags, json_files, program
 from llava.eval.run.arguments import add_checkpoint_arguments, add_depth_argument
 from llava.eval.run.depths import pruner_in_decoder
 from llava.eval.run.environment import environment
 from llava.eval.run.models import load_model
+from llava.hf.families import FAMILIES
+from llava.model.reading import resolve
 from llava.pruning.arguments import add_pruning_arguments
 from llava.pruning.base import Pruner
 from llava.pruning.checks import BudgetError
 
 from . import stock
 from .checks import OK, SKIPPED, WRONG, Checks, Verdict
+from .stock_subject import StockSubject
 from .subject import TOKENS, Subject
 
 SECONDS = 120.0
@@ -82,7 +88,9 @@ def pruner_of(args: argparse.Namespace, subject: Subject) -> Pruner:
     chosen = any(getattr(args, name) is not None for name in _BUDGETS)
     for fraction in (None,) if chosen else FRACTIONS:
         args.target_fraction = fraction or args.target_fraction
-        pruner = pruner_in_decoder(args, subject.model.config.num_hidden_layers)
+        pruner = pruner_in_decoder(args, subject.text_config.num_hidden_layers)
+        if hasattr(pruner, "positions") and pruner.positions not in subject.policies:
+            pruner = replace(pruner, positions=subject.policies[0])
         try:
             subject.reply(subject.prompts, pruner, 1)
         except BudgetError as error:
@@ -99,24 +107,39 @@ def line(verdict: Verdict) -> str:
     return f"{verdict.verdict:8}{verdict.name:40}{size:>9}  {normal:15}{verdict.said}".rstrip()
 
 
-def verify(args: argparse.Namespace, until: float) -> dict[str, Any]:
-    """Load, compare and print; the report as it goes into the JSON."""
+def load(args: argparse.Namespace) -> tuple[Subject, Pruner]:
+    """The checkpoint under test, and the method.
+
+    Raises what loading raises, and ValueError for settings that do not fit.
+    """
+    folder = resolve(args.model_path, offline=args.offline)
+    config = folder / "config.json"
+    kind = json_files.read(config).get("model_type") if config.is_file() else None
+    if kind in FAMILIES.keys() - {"llava", "llava_next"}:
+        subject: Subject = StockSubject.load(args, folder)
+        return subject, pruner_of(args, subject)
     begin = time.monotonic()
     tokenizer, model, processor = load_model(args)
     slow = 3 * (time.monotonic() - begin) > args.time_budget
+    subject = Subject(tokenizer, model, processor, args.conv_mode)
+    pruner = pruner_of(args, subject)
+    subject.stock = stock.load(
+        model,
+        args.model_path,
+        subject.image_token,
+        share=args.share_weights or slow,
+        vision_tower=args.vision_tower,
+        model_base=args.model_base,
+        offline=args.offline,
+    )
+    return subject, pruner
+
+
+def verify(args: argparse.Namespace, until: float) -> dict[str, Any]:
+    """Load, compare and print; the report as it goes into the JSON."""
     with torch.inference_mode():
-        subject = Subject(tokenizer, model, processor, args.conv_mode)
-        pruner = pruner_of(args, subject)
-        subject.stock = stock.load(
-            model,
-            args.model_path,
-            subject.image_token,
-            share=args.share_weights or slow,
-            vision_tower=args.vision_tower,
-            model_base=args.model_base,
-            offline=args.offline,
-        )
-        place = environment(model.device)
+        subject, pruner = load(args)
+        place = environment(subject.model.device)
         about = describe(args, subject)
         counts = " / ".join(map(str, about["visual_tokens"]))
         print(
@@ -150,7 +173,7 @@ def verify(args: argparse.Namespace, until: float) -> dict[str, Any]:
 
 def describe(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
     """What was verified; of paths only the one that names the model."""
-    config, loaded = subject.model.config, subject.stock
+    config, loaded = subject.text_config, subject.stock
     assert loaded is not None
     return {
         "model_path": args.model_path,
@@ -162,8 +185,8 @@ def describe(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
         "visual_tokens": [prompt.layout.n_visual[0] for prompt in subject.prompts],
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "attention": config._attn_implementation,
-        "image_aspect_ratio": config.image_aspect_ratio,
-        "merge_type": config.mm_patch_merge_type,
+        "image_aspect_ratio": getattr(config, "image_aspect_ratio", None),
+        "merge_type": getattr(config, "mm_patch_merge_type", None),
         "processing": args.processing,
         "load_4bit": args.load_4bit,
         "load_8bit": args.load_8bit,
