@@ -75,9 +75,10 @@ class StockSubject(Subject):
                 padding=len(numbers) > 1,
                 return_tensors="pt",
             )
-            tensors = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
             return {
-                k: v.to(model.dtype) if v.is_floating_point() else v for k, v in tensors.items()
+                k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype)
+                for k, v in batch.items()
+                if isinstance(v, Tensor) and k != "labels"
             }
 
         return cls(model, inputs, processor.tokenizer.decode, len(drawn))

@@ -169,7 +169,8 @@ class Hooks:
                 "per-layer outputs are not collected, since layers hold different tokens; what was "
                 "kept is in past_key_values.trace"
             )
-        if kwargs.get("labels") is not None:
+        labels = kwargs.get("labels")
+        if labels is not None and (labels != -100).any():  # PaliGemma's processor gives only these
             raise ValueError("labels need every token: train without a pruner")
         backend_of(self.decoder.config)
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -189,7 +190,8 @@ class Hooks:
                     "visual tokens behind the prefill: begin a conversation with another picture "
                     "anew, and use no prefill_chunk_size, which cuts prompts"
                 )
-        return args, kwargs | {"past_key_values": given}
+        unlabelled = {} if labels is None else {"labels": None}
+        return args, kwargs | unlabelled | {"past_key_values": given}
 
     def _take_features(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get("past_key_values")

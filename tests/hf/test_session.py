@@ -269,6 +269,8 @@ def test_inputs_that_do_not_say_enough_are_refused(model, batch) -> None:
             model(inputs_embeds=embeds)
         with pytest.raises(ValueError, match="labels"):
             model(**batch, labels=batch["input_ids"])
+        nothing = torch.full_like(batch["input_ids"], -100)
+        assert torch.equal(model(**batch, labels=nothing).logits, model(**batch).logits)
     cache = hf.cache(model, FASTV)
     with pytest.raises(ValueError, match="call the model itself"):
         model.get_decoder()(inputs_embeds=embeds, past_key_values=cache)

@@ -242,9 +242,8 @@ class _PreciseNorm(nn.Module):
 def model(name: str, dtype: torch.dtype = torch.float64, attn: str = "sdpa") -> Any:
     """A random model whose attention is not uniform."""
     made_config = ZOO[name].config()
-    cls = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(made_config)]
     torch.manual_seed(0)
-    net = cls(made_config).eval()
+    net = _kind(made_config)(made_config).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.dim() > 1:
@@ -263,10 +262,14 @@ def model(name: str, dtype: torch.dtype = torch.float64, attn: str = "sdpa") -> 
     return net
 
 
+def _kind(config: Any) -> Any:
+    return transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+
+
 @cache
 def takes(name: str, argument: str) -> bool:
     """Whether models of an architecture, in this transformers, take an argument."""
-    return argument in inspect.signature(type(shared(name)).forward).parameters
+    return argument in inspect.signature(_kind(ZOO[name].config()).forward).parameters
 
 
 @cache
