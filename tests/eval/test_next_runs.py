@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava import pruning
-from llava.eval.compare import sweep
+from llava.eval.compare import sweep, tables
 from llava.eval.model_vqa_loader import main
 from llava.eval.run.record import read_record
 from llava.eval.run.settings import differences
@@ -85,6 +85,42 @@ def test_merge_types_are_named_and_never_mixed(checkpoint, data, tmp_path, capsy
     answers.write_text(lines[0])
     assert answer(checkpoint, data, answers, "--method", "none") == 2
     assert "merge_type: 'spatial' in the record, 'spatial_unpad' now" in capsys.readouterr().err
+
+
+def test_canvases_are_named_and_never_mixed(checkpoint, data, tmp_path, capsys):
+    """The pictures are squares: 112 x 224 is three views for five."""
+    answers = tmp_path / "fixed.jsonl"
+    fixed = ("--method", "none", "--merge-type", "spatial", "--processing", "112x224")
+    assert answer(checkpoint, data, answers, *fixed) == 0
+    record = read_record(answers)
+    assert record["settings"]["processing"] == "112x224"
+    assert record["tokens"]["visual"] == 3 * 64
+    assert answer(checkpoint, data, answers, *fixed) == 0
+    capsys.readouterr()
+    answers.write_text(answers.read_text().splitlines(keepends=True)[0])
+    for other in ("fill", "llava"):
+        assert answer(checkpoint, data, answers, *fixed[:-1], other) == 2
+        said = f"processing: '112x224' in the record, {other!r} now"
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["2", "13b"])
+def test_the_papers_tables_tile_as_the_official_code_does(name, checkpoint, data, tmp_path, capsys):
+    argv = [
+        *("--table", name, "--model-path", str(checkpoint), "--data", str(data.parent)),
+        *("--out", str(tmp_path), "--benchmarks", "textvqa", "--methods", "none", *COMMON),
+    ]
+    assert tables.main(argv) == 0
+    table = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (table["made_with"]["merge_type"], table["made_with"]["processing"]) == (
+        ["spatial"], ["fill"]
+    )  # fmt: skip
+    record = json.loads((tmp_path / "textvqa" / "none.run.json").read_text())
+    assert record["settings"]["processing"] == "fill"
+    # The same command goes on; flags of one's own are another run.
+    assert tables.main(argv) == 0
+    assert tables.main([*argv, "--processing", "llava"]) == 2
+    assert "processing: 'fill' in the record, 'llava' now" in capsys.readouterr().err
 
 
 def test_a_sweep_encodes_tiles_once_and_names_the_merge_type(checkpoint, data, tmp_path, capsys):
