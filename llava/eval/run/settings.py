@@ -24,6 +24,10 @@ OLDER = {
     "pruner.border_mask": False,
     "pruner.alpha": 0.5,
     "pruner.regions": "tiles",
+    "pruner.shares": "whole",
+    "pruner.border": "kept",
+    "pruner.tile_order": "canvas",
+    "pruner.newlines": "last",
 }
 
 ALWAYS, SAMPLED, NEVER = "always", "sampled", "never"
