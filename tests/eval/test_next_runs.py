@@ -144,10 +144,11 @@ def test_a_sweep_encodes_tiles_once_and_names_the_merge_type(checkpoint, data, t
 
 
 def test_a_record_of_an_older_version_goes_on():
-    """It names neither how views are merged nor for whom a budget is."""
-    hired = pruning.build("hired").to_dict()
+    """It names neither how views are merged nor for whom a budget is; HiRED lost nothing."""
+    before = {"regions": "tiles", "shares": "whole", "border": "kept"}
+    hired = pruning.build("hired", **before).to_dict()
     new = {"dtype": "float32", "merge_type": "flat", "processing": "llava", "pruner": hired}
-    later = ("budget_per", "target_fraction", "alpha", "regions")
+    later = ("budget_per", "target_fraction", "alpha", *before)
     old = {"dtype": "float32", "pruner": {k: v for k, v in hired.items() if k not in later}}
     assert differences(old, new) == differences(old, {**new, "merge_type": None}) == []
     assert differences(new, {**new, "merge_type": None}) == []
@@ -155,6 +156,10 @@ def test_a_record_of_an_older_version_goes_on():
         ({"merge_type": "spatial"}, "merge_type: 'flat' in the record, 'spatial' now"),
         ({"processing": "llava-hf"}, "processing: 'llava' in the record, 'llava-hf' now"),
         ({"pruner": {**hired, "alpha": 0.4}}, "pruner.alpha: 0.5 in the record, 0.4 now"),
+        (
+            {"pruner": {**hired, "border": "cut"}},
+            "pruner.border: 'kept' in the record, 'cut' now",
+        ),
     ):
         assert differences(old, {**new, **changed}) == [message]
     # The unpruned model has no such settings at all.
