@@ -9,18 +9,29 @@ patches become one sequence is the merge type:
     spatial_unpad  the same without the rows or columns that show only the black border, and one
                    learned embedding, `image_newline`, at the end of each row of the canvas
 
-Two readings of the list of canvases exist. LLaVA takes a pair as (width, height), llava-hf as
-(height, width). Which canvas wins then differs for pictures that fit into one tile: two canvases
-tie, and the first in the list is taken, tall in LLaVA and wide in llava-hf. llava-hf also rounds to
-seven digits where it takes the border off; no size is known for which that matters.
+Which canvas a picture goes on is its reading, one of these words:
 
-Sources: haotian-liu/LLaVA 1.2.2 (behaviour); transformers 5.23 (llava-hf's reading).
+    llava      most pixels of the picture, at most those it has, then least border, then the first
+    llava-hf   the same, but a pair of the list is (height, width), where the others read (width,
+               height). Another canvas wins for pictures that fit into one tile: two canvases tie,
+               and the first in the list is taken, tall in LLaVA and wide in llava-hf. llava-hf also
+               rounds to seven digits where it takes the border off; no size is known for which that
+               matters.
+    fill       the canvas that the picture fills best: most scaled area over area of the canvas, in
+               whole pixels, then the first. So read the official codes of AutoPrune and FasterVLM:
+               640 x 427 goes on 672 x 336, with three views, where LLaVA takes 672 x 672 and five.
+    672x672    always this canvas, whatever the list says, or another width and height. VisPruner's
+               and CDPruner's codes take 672 x 672.
+
+Sources: haotian-liu/LLaVA 1.2.2 (behaviour); transformers 5.23 (llava-hf's reading); AutoPrune at
+e4a9918 and FasterVLM at f5d5f12 (fill); VisPruner at aefa01a (672x672).
 """
 
 from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +39,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .common.images import MAX_PIXELS
 from .constants import MERGE_TYPES as MERGE_TYPES
 from .constants import READINGS as READINGS
 
@@ -63,23 +75,44 @@ def read_pinpoints(value: Any, tile: int, where: str) -> list[Size]:
     return [(first, second) for first, second in pairs]
 
 
+def fixed_canvas(reading: str, tile: int = 1) -> Size | None:
+    """The one canvas (width, height) of a reading such as "672x672", None of those with a list.
+
+    Raises ValueError for a word that is no reading, and a canvas that tiles of side `tile` do not
+    make up or that no picture may be as large as.
+    """
+    if reading in READINGS:
+        return None
+    sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", reading)
+    across, down = map(int, sides.groups()) if sides else (0, 0)
+    if not 0 < across * down <= MAX_PIXELS or across % tile or down % tile:
+        of_tiles = "" if tile == 1 else f", multiples of {tile}"
+        raise ValueError(
+            f"processing must be one of {', '.join(READINGS)}, or the width and height of a canvas "
+            f"such as {2 * tile}x{2 * tile}{of_tiles}, got {reading[:40]!r}"
+        )
+    return across, down
+
+
 def select_best_resolution(
     original_size: Size, possible_resolutions: Sequence[Size], reading: str = "llava"
 ) -> Size:
-    """The canvas (width, height) for a picture of `original_size` (width, height).
-
-    Most pixels of the picture after fitting, at most those it has; of equals the one with the
-    fewest other pixels, then the first. `reading` says what the pairs are, see the module.
-    """
+    """The canvas (width, height) for a picture of `original_size` (width, height), by the rule
+    that `reading` names, see the module."""
+    if (canvas := fixed_canvas(reading)) is not None:
+        return canvas
     width, height = original_size
     if reading == "llava-hf":
         possible_resolutions = [(second, first) for first, second in possible_resolutions]
     best: Size | None = None
-    best_score = (0, 0)
+    best_score: tuple[float, int] = (0, 0)
     for across, down in possible_resolutions:
         scale = min(across / width, down / height)
-        effective = min(int(width * scale) * int(height * scale), width * height)
-        score = (effective, effective - across * down)
+        scaled = int(width * scale) * int(height * scale)
+        effective = min(scaled, width * height)
+        score: tuple[float, int] = (effective, effective - across * down)
+        if reading == "fill":
+            score = (scaled / (across * down), 0)
         if best is None or score > best_score:
             best, best_score = (across, down), score
     if best is None:

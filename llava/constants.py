@@ -21,4 +21,4 @@ IMAGE_PLACEHOLDER = "<image-placeholder>"
 
 # LLaVA-1.6: orders of the tiles' tokens, and whose way of preparing pictures; see `llava.anyres`.
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
-READINGS = ("llava", "llava-hf")
+READINGS = ("llava", "llava-hf", "fill")

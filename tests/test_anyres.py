@@ -67,12 +67,69 @@ def test_llava_hf_takes_the_other_canvas_below_one_tile(size, tokens):
     assert len(order(size, reading="llava-hf")) == tokens
 
 
-def test_the_readings_differ_only_below_one_tile():
+#: The canvas that a picture fills best, and the fraction of it that it covers, by hand.
+FILLED = {
+    (640, 427): (672, 336),  # 503 x 336 of 672 x 336 is 0.749; 672 x 448 of 672 x 672 is 0.667
+    (1024, 683): (672, 336),
+    (683, 1024): (336, 672),
+    (640, 480): (672, 672),  # 0.75; 448 x 336 of 672 x 336 is 0.667
+    (320, 240): (672, 672),  # however small
+    (40, 20): (672, 336),
+    (336, 336): (672, 672),
+    (1280, 720): (672, 336),  # 597 x 336 is 0.888
+    (2000, 500): (1008, 336),  # 0.75; 672 x 168 of 672 x 336 is 0.5
+    (500, 2000): (336, 1008),
+    (840, 336): (1008, 336),  # 840 x 336 is 0.833; 672 x 268 of 672 x 336 is 0.798
+    (800, 336): (672, 336),  # 672 x 282 is 0.839; 800 x 336 of 1008 x 336 is 0.794
+}
+
+
+@pytest.mark.parametrize(("size", "canvas"), FILLED.items(), ids=str)
+def test_the_canvas_that_a_picture_fills_best(size, canvas):
+    assert select_best_resolution(size, PINPOINTS, "fill") == canvas
+    shape = anyres.get_anyres_image_grid_shape(size, PINPOINTS, 336, "fill")
+    assert shape == (canvas[0] // 336, canvas[1] // 336)
+    assert len(order(size, "spatial", "fill")) == 576 * (1 + shape[0] * shape[1])
+
+
+def test_of_equally_filled_canvases_the_first_wins():
+    for pinpoints in ([(336, 336), (672, 672)], [(672, 672), (336, 336)]):
+        assert select_best_resolution((100, 100), pinpoints, "fill") == pinpoints[0]
+    assert select_best_resolution((500, 500), PINPOINTS[:2], "fill") == (336, 672)
+    assert select_best_resolution((500, 500), PINPOINTS[1::-1], "fill") == (672, 336)
+
+
+def test_a_fixed_canvas_asks_no_list():
+    for size in FILLED:
+        assert select_best_resolution(size, PINPOINTS, "672x672") == (672, 672)
+        assert select_best_resolution(size, PINPOINTS, "672x336") == (672, 336)
+    assert anyres.fixed_canvas("672x1008", 336) == (672, 1008)
+    assert [anyres.fixed_canvas(reading) for reading in anyres.READINGS] == [None] * 3
+
+
+WRONG = ["", "Fill", "672", "672x", "x672", "672X672", "0x672", "0672x672", "-336x336", "672x672 "]
+WRONG += ["999999x999999", "672x" + "6" * 5000, "full", "6.72e2x672", "672x672x672", "٦x٦"]
+
+
+@pytest.mark.parametrize("reading", WRONG, ids=lambda text: text[:14])
+def test_what_is_no_reading(reading):
+    with pytest.raises(ValueError, match=r"one of llava, llava-hf, fill, or .* 672x672, multiples"):
+        anyres.fixed_canvas(reading, 336)
+    with pytest.raises(ValueError, match="processing must be one of"):
+        select_best_resolution((640, 480), PINPOINTS, reading)
+
+
+def test_a_canvas_of_no_whole_tiles():
+    with pytest.raises(ValueError, match=r"112x112, multiples of 56, got '56x100'"):
+        anyres.fixed_canvas("56x100", 56)
+
+
+def test_the_trained_readings_differ_only_below_one_tile():
     for width in range(30, 1400, 61):
         for height in range(30, 1400, 67):
             found = [
                 select_best_resolution((width, height), PINPOINTS, reading)
-                for reading in anyres.READINGS
+                for reading in ("llava", "llava-hf")
             ]
             assert (found[0] != found[1]) == (max(width, height) <= 336), (width, height)
 
@@ -130,7 +187,7 @@ def test_pixels_are_those_of_transformers_next_processor(size, tmp_path):
     """As llava-hf reads the canvases; and as LLaVA does, if the pairs are turned round."""
     image = tiny_next.picture(size)
     clip = load_image_processor(tmp_path)
-    for reading in anyres.READINGS:
+    for reading in ("llava", "llava-hf"):
         config = SimpleNamespace(
             image_aspect_ratio="anyres",
             image_grid_pinpoints=[list(pair) for pair in PINPOINTS],
@@ -145,6 +202,24 @@ def test_pixels_are_those_of_transformers_next_processor(size, tmp_path):
         theirs = stock(image, return_tensors="pt")["pixel_values"]
         ours = process_images([image], clip, config)
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("reading", "canvas"), [("fill", (672, 336)), ("1008x672", (1008, 672))])
+def test_pixels_of_another_canvas(reading, canvas, tmp_path):
+    """Those that transformers makes where its list has no other canvas."""
+    image, clip = tiny_next.picture((640, 427)), load_image_processor(tmp_path)
+    config = SimpleNamespace(
+        image_aspect_ratio="anyres",
+        image_grid_pinpoints=[list(pair) for pair in PINPOINTS],
+        anyres_reading=reading,
+    )
+    stock = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 336},
+        crop_size={"height": 336, "width": 336},
+        image_grid_pinpoints=[list(canvas[::-1])],
+    )
+    theirs = stock(image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(process_images([image], clip, config), theirs)
 
 
 def test_pictures_with_different_tiles_come_as_a_list(tmp_path):

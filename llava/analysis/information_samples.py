@@ -46,6 +46,7 @@ class Run:
     path: Path
     model_path: str | None
     merge_type: str | None
+    processing: str
     pruner: dict[str, Any]
     samples: list[Sample]
     text_only: int
@@ -91,7 +92,8 @@ def load_run(name: str, answers_file: Path, data: Path) -> Run:
     shown = [answered for answered in answered_run.answers if answered.question.image is not None]
     samples = [_sample(answered_run.benchmark.name, answered) for answered in shown]
     settings = answered_run.record["settings"]
-    model = settings.get("model_path"), settings.get("merge_type", OLDER["merge_type"])
+    views = [settings.get(name, OLDER[name]) for name in ("merge_type", "processing")]
+    model = settings.get("model_path"), *views
     pruner = settings.get("pruner") or {}
     text_only = len(answered_run.answers) - len(shown)
     code = tuple(commits([answered_run.record]))
@@ -105,7 +107,8 @@ def require_comparable(runs: Sequence[Run]) -> None:
         # A record of an older version does not name what came later.
         names = {**runs[0].pruner, **run.pruner}
         pruner = {name: run.pruner.get(name, OLDER.get(f"pruner.{name}")) for name in names}
-        return {"model_path": run.model_path, "merge_type": run.merge_type, **pruner}
+        views = {"merge_type": run.merge_type, "processing": run.processing}
+        return {"model_path": run.model_path, **views, **pruner}
 
     first, *others = runs
     for other in others:

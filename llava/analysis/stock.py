@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers import LlavaConfig as StockConfig
 
-from ..anyres import read_pinpoints
+from ..anyres import fixed_canvas, read_pinpoints
 from ..constants import IMAGE_TOKEN_INDEX
 from ..model.reading import read_checkpoint, read_config, resolve
 from ..model.tensor_names import rename
@@ -150,6 +150,8 @@ def _lacks(config: Any) -> str:
         return f"the projector {config.mm_projector_type}"
     if config.image_aspect_ratio == "anyres" and config.mm_patch_merge_type != "spatial_unpad":
         return f"the merge type {config.mm_patch_merge_type}"
+    if config.image_aspect_ratio == "anyres" and config.anyres_reading == "fill":
+        return "the canvas that a picture fills best"
     return ""
 
 
@@ -176,8 +178,10 @@ def _kind(config: Any, lacks: str, image_token: int) -> tuple[Any, Any]:
     if config.image_aspect_ratio != "anyres":
         return LlavaForConditionalGeneration, StockConfig(**options)
     tile = config.mm_vision_config["image_size"]
-    pinpoints = [list(pair) for pair in read_pinpoints(config.image_grid_pinpoints, tile, "config")]
-    if config.anyres_reading == "llava":
+    canvas = fixed_canvas(config.anyres_reading)
+    pairs = [canvas] if canvas else read_pinpoints(config.image_grid_pinpoints, tile, "config")
+    pinpoints = [list(pair) for pair in pairs]
+    if config.anyres_reading != "llava-hf":
         # LLaVA reads (width, height), transformers (height, width).
         pinpoints = [pair[::-1] for pair in pinpoints]
     made_of = LlavaNextConfig(image_grid_pinpoints=pinpoints, **options)

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
-from ..anyres import READINGS
+from ..anyres import fixed_canvas
 from ..common.image_processor import check_image_size, load_image_processor
 from ..constants import DEFAULT_IMAGE_TOKEN
-from .config_json import choose_merge_type
+from .config_json import choose_merge_type, choose_reading
 from .context import context_length
 from .hf_tokenizer import HfTokenizer
 from .image_tokens import add_image_tokens
@@ -67,7 +67,9 @@ def load_pretrained_model(
         one makes another model: the official AutoPrune, FasterVLM and others run LLaVA-1.6 with
         "spatial".
     processing: "llava" prepares pictures and prompts as LLaVA does, whatever the format;
-        "llava-hf" as llava-hf's processors and this release of transformers do (see `_as_hf`).
+        "llava-hf" as llava-hf's processors and this release of transformers do. For models that
+        tile pictures also "fill" or a canvas such as "672x672": as LLaVA does, but the canvas is
+        chosen as the official AutoPrune or VisPruner does, see `llava.anyres`.
     offline: whether names are only looked up in the hub's cache and nothing is downloaded.
     torch_dtype, load_in_8bit, load_in_4bit, use_flash_attention_2: other spellings of dtype,
         load_8bit, load_4bit and use_flash_attn, for programs written for LLaVA.
@@ -91,8 +93,7 @@ def load_pretrained_model(
         raise ValueError("give device or device_map, not both")
     if dtype not in ("auto", *DTYPES, *DTYPES.values()):
         raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
-    if processing not in READINGS:
-        raise ValueError(f"processing must be one of {', '.join(READINGS)}, got {processing!r}")
+    fixed_canvas(processing)
     if (load_8bit or load_4bit) and not is_bitsandbytes_available():
         raise ImportError("4-bit and 8-bit loading need bitsandbytes: pip install bitsandbytes")
 
@@ -101,8 +102,8 @@ def load_pretrained_model(
     choose_merge_type(checkpoint.config, merge_type, str(folder))
     if "unpad" not in (checkpoint.config.get("mm_patch_merge_type") or ""):
         checkpoint.state.pop("model.image_newline", None)
+    choose_reading(checkpoint.config, processing, str(folder))
     if processing == "llava-hf":
-        checkpoint.config.update(_as_hf(checkpoint.config))
         tokenizer = HfTokenizer(checkpoint.tokenizer_folder)
     else:
         tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
@@ -138,15 +139,6 @@ def load_pretrained_model(
     model.eval()
     _set_generation(model, tokenizer, checkpoint)
     return tokenizer, model, image_processor, context_length(model.config)
-
-
-def _as_hf(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config values under which pictures are prepared as by llava-hf's processors.
-
-    LLaVA-1.5's crops the centre and does not pad; LLaVA-1.6's reads canvases as (height, width).
-    """
-    tiled = config.get("image_aspect_ratio") == "anyres"
-    return {"anyres_reading": "llava-hf"} if tiled else {"image_aspect_ratio": "square"}
 
 
 def default_device() -> str:

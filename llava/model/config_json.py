@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..anyres import MERGE_TYPES, read_pinpoints
+from ..anyres import MERGE_TYPES, fixed_canvas, read_pinpoints
 from ..common import json_files
 from .weights import vision_config
 
@@ -116,6 +116,25 @@ def choose_merge_type(config: dict[str, Any], merge_type: str | None, where: str
             f"mm_patch_merge_type is {trained!r})"
         )
     config["mm_patch_merge_type"] = merge_type
+
+
+def choose_reading(config: dict[str, Any], processing: str, where: str) -> None:
+    """Put into original-format config values how pictures are prepared, see `llava.anyres`.
+
+    llava-hf's processor of LLaVA-1.5 crops the centre and does not pad.
+
+    Raises ValueError, naming `where`, for a choice of canvas without tiles, or one of other tiles.
+    """
+    if config.get("image_aspect_ratio") == "anyres":
+        fixed_canvas(processing, config["mm_vision_config"]["image_size"])
+        config["anyres_reading"] = processing
+    elif processing == "llava-hf":
+        config["image_aspect_ratio"] = "square"
+    elif processing != "llava":
+        raise ValueError(
+            f"processing {processing!r} chooses the canvas of models that tile pictures "
+            f"(image_aspect_ratio anyres), and {where} does not: leave it out"
+        )
 
 
 def from_original(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -97,7 +97,8 @@ def reduce_views(
     features = tower(pixels, probe=probe)
     if pictures.tilings is not None:
         grids = tuple((tiling.down, tiling.across) for tiling in pictures.tilings)
-        features = replace(features, grids=grids)
+        borders = tuple((tiling.border, tiling.transposed) for tiling in pictures.tilings)
+        features = replace(features, grids=grids, borders=borders)
     reduced = pruner.reduce(features, views)
     return features if reduced is None else reduced
 

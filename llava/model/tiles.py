@@ -7,8 +7,9 @@ type. A token's id (`patch` in the layout) is its place in the unpruned sequence
 Where a method reduced the views in the tower, what it left of the overview comes first, in its own
 order; with merge type `spatial` what it left of the tiles follows in the order of the canvas (a
 merged token at its centre), with `flat` view after view. A view's CLS token, should the method keep
-it, is on no canvas and comes last. With `spatial_unpad` such methods are refused: some of what they
-chose would be border and be cut off, and the budget missed.
+it, is on no canvas and comes last. A method may put the tokens of its tiles in another order. With
+`spatial_unpad` such methods are refused: some of what they chose would be border and be cut off,
+and the budget missed.
 """
 
 from __future__ import annotations
@@ -51,12 +52,13 @@ class EncodedImage:
 class Tiling:
     """One tiled picture: its tokens in order, (tokens,) long as `anyres.token_order` gives them.
 
-    border: (patches of all views,) bool, as `anyres.border` gives it. across, down: tiles. each:
-    patches of a view.
+    border: (patches of all views,) bool, as `anyres.border` gives it; transposed: the same if as
+    many tiles were down as are across. across, down: tiles. each: patches of a view.
     """
 
     order: Tensor
     border: Tensor
+    transposed: Tensor
     across: int
     down: int
     each: int
@@ -111,8 +113,11 @@ def tilings(
         order = anyres.token_order(
             size, shape, side, config.mm_patch_merge_type, config.anyres_reading
         )
-        border = anyres.border(size, shape, side, config.anyres_reading)
-        tiling = Tiling(order, border, *shape, side * side)
+        border, transposed = (
+            anyres.border(size, (across, down), side, config.anyres_reading)
+            for across, down in (shape, shape[::-1])
+        )
+        tiling = Tiling(order, border, transposed, *shape, side * side)
         if tiling.views != count:
             raise ValueError(
                 f"a picture of {size[0]} x {size[1]} has {tiling.views} views, {count} came: "
@@ -162,11 +167,12 @@ def of_reduced(
     place = torch.empty(whole, dtype=torch.long, device=device)
     place[tiling.order.to(device)] = torch.arange(whole, device=device)
     places = place.view(tiling.views, tiling.each)
-    ids, tile = [], []
+    ids, tile, ranks = [], [], []
     for number, view in enumerate(reduced):
         patches_and_cls = torch.cat([places[number], place.new_tensor([whole + number])])
         ids.append(patches_and_cls[view.patch.to(device)])
         tile.append(torch.full_like(ids[-1], number))
+        ranks.append(ids[-1] if view.order is None else view.order.to(device))
     all_ids, all_tiles, rows = torch.cat(ids), torch.cat(tile), torch.cat(list(embeds))
     scores = None
     if all(view.scores is not None for view in reduced):
@@ -174,7 +180,7 @@ def of_reduced(
     # In flat order the canvas is one view after another, so only spatial ones need sorting.
     overview = len(ids[0])
     if not torch.equal(tiling.order, tiling.order.sort().values):
-        rest = all_ids[overview:].argsort(stable=True) + overview
+        rest = torch.cat(ranks[1:]).argsort(stable=True) + overview
         index = torch.cat([torch.arange(overview, device=device), rest])
         all_ids, all_tiles, rows = all_ids[index], all_tiles[index], rows[index]
         scores = None if scores is None else scores[index]

@@ -3,7 +3,7 @@
 The target T is the total of a sample. Several images divide it in proportion to their tokens, by
 largest remainder (of equal ones the first image's), and the method chooses in each of them; with
 `budget_per` "image" each has a T of its own. Newlines of a tiled picture (LLaVA-1.6) are tokens of
-it and are never chosen: they stay only where all its patches do. T
+it and, unless a method says otherwise, are never chosen: they stay only where all its patches do. T
 tokens enter and leave every layer, so both ways of counting a budget, `published` on tokens leaving
 a layer and `strict` on tokens entering it, mean the same here. A sample with no more than T visual
 tokens keeps all.
@@ -31,10 +31,10 @@ from .selectors import keep_top
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """The patches of one image: their columns in the layout, ascending.
+    """The tokens of one image to choose from: their columns in the layout, ascending.
 
     side: of the square of patches that they are, row by row; None if they are no whole square.
-    newlines: tokens of the image that are none of its patches.
+    newlines: tokens of the image that are none of these.
     """
 
     columns: Sequence[int]
@@ -70,6 +70,11 @@ class EntryPruner(Budgeted):
         `embeds` (len(image), d) is what the projector gave of them.
         """
 
+    @property
+    def chooses_newlines(self) -> bool:
+        """Whether newlines of tiled pictures are chosen from like patches."""
+        return False
+
     def pairs(self, tokens: int, count: int) -> int:
         """How many pairs of embeddings `choose` compares, for the FLOPs of scoring."""
         return 0
@@ -102,7 +107,8 @@ class EntryRun(PrunerRun):
 
         keep = [min(target, n) for target, n in zip(targets, layout.n_visual)]
         in_images = self.config.targets_in_images(layout.sizes)
-        return select_in_images(layout, keep, choose, in_images)
+        images = find_images(layout, self.config.chooses_newlines)
+        return select_in_images(layout, keep, choose, in_images, images)
 
 
 def select_in_images(
@@ -119,7 +125,7 @@ def select_in_images(
     0 <= count < len(image); it is not asked where an image keeps all its patches. Waits for the
     device, unless it has been to see the images, `known_images`.
     """
-    chosen = torch.zeros(layout.image.shape)
+    chosen = torch.full(layout.image.shape, -1.0)
     shares = []
     for sample, images in enumerate(known_images or find_images(layout)):
         sizes = [len(image) + image.newlines for image in images]
@@ -134,13 +140,22 @@ def select_in_images(
             indices = range(len(image)) if whole else choose(sample, image, count)
             chosen[sample, [image.columns[index] for index in indices]] = 1
     shared = shares if layout.tile is not None else None
-    return keep_top(layout, chosen.to(layout.image.device), keep, targets=shared)
+    scores = chosen.to(layout.image.device)
+    if (newline := layout.is_newline) is not None:
+        # Adds up to 0 with what ranks a newline below every patch: between chosen and not chosen.
+        highest = torch.finfo(scores.dtype).max
+        scores = scores.masked_fill(newline & (scores > 0), highest)
+    return keep_top(layout, scores, keep, targets=shared)
 
 
-def find_images(layout: TokenLayout) -> list[list[ImageTokens]]:
-    """The images of each sample, in order. Waits for the device, once."""
+def find_images(layout: TokenLayout, newlines: bool = False) -> list[list[ImageTokens]]:
+    """The images of each sample, in order. Waits for the device, once.
+
+    newlines: whether those of tiled pictures are to be chosen from.
+    """
     tiled = layout.tile is not None
-    marks = layout.is_patch.long() if tiled else layout.patch
+    candidates = layout.is_visual if newlines else layout.is_patch
+    marks = candidates.long() if tiled else layout.patch
     images, marked = torch.stack([layout.image, marks]).tolist()
     if tiled:
         return [_tiled_images(image, is_patch) for image, is_patch in zip(images, marked)]

@@ -66,6 +66,9 @@ class VisionFeatures:
     patch:   (images, p), which patch each entry shows; None: all of them, in order
     grids:   of each tiled picture its rows and columns of tiles; its views are the overview and
              then the tiles, row by row. None: no picture is tiled
+    borders: of each tiled picture which patches of all its views (views * p,) show nothing but the
+             black border of the canvas; and which would if rows of tiles were taken for columns and
+             columns for rows. None: no border
     """
 
     patches: Tensor
@@ -74,6 +77,7 @@ class VisionFeatures:
     probes: Mapping[int, Probe] = field(default_factory=dict)
     patch: Tensor | None = None
     grids: tuple[tuple[int, int], ...] | None = None
+    borders: tuple[tuple[Tensor, Tensor], ...] | None = None
 
     @property
     def cls(self) -> Tensor:
@@ -92,11 +96,25 @@ class Reduced:
     patch:    (m,) long, which patch each shows; a merged one its centre; the CLS token itself the
               number of patches, one past the last
     scores:   (m,) or None; put into the layout as `cls`, for the method's own later use
+    order:    (m,) long or None: of a tile, which of all tokens of the canvas come first, where they
+              are put in the canvas's order. None: by the places of `patch` there, then CLS tokens
     """
 
     features: Tensor
     patch: Tensor
     scores: Tensor | None = None
+    order: Tensor | None = None
+
+
+def canvas_places(grid: tuple[int, int], tile: int, side: int) -> Tensor:
+    """Where the patches of a tile are on the canvas, counted row by row: (side * side,) long.
+
+    grid: rows and columns of tiles of `side` x `side` patches each; tile: from 0, row by row.
+    """
+    row, column = divmod(tile, grid[1])
+    line = torch.arange(side)
+    rows, columns = row * side + line, column * side + line
+    return (rows[:, None] * (grid[1] * side) + columns).flatten()
 
 
 class TowerRun:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava import pruning
-from llava.eval.compare import sweep
+from llava.eval.compare import sweep, tables
 from llava.eval.model_vqa_loader import main
 from llava.eval.run.record import read_record
 from llava.eval.run.settings import differences
@@ -87,6 +87,42 @@ def test_merge_types_are_named_and_never_mixed(checkpoint, data, tmp_path, capsy
     assert "merge_type: 'spatial' in the record, 'spatial_unpad' now" in capsys.readouterr().err
 
 
+def test_canvases_are_named_and_never_mixed(checkpoint, data, tmp_path, capsys):
+    """The pictures are squares: 112 x 224 is three views for five."""
+    answers = tmp_path / "fixed.jsonl"
+    fixed = ("--method", "none", "--merge-type", "spatial", "--processing", "112x224")
+    assert answer(checkpoint, data, answers, *fixed) == 0
+    record = read_record(answers)
+    assert record["settings"]["processing"] == "112x224"
+    assert record["tokens"]["visual"] == 3 * 64
+    assert answer(checkpoint, data, answers, *fixed) == 0
+    capsys.readouterr()
+    answers.write_text(answers.read_text().splitlines(keepends=True)[0])
+    for other in ("fill", "llava"):
+        assert answer(checkpoint, data, answers, *fixed[:-1], other) == 2
+        said = f"processing: '112x224' in the record, {other!r} now"
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["2", "13b"])
+def test_the_papers_tables_tile_as_the_official_code_does(name, checkpoint, data, tmp_path, capsys):
+    argv = [
+        *("--table", name, "--model-path", str(checkpoint), "--data", str(data.parent)),
+        *("--out", str(tmp_path), "--benchmarks", "textvqa", "--methods", "none", *COMMON),
+    ]
+    assert tables.main(argv) == 0
+    table = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (table["made_with"]["merge_type"], table["made_with"]["processing"]) == (
+        ["spatial"], ["fill"]
+    )  # fmt: skip
+    record = json.loads((tmp_path / "textvqa" / "none.run.json").read_text())
+    assert record["settings"]["processing"] == "fill"
+    # The same command goes on; flags of one's own are another run.
+    assert tables.main(argv) == 0
+    assert tables.main([*argv, "--processing", "llava"]) == 2
+    assert "processing: 'fill' in the record, 'llava' now" in capsys.readouterr().err
+
+
 def test_a_sweep_encodes_tiles_once_and_names_the_merge_type(checkpoint, data, tmp_path, capsys):
     """As Table 2 is run: methods in the decoder and in the tower, on kept features."""
     argv = [
@@ -108,10 +144,11 @@ def test_a_sweep_encodes_tiles_once_and_names_the_merge_type(checkpoint, data, t
 
 
 def test_a_record_of_an_older_version_goes_on():
-    """It names neither how views are merged nor for whom a budget is."""
-    hired = pruning.build("hired").to_dict()
+    """It names neither how views are merged nor for whom a budget is; HiRED lost nothing."""
+    before = {"regions": "tiles", "shares": "whole", "border": "kept"}
+    hired = pruning.build("hired", **before).to_dict()
     new = {"dtype": "float32", "merge_type": "flat", "processing": "llava", "pruner": hired}
-    later = ("budget_per", "target_fraction", "alpha", "regions")
+    later = ("budget_per", "target_fraction", "alpha", *before)
     old = {"dtype": "float32", "pruner": {k: v for k, v in hired.items() if k not in later}}
     assert differences(old, new) == differences(old, {**new, "merge_type": None}) == []
     assert differences(new, {**new, "merge_type": None}) == []
@@ -119,6 +156,10 @@ def test_a_record_of_an_older_version_goes_on():
         ({"merge_type": "spatial"}, "merge_type: 'flat' in the record, 'spatial' now"),
         ({"processing": "llava-hf"}, "processing: 'llava' in the record, 'llava-hf' now"),
         ({"pruner": {**hired, "alpha": 0.4}}, "pruner.alpha: 0.5 in the record, 0.4 now"),
+        (
+            {"pruner": {**hired, "border": "cut"}},
+            "pruner.border: 'kept' in the record, 'cut' now",
+        ),
     ):
         assert differences(old, {**new, **changed}) == [message]
     # The unpruned model has no such settings at all.

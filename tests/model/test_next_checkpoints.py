@@ -162,6 +162,47 @@ class TestMergeType:
         assert self.visual(spatial, None) == (96, "spatial")
 
 
+class TestCanvas:
+    """Views of 16 patches. 160 x 107 covers more pixels of 112 x 112, and more of 112 x 56 for its
+    size."""
+
+    def shapes(self, folder: Path, processing: str) -> tuple[list[int], int]:
+        tokenizer, model, processor, _ = load_pretrained_model(
+            folder,
+            device="cpu",
+            dtype="float32",
+            merge_type="spatial",
+            processing=processing,
+        )
+        assert model.config.anyres_reading == processing
+        pictures = [tiny_next.picture(size) for size in ((160, 107), (40, 20))]
+        inputs = ask("What?", pictures, tokenizer, processor, model)
+        prompt = model.embed_prompt(inputs["inputs"], None, inputs["images"], inputs["image_sizes"])
+        return [len(views) for views in inputs["images"]], prompt.layout.n_visual[0]
+
+    @pytest.mark.parametrize("folder", ["original", "hf"])
+    def test_another_rule_than_the_checkpoints(self, folder, request):
+        folder = request.getfixturevalue(folder)
+        assert self.shapes(folder, "llava") == ([5, 3], 8 * 16)
+        assert self.shapes(folder, "fill") == ([3, 3], 6 * 16)
+        assert self.shapes(folder, "112x112") == ([5, 5], 10 * 16)
+        assert self.shapes(folder, "112x168") == ([7, 7], 14 * 16)
+
+    def test_one_that_is_unknown_or_cannot_be(self, original, tmp_path):
+        refused(
+            original, "processing must be one of llava, llava-hf, fill", "'best'", processing="best"
+        )
+        refused(original, "112x112, multiples of 56", "'100x112'", processing="100x112")
+        plain = checkpoints.write_original(tmp_path / "1.5")
+        for processing in ("fill", "112x112"):
+            said = (
+                f"processing '{processing}' chooses the canvas",
+                "tile pictures",
+                "leave it out",
+            )
+            refused(plain, *said, processing=processing)
+
+
 class TestDamage:
     def without(self, folder: Path, part: str) -> Path:
         checkpoints_next.write_original(folder, "safetensors")

@@ -41,11 +41,14 @@ IN_THE_DECODER = [
     ("sparsevlm", {"stages": (1, 3, 4), "version": "plus"}),
     ("topv", {"layer": 1}),
     ("zipvl", {}),
-    ("divprune", {}),
+    ("divprune", {"newlines": "last"}),
     ("random", {"budget_per": "image"}),
     ("uniform-grid", {}),
 ]
+CHOOSES_NEWLINES = ("divprune", {})
 IN_THE_TOWER = ["fastervlm", "hired", "vispruner"]
+#: HiRED with all of its budget, which as published loses some of it in tiles.
+WHOLE = {"hired": {"shares": "whole", "border": "kept"}}
 #: Methods that make new tokens, in the decoder and (60 tokens: ToMe leaves at least 6 of a view) in
 #: the tower.
 MERGING = [
@@ -94,7 +97,7 @@ def generate(model, chosen, prompts=PROMPTS, images=slice(None)):
     return torch.stack(out.logits, 1), out.past_key_values.trace
 
 
-@pytest.mark.parametrize("case", IN_THE_DECODER, ids=name)
+@pytest.mark.parametrize("case", [*IN_THE_DECODER, CHOOSES_NEWLINES], ids=name)
 def test_several_pictures_equal_the_oracle(case, model):
     sizes = SIZES[:3]
     pixels = tiny_next.views(sizes, model.config)
@@ -105,7 +108,7 @@ def test_several_pictures_equal_the_oracle(case, model):
     assert counts.leaving[-1] < 94
 
 
-@pytest.mark.parametrize("case", [*IN_THE_DECODER, *MERGING], ids=name)
+@pytest.mark.parametrize("case", [*IN_THE_DECODER, CHOOSES_NEWLINES, *MERGING], ids=name)
 def test_a_batch_of_unequal_counts_equals_its_samples(case, model):
     assert_batch_equals_samples(case, model, VISUAL)
 
@@ -142,6 +145,13 @@ def test_newlines_go_before_any_patch_of_their_picture(case, model):
     assert seen_some_cut
 
 
+def test_newlines_can_be_chosen_like_patches(model):
+    """They are one embedding, so the first is chosen early and the others last."""
+    _, trace = generate(model, built(CHOOSES_NEWLINES), PROMPTS[2:3], OWN[2])
+    assert trace.last.n_visual == (20,) and trace.first.is_newline.sum() == 8
+    assert trace.last.is_newline.sum() == 1
+
+
 @pytest.mark.parametrize("merge_type", ["spatial", "flat"])
 @pytest.mark.parametrize("method", IN_THE_TOWER)
 def test_tower_methods_choose_in_the_tiles(method, merge_type):
@@ -149,15 +159,16 @@ def test_tower_methods_choose_in_the_tiles(method, merge_type):
     model = tiny.double(tiny_next.model(7, layers=LAYERS, mm_patch_merge_type=merge_type))
     sizes = [(40, 20), (112, 112)]
     pixels = tiny_next.views(sizes, model.config)
-    chosen = pruning.build(method, target_token_num=24)
+    chosen = pruning.build(method, target_token_num=24, **WHOLE.get(method, {}))
     counts = check_against_the_oracle(model, chosen, 2, 2, pixels, sizes)
     assert counts.n_visual == 16 * (3 + 5) and counts.entering == [24] * LAYERS
 
 
 def test_tokens_of_the_canvas_stand_in_its_order(spatial):
     pixels = tiny_next.views([(112, 112)], spatial.config)
+    settings = {"visionzip": {"tile_order": "canvas"}}
     for method in ("fastervlm", "visionzip", "prumerge+", "tome"):
-        chosen = pruning.build(method, target_token_num=40)
+        chosen = pruning.build(method, target_token_num=40, **settings.get(method, {}))
         (made,) = spatial.encode_images(pixels, [(112, 112)], pruner=chosen)
         assert len(made.embeds) == 40 and made.whole == 80
         view, place = made.tile.tolist(), made.patch.tolist()

@@ -129,7 +129,8 @@ class TestHiRED:
         return replace(made, probes={**made.probes, 0: early}, grids=grids)
 
     def counts(self, made, groups=((5,),), **settings) -> list[int]:
-        return [len(view.patch) for view in HiRED(**settings).reduce(made, groups)]
+        whole = {"regions": "tiles", "shares": "whole", "border": "kept"}
+        return [len(view.patch) for view in HiRED(**{**whole, **settings}).reduce(made, groups)]
 
     def test_which_tile_a_patch_of_the_overview_is_in(self):
         quadrants = [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
@@ -159,6 +160,19 @@ class TestHiRED:
         # 70 of 80: 16 to the overview (35 is more than it has), 54 to tiles of 16 each.
         assert self.counts(made, target_token_num=70) == [16, 16, 16, 11, 11]
         assert HiRED(target_token_num=80).reduce(made, ((5,),)) is None
+
+    def test_truncated_shares_lose_what_is_left_over(self):
+        made = self.seen(5, [9.0, 9, 1, 1] * 4, ((2, 2),))
+        truncated = {"regions": "bands", "shares": "truncated"}
+        # Half of 20 to the overview; the tiles' 2.5 each are 2.
+        assert self.counts(made, target_token_num=20, **truncated) == [10, 2, 2, 2, 2]
+        # 35 of 70 to the overview, which has 16; 54 by four are 13.5.
+        assert self.counts(made, target_token_num=70, **truncated) == [16, 13, 13, 13, 13]
+        made = self.seen(5, [9.0] * 8 + [1.0] * 8, ((2, 2),))
+        # Two tiles would get 27 each.
+        assert self.counts(made, target_token_num=70, **truncated) == [16, 16, 16, 0, 0]
+        # No patch of the overview is counted with alpha 1, so what it cannot take is shared evenly.
+        assert self.counts(made, target_token_num=30, alpha=1.0, **truncated) == [16, 3, 3, 3, 3]
 
     def test_pictures_divide_the_budget_by_their_views(self):
         made = self.seen(8, [9.0] * 8 + [1.0] * 8, ((2, 2), (1, 2)))

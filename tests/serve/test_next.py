@@ -36,6 +36,15 @@ def test_the_merge_type_arrives_and_the_context_is_the_checkpoints(folder) -> No
         assert loaded.context_len == 4096
 
 
+def test_the_canvas_arrives_and_a_wrong_one_is_refused_at_once(folder, capsys) -> None:
+    for processing in ("fill", "112x168"):
+        loaded = loaded_with(folder, "--processing", processing)
+        assert loaded.model.config.anyres_reading == processing
+    with pytest.raises(SystemExit):
+        loaded_with(folder, "--processing", "112x")
+    assert "or the width and height of a canvas such as" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "pruner",
     [

@@ -248,9 +248,9 @@ def _made_with(results: Sequence[Result]) -> dict[str, list[str]]:
     for result in results:
         settings, record = result.settings, result.record
         origins.setdefault("model", {})[Path(settings["model_path"]).name] = None
-        merged = settings.get("merge_type", OLDER["merge_type"])
-        if merged != OLDER["merge_type"]:
-            origins.setdefault("merge_type", {})[merged] = None
+        for name in ("merge_type", "processing"):
+            if (value := settings.get(name, OLDER[name])) != OLDER[name]:
+                origins.setdefault(name, {})[value] = None
         for name in ("dtype", "batch_size"):
             origins.setdefault(name, {})[str(settings.get(name))] = None
         for where in environments(record):

@@ -10,7 +10,8 @@ Tables: 1 (LLaVA-1.5-7B), 2 (LLaVA-NeXT-7B), 3 (Senna), 4a and 4b (indicators, c
 `sweep`, in RUNS/<benchmark>/<run>.jsonl: what is complete is left alone, what was cut
 off continues, and tables share runs. Beside the table's methods the floor is run: no image, random
 tokens (three seeds) and a uniform grid; `--methods` names others, of the table or not. Every other
-flag is one of the sweep.
+flag is one of the sweep. Tables 2 and 13b run a checkpoint that tiles pictures as the official code
+does (--merge-type spatial --processing fill), unless these flags say otherwise.
 
 A benchmark whose folder is not in --data, and a row that cannot be run, is named on stderr and its
 cells stay empty. Everything that RUNS has of the table's benchmarks stands in the table, also runs
@@ -33,6 +34,7 @@ from llava.pruning import METHODS
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
 from ..run.interruption import Interruption
+from ..run.models import tiles_pictures
 from ..run.record import RECORD
 from ..run.runner import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_USAGE
 from . import sweep
@@ -180,9 +182,21 @@ def _run(
         raise ValueError("no run of the table is possible.")
     command = [*rest, "--data", str(args.data), "--out", str(args.out)]
     command += ["--benchmarks", *_chosen(table, args, benchmarks)]
-    flags = sweep.build_parser(benchmarks).parse_args(command)
+    parser = sweep.build_parser(benchmarks)
+    flags = parser.parse_args(command)
+    if table.tiled and _tiles(flags):
+        parser.set_defaults(**table.tiled)
+        flags = parser.parse_args(command)
     outcome = sweep.run_all(flags, benchmarks, runs)
     return outcome.code or (EXIT_SOME_FAILED if len(runs) < len(specs) else EXIT_COMPLETE)
+
+
+def _tiles(flags: argparse.Namespace) -> bool:
+    """Whether the checkpoint tiles pictures; what is wrong with one, loading it says better."""
+    try:
+        return tiles_pictures(flags.model_path, flags.offline)
+    except (ValueError, OSError):
+        return False
 
 
 def _possible(specs: Sequence[str]) -> Iterator[PlannedRun]:

@@ -135,6 +135,19 @@ def layers_to_scale_to(args: argparse.Namespace) -> int | None:
         return None
 
 
+def tiles_pictures(model_path: str, offline: bool = False) -> bool:
+    """Whether a checkpoint tiles pictures, as LLaVA-1.6 does, from its config.json.
+
+    offline: whether nothing is downloaded.
+
+    Raises:
+        ValueError, OSError: no LLaVA checkpoint; says which.
+    """
+    path = Path(model_path) / "config.json"
+    values = json_files.read(path) if path.is_file() else _config(model_path, offline)
+    return values.get("image_aspect_ratio") == "anyres" or values.get("model_type") == "llava_next"
+
+
 def decoder_shape(model_path: str) -> DecoderShape:
     """The sizes of a checkpoint's decoder, from its config.json; raises as `decoder_layers`.
 

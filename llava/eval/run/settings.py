@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import typing
@@ -23,6 +24,10 @@ OLDER = {
     "pruner.border_mask": False,
     "pruner.alpha": 0.5,
     "pruner.regions": "tiles",
+    "pruner.shares": "whole",
+    "pruner.border": "kept",
+    "pruner.tile_order": "canvas",
+    "pruner.newlines": "last",
 }
 
 ALWAYS, SAMPLED, NEVER = "always", "sampled", "never"
@@ -53,13 +58,23 @@ def _flag(
     return {"decides": decides, "bounds": bounds, "flag": {**options, "help": shown}}
 
 
+def _reading(text: str) -> str:
+    from llava.anyres import fixed_canvas  # brings torch, which not every command waits for
+
+    try:
+        fixed_canvas(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """One evaluation run; the command line builds it and repeats no default.
 
     `merge_type` is that of a model that tiles pictures, None for the checkpoint's own; the record
-    of a run names the one that was used. `processing` "llava-hf" prepares pictures and prompts as
-    llava-hf does, see `load_pretrained_model`.
+    of a run names the one that was used. `processing` is how pictures and prompts are prepared, of
+    a model that tiles also which canvas a picture goes on, see `load_pretrained_model`.
     `pruner` is a config of `llava.pruning`, None for the dense model. `visual_token_num` bounds
     the tokens that the vision tower hands over, None for all. `temperature` 0 decodes greedily.
     `device` None is the best one there is, `dtype` "auto" the model builder's choice. `limit` says
@@ -113,8 +128,11 @@ class RunSettings:
     processing: str = field(
         default="llava",
         metadata=_flag(
-            "prepare pictures and prompts as LLaVA does, or as llava-hf's processors do",
-            choices=READINGS,
+            "prepare pictures and prompts as LLaVA does, or as llava-hf's processors do; LLaVA-1.6 "
+            "also: put a picture on the canvas that it fills best (fill, the official AutoPrune's "
+            "rule), or always on this one (672x672, VisPruner's)",
+            type=_reading,
+            metavar="{" + ",".join(READINGS) + ",WxH}",
         ),
     )
     offline: bool = field(

@@ -30,7 +30,7 @@ class LlavaConfig(LlamaConfig):
     """A Llama config with LLaVA's `mm_*` keys, and the vision tower's config as `mm_vision_config`.
 
     The class attributes are the values of keys that LLaVA-1.5's config.json leaves out.
-    `anyres_reading` is no key of LLaVA's: "llava" or "llava-hf", see `llava.anyres`.
+    `anyres_reading` is no key of LLaVA's: see `llava.anyres`.
     `mm_token_adapter`: tokens of a view before and after Senna's adapter, None without one.
     """
 

@@ -9,6 +9,10 @@ on with the token that is farthest from all chosen so far. Neither text nor atte
 What is kept goes on in its order in the image. Published settings are shares of the tokens there
 are: 0.333, 0.222 and 0.111 of 576 are T = 192, 128 and 64.
 
+Newlines of a tiled picture (LLaVA-1.6) are tokens among others: `newlines` "candidates", as in the
+reference. All of a picture are one embedding, so one is chosen early, often, and the others last;
+that one changes what comes after it. With "last" they leave before any patch does.
+
 Deviations from the reference code, vbdi/divprune at 799e2d9, which works in the model's precision:
 distances are float32; a chosen token is out, where there a distance rounded below 0 can choose it
 again (of identical padding patches, say); the smallest distance to the chosen is kept up to date,
@@ -21,7 +25,7 @@ Several images and the ways of counting T: `entry`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,9 +38,15 @@ from ..selection import precise
 @register
 @dataclass(frozen=True, kw_only=True)
 class DivPrune(EntryPruner):
-    """Settings of `EntryPruner`."""
+    """Settings of `EntryPruner`, and `newlines`, see the module."""
 
     method: ClassVar[str] = "divprune"
+
+    newlines: Literal["candidates", "last"] = "candidates"
+
+    @property
+    def chooses_newlines(self) -> bool:
+        return self.newlines == "candidates"
 
     def choose(self, image: ImageTokens, count: int, embeds: Tensor) -> list[int]:
         return farthest(embeds, count)

@@ -18,7 +18,9 @@ Deviations from the reference:
   projected on its own: the kept ones come out the same.
 - A T above the number of patches keeps all; the reference fails.
 - Several images of a sample divide T, see `tower`. The reference gives T to each, and to each tile
-  of LLaVA-1.6: its 128 a tile are 640 here for a picture of an overview and four tiles.
+  of LLaVA-1.6: its 128 a tile are 640 here for a picture of an overview and four tiles. There it
+  runs with merge type `spatial`, so it knows no newlines, and chooses canvases by `fill`, a setting
+  of the loader here (see `llava.anyres`).
 """
 
 from __future__ import annotations

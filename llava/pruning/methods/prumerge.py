@@ -31,6 +31,8 @@ both: float32 throughout, ties go to the lower index. That the last patch
 is never sampled is the reference's and kept in the adaptive rule.
 The extra token carries the id of the dropped patch with the highest attention; where the adaptive
 rule keeps every patch there is no extra token.
+The reference does not run on tiled pictures; here each view of one is reduced by itself, with a
+merge type that has no newlines.
 FLOPs of scoring: projections of that one layer (it runs for this alone), similarities, merging.
 """
 

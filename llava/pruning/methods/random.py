@@ -7,7 +7,8 @@ One mask a seed and size: the choice depends on the seed and on the number of to
 and on nothing else. So a batch gives what its samples give alone, a continued run what an
 uninterrupted one gives, and the tokens of a smaller T are among those of a larger one. All images
 of one size therefore lose the same patches; the spread of the method is that over seeds
-(`--set seed=1`). Letterbox patches are drawn like any other.
+(`--set seed=1`). Letterbox patches are drawn like any other; newlines of LLaVA-1.6, which show
+nothing, are not drawn.
 
 Several images and the ways of counting T: `entry`.
 """

@@ -26,6 +26,9 @@ from. Exactly T tokens are in every layer of the decoder, so the two ways of cou
 and `strict`, mean the same. A sample with no more than T patches keeps all; in a batch its images
 still run without merging. Images that keep equally many run together.
 
+The reference is no LLaVA. Of a tiled picture each view merges by itself, with a merge type that has
+no newlines.
+
 Deviations from the reference:
 - r makes T exact; the reference has a constant, a ramp or a list of its user's.
 - Similarities and means are float32.

@@ -1,7 +1,8 @@
 """Uniform grid: T visual tokens spread evenly over each image before layer 0. A floor.
 
 Published comparisons hardly ever print it. It covers the picture without looking at it: nothing is
-random, and letterbox patches are taken like any other.
+random, and letterbox patches are taken like any other; newlines of LLaVA-1.6, which are on no grid,
+are not taken.
 
 The rule, for a square grid of g x g patches and T tokens, from 1 to g^2:
     R = sqrt(T) rounded to the nearest whole number; the grid is cut into R bands of equal height;

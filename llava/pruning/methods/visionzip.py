@@ -22,15 +22,20 @@ token.
 Deviations from the reference, all without effect on the choice but for near ties: attention and
 similarities are computed in float32, ties go to the lower index, and nothing is patched into
 transformers' CLIP.
-Of a tiled picture (LLaVA-1.6) each view is reduced so, to T over the number of views. The reference
-puts CLS and contextual tokens of all tiles behind the canvas; here a contextual token stands at its
-target's place on it (see `llava.model.tiles`).
+
+Of a tiled picture (LLaVA-1.6) each view is reduced so, to T over the number of views. First come
+the tokens of the overview, in the order above. `tile_order` says how the tiles' follow: "kinds", as
+in the reference, the dominant patches of all tiles in the order of the canvas, the CLS tokens of
+the tiles, and their contextual tokens; "canvas" puts a contextual token at its target's place on
+the canvas, and CLS tokens last. With merge type `flat` there is no canvas, and tile follows tile.
+The reference drops newlines, with `spatial_unpad` too, and so wants `spatial` here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from math import isqrt
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +46,16 @@ from ..cost import TowerShape
 from ..registry import register
 from ..selection import precise
 from ..tower import TowerPruner, cls_attention, top
-from ..vision import Reduced, VisionFeatures
+from ..vision import Groups, Reduced, VisionFeatures, canvas_places
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(TowerPruner):
-    """Settings of `TowerPruner`, and `contextual_ratio`, the share of T that is merged tokens.
+    """Settings of `TowerPruner`, and:
+
+    contextual_ratio: share of T that is merged tokens.
+    tile_order: of the tokens of tiles, see the module.
 
     Raises ValueError on values that make no sense.
     """
@@ -55,6 +63,7 @@ class VisionZip(TowerPruner):
     method: ClassVar[str] = "visionzip"
 
     contextual_ratio: float = 5 / 32
+    tile_order: Literal["kinds", "canvas"] = "kinds"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +74,27 @@ class VisionZip(TowerPruner):
         """(D, C): dominant tokens with the CLS token, and contextual ones, of `count` tokens."""
         contextual = int(count * self.contextual_ratio)
         return count - contextual, contextual
+
+    def reduce(self, features: VisionFeatures, groups: Groups) -> list[Reduced] | None:
+        reduced = super().reduce(features, groups)
+        if reduced is None or features.grids is None or self.tile_order == "canvas":
+            return reduced
+        each = features.patches.shape[1]
+        ordered: list[Reduced] = []
+        for grid in features.grids:
+            overview, *tiles = reduced[len(ordered) : len(ordered) + 1 + grid[0] * grid[1]]
+            ordered.append(overview)
+            ordered += [self._in_kinds(view, grid, i, each) for i, view in enumerate(tiles)]
+        return ordered
+
+    def _in_kinds(self, view: Reduced, grid: tuple[int, int], tile: int, patches: int) -> Reduced:
+        """A reduced tile with its place on a canvas of `grid` tiles of that many patches."""
+        contextual = self.split(len(view.patch))[1] if len(view.patch) < patches else 0
+        places = canvas_places(grid, tile, isqrt(patches)).to(view.patch.device)
+        end = grid[0] * grid[1] * patches
+        order = torch.cat([places, places.new_tensor([end])])[view.patch]
+        order[len(order) - contextual :] = end + 1
+        return replace(view, order=order)
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         patches, token = features.patches[image], features.token[image]

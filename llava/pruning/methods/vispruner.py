@@ -21,13 +21,16 @@ Deviations from the reference:
 - It also crashes where a round asks for at least two more than A has (an even R of 12 or less, far
   above T_div). Here a round that asks for more than A has drops all of A.
 - With important_ratio 1 it compares with an empty B and crashes. Here step 2 drops everything.
-- Scores and cosines are float32; all cosines are computed once, and a round looks them up. The
+- Scores are float32 and cosines float64 (float32 on Apple's GPUs, which have no other): patches so
+  alike that float32 rounds the order of two cosines another way on another machine are common, and
+  each round builds on the last. All cosines are computed once, and a round looks them up. The
   reference multiplies A and B anew in each round, in the model's dtype.
 - Equal scores go to the lower patch index. Of equal cosines the one that stands first in the list
   counts as the higher. The reference's sort is not stable.
 - Only the CLS row of the one layer is computed, dropped patches are never projected, a T above the
   number of patches keeps all, and several images of a sample, or views of a tiled picture, divide
-  T: as `fastervlm` says.
+  T: as `fastervlm` says. On LLaVA-1.6 the reference drops newlines, so the merge type is `spatial`,
+  and always takes the canvas 672 x 672, which is a setting of the loader (see `llava.anyres`).
 
 About (N - T) / 8 rounds of small operations: on a GPU their launches take the time.
 """
@@ -89,7 +92,8 @@ def least_alike(features: Tensor, count: int) -> Tensor:
     left = torch.arange(len(features), device=features.device)
     if count == 0:
         return left[:0]
-    unit = normalize(precise(features), dim=-1)
+    values = precise(features) if features.device.type == "mps" else features.double()
+    unit = normalize(values, dim=-1)
     cosine = unit @ unit.mT
     while drop := min(_A_ROUND, len(left) - count, (len(left) + 1) // 2):
         a, b = left[::2], left[1::2]

@@ -15,6 +15,10 @@ DERIVED = ("ratio", "flops")
 #: The key of a note to a whole row.
 ROW = "row"
 
+#: How the official codes of AutoPrune and FasterVLM put the views of LLaVA-1.6 together and which
+#: canvas they choose, see `llava.anyres`; FasterVLM's table gave its rows to the paper's.
+OFFICIAL_TILES = {"merge_type": "spatial", "processing": "fill"}
+
 Counted = Literal["leaving", "entering", "kept"]
 
 
@@ -71,6 +75,9 @@ class PublishedRow:
 class PublishedTable:
     """A published table. `source` is that of every number whose row names none of its own.
 
+    `tiled` are the settings of `RunSettings` with which a checkpoint that tiles pictures is run,
+    those of the published rows, unless the command line has others.
+
     Raises:
         ValueError: a row has a number or a note of no column, or two rows are the same run.
     """
@@ -83,6 +90,7 @@ class PublishedTable:
     rows: Sequence[PublishedRow]
     derived: Sequence[str] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    tiled: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keys = {column.key for column in self.columns} | set(self.derived)

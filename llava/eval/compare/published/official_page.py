@@ -9,7 +9,7 @@ than in Table 1.
 
 from __future__ import annotations
 
-from .base import Counted, PublishedRow, PublishedTable
+from .base import OFFICIAL_TILES, Counted, PublishedRow, PublishedTable
 from .columns import GQA, MMB, MMB_CN, MME_PERCEPTION, POPE, SQA, TEXTVQA, VQAV2
 
 _LLAVA = "LLaVA's model zoo (haotian-liu/LLaVA, docs/MODEL_ZOO.md)"
@@ -74,6 +74,7 @@ THIRTEEN_B = PublishedTable(
     source=_PAGE,
     columns=(VQAV2, GQA, TEXTVQA, POPE, MME_PERCEPTION),
     derived=("ratio",),
+    tiled=OFFICIAL_TILES,
     rows=(
         PublishedRow(
             "LLaVA-1.5-13B",

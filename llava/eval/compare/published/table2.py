@@ -6,7 +6,7 @@ Footnotes a and b compare with the table of Theia-4869/FasterVLM (f5d5f12), digi
 
 from __future__ import annotations
 
-from .base import Counted, PublishedRow, PublishedTable
+from .base import OFFICIAL_TILES, Counted, PublishedRow, PublishedTable
 from .columns import GQA, MME_PERCEPTION, POPE, TEXTVQA, VQAV2
 
 _COLUMNS = (VQAV2, GQA, TEXTVQA, POPE, MME_PERCEPTION)
@@ -58,6 +58,7 @@ TABLE = PublishedTable(
     source="Table 2 of the AutoPrune paper (arXiv 2509.23931)",
     columns=_COLUMNS,
     derived=_DERIVED,
+    tiled=OFFICIAL_TILES,
     rows=(
         _dense(81.2, 62.9, 59.6, 86.3, 1513.8, 100.0, textvqa="e"),
         _fastv(640, 78.9, 60.4, 58.4, 83.1, 1477.3, 97.0),
@@ -92,7 +93,9 @@ TABLE = PublishedTable(
             "On tokens entering, 728.3, 409.2 and 249.6 at slope 0.2 (worked out, not printed). "
             "The released v1_6 scripts stop with an error, so they did not give these numbers. The "
             "released code merges views by 'spatial' and puts a picture on the canvas that it "
-            "fills best, which is not LLaVA's rule: its unpruned model is not LLaVA-1.6's."
+            "fills best, which is not LLaVA's rule: its unpruned model is not LLaVA-1.6's. A "
+            "LLaVA-1.6 checkpoint is run so here too, unless --merge-type or --processing say "
+            "otherwise."
         ),
         "d": (
             "Not the mean of the row's own scores, which is 74.5 for SparseVLM at 160, and 99.8 "
