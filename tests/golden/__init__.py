@@ -1,0 +1,1 @@
+"""Runs of official code, recorded as numbers, and replayed here."""
