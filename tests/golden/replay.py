@@ -74,14 +74,16 @@ class Recording:
         settings = {name: value for name, value in self.facts.items() if name in known}
         if "target" in self.facts:
             settings["target_token_num"] = self.facts["target"]
+        if method == "dart":
+            settings["pivot_order"] = "norm"
         return pruning.build(method, **settings)
 
 
 class Replay:
-    """The same prefill here, and one decode step."""
+    """The same prefill here, and one decode step; with another pruner if there is one."""
 
-    def __init__(self, recording: Recording) -> None:
-        facts, pruner = recording.facts, recording.pruner
+    def __init__(self, recording: Recording, pruner: pruning.Pruner | None = None) -> None:
+        facts, pruner = recording.facts, pruner or recording.pruner
         source = recipe.decoder(facts)
         if "input_ids" in facts:
             vision = recipe.vision(facts)

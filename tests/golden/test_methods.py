@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,13 @@ def test_states_of_text_of_merged_tokens_and_of_the_decoded_token(
             count = int(name.removeprefix("first_").removesuffix("_visual_embeds"))
             seen = replay.visual_states(0)[:count]
         assert_close(seen, states, FLOAT32)
+
+
+@pytest.mark.parametrize(("name", "same"), [("dart_t128", 123), ("dart_t64", 62)])
+def test_pivots_of_dart_in_the_order_of_its_sets(name: str, same: int) -> None:
+    """How many tokens stay in either order, as the official code has it with Python's own sets."""
+    recording = Recording(Path(__file__).parent / "methods" / f"{name}.json")
+    pruner = replace(recording.pruner, pivot_order="set")
+    entering, _ = Replay(recording, pruner).tokens
+    assert len(entering[2]) == len(recording.entering[2])
+    assert len({*entering[2]} & {*recording.entering[2]}) == same
