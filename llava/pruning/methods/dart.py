@@ -21,8 +21,8 @@ the set of their places in the prompt, filled with the visual pivots by falling 
 the text pivots. It follows from the places alone, but moves with the number of tokens before the
 image. "norm": the visual pivots, then the text pivots, each by falling norm.
 
-`newlines`: those of tiled pictures may be pivots and are candidates, as in the reference ("ranked"),
-or neither ("last"), see `staged`.
+`newlines` of tiled pictures may be pivots and are candidates, as in the reference, or neither of
+these ("last"), see `staged`.
 
 Deviations: where fewer than 4 text tokens follow the image, the same number of tokens is divided
 among the pivots there are. With several images, text pivots come from the text behind the last one,
@@ -135,7 +135,7 @@ class DARTRun(StagedRun):
             width = max(tail, image_count, *shares)
             beyond = torch.arange(width, device=norms.device) >= limits
 
-        other = ~layout.is_patch
+        other = ~layout.candidates(self.config.newlines)
         image = _descending(norms.masked_fill(other, -torch.inf), image_count)
         pivots = image
         if text_count:
