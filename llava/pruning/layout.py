@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ TEXT = -1
 
 #: In place of a tile: the token ends a row of a tiled picture and shows nothing itself.
 NEWLINE = -2
+
+#: What becomes of these: chosen from like patches, or the first to leave.
+Newlines = Literal["candidates", "last"]
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,14 @@ class TokenLayout:
         bias = self.before.rank_bias.gather(1, self.index)
         return bias.where(self.valid, -torch.inf) if self.padded else bias
 
+    def ranking(self, newlines: Newlines) -> Tensor:
+        """`rank_bias`, or where newlines are "candidates" the same without their place last."""
+        if newlines == "last" or self.tokens.tile is None:
+            return self.rank_bias
+        text_first = self.image.new_zeros(self.image.shape, dtype=torch.float32)
+        text_first = text_first.masked_fill(self.image == TEXT, torch.inf)
+        return text_first.where(self.valid, -torch.inf) if self.padded else text_first
+
     @property
     def is_visual(self) -> Tensor:
         return self.image != TEXT
@@ -272,6 +283,11 @@ class TokenLayout:
         """Visual tokens that show something: all but newlines."""
         newline = self.is_newline
         return self.is_visual if newline is None else self.is_visual & ~newline
+
+    def candidates(self, newlines: Newlines) -> Tensor:
+        """Visual tokens that a method chooses from: with newlines or, where these are "last",
+        without."""
+        return self.is_patch if newlines == "last" else self.is_visual
 
     def positions(self, policy: str) -> Tensor:
         """Rotary positions (batch, n).

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_float
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -151,12 +152,20 @@ class Schedule:
     cap: int
     recycle: float
 
-    def keep(self, scale: float) -> list[int]:
-        """Tokens kept after each step at a scale; at least one, never more than before."""
+    def keep(self, scale: float, single: bool = False) -> list[int]:
+        """Tokens kept after each step at a scale; at least one, never more than before.
+
+        single: multiply in single precision, as the released code's tensors do when "ceil" is
+            applied to the product.
+        """
         counts, current = [], self.start
         for share in self.retention:
             if self.rounding == "ceil":
-                count = math.ceil((self.start - 1) * min(1.0, scale * share))
+                fraction = min(1.0, scale * share)
+                if single:
+                    fraction = c_float(fraction).value
+                product = (self.start - 1) * fraction
+                count = math.ceil(c_float(product).value if single else product)
             else:
                 count = math.floor(self.start * min(1.0, scale * share))
             count = max(1, min(count, self.cap, current))

@@ -1,10 +1,11 @@
 """From scores and counts to a `Selection`: top-k with stable ties, and recycling of the dropped.
 
 Ties go to the lower index and nothing is random, so the same input always keeps the same tokens.
-Text is never dropped. Newlines of tiled pictures rank below every patch, whatever a method scores
-them, so that they go first; they are counted as the visual tokens that they are, and are merged
-only where fewer patches are dropped than a pool holds. Counts are host integers (one a sample), so
-no step waits for the device, and none sends it anything.
+Text is never dropped. Newlines of tiled pictures are counted as the visual tokens that they are.
+They rank by their scores where a method says "candidates"; else below every patch, whatever they
+score, so that they go first, and are merged only where fewer patches are dropped than a pool holds.
+Counts are host integers (one a sample), so no step waits for the device, and none sends it
+anything.
 
 Recycling (AutoPrune's released code, taken from SparseVLM, arXiv 2410.04417): the best of the
 dropped tokens are clustered by density peaks with k nearest neighbours (DPC-KNN, as in TCFormer,
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .images import order_within_images
-from .layout import TEXT, TokenLayout
+from .layout import TEXT, Newlines, TokenLayout
 from .selection import (
     Merge,
     Selection,
@@ -51,6 +52,7 @@ def keep_top(
     features: Tensor | None = None,
     targets: Sequence[Sequence[float]] | None = None,
     positions: str = "compact",
+    newlines: Newlines = "last",
 ) -> Selection | None:
     """Keep the `keep[i]` visual tokens of sample i with the highest `scores` (batch, n), and text.
 
@@ -59,7 +61,7 @@ def keep_top(
     not run cannot give, the pooled tokens stay for that layer, and `Selection.then` merges them
     by what it returns. `positions`: the policy, see the module. With `targets`, those of each image
     of each sample, the images share what is kept in proportion to them (which waits for the
-    device). Returns None when nothing would change.
+    device). `newlines`: how they rank, see the module. Returns None when nothing would change.
 
     Raises ValueError when a count is larger than the number of visual tokens.
     """
@@ -68,7 +70,7 @@ def keep_top(
             raise ValueError(f"cannot keep {want} visual tokens of {have}")
     if all(want == have for have, want in zip(layout.n_visual, keep)):
         return None
-    order = (scores + layout.rank_bias).sort(dim=1, descending=True, stable=True).indices
+    order = (scores + layout.ranking(newlines)).sort(dim=1, descending=True, stable=True).indices
     if targets is not None:
         order = order_within_images(layout, order, keep, targets)
     stay = _stay(layout, keep)
@@ -78,7 +80,7 @@ def keep_top(
 
     pools = pools or added
     if features is None and max(pools) > 1:
-        return _merged_later(layout, order, keep, pools, added, positions)
+        return _merged_later(layout, order, keep, pools, added, positions, newlines)
     return _with_merged(layout, order, keep, pools, added, features, positions)
 
 
@@ -166,6 +168,7 @@ def _merged_later(
     pools: Sequence[int],
     added: Sequence[int],
     positions: str,
+    newlines: Newlines,
 ) -> Selection:
     """What stays and behind it, by rank, what is to be merged; `then` merges it."""
     visual = tuple(_sums(keep, pools))
@@ -182,7 +185,7 @@ def _merged_later(
             rank = _real_first(left)
         else:
             place = order.argsort(dim=1).gather(1, index)
-            rank = (left.rank_bias - place).sort(dim=1, descending=True).indices
+            rank = (left.ranking(newlines) - place).sort(dim=1, descending=True).indices
         return _with_merged(left, rank, keep, pools, added, features, positions)
 
     return Selection(index, lengths, visual, then=then)

@@ -40,6 +40,8 @@ class Problem:
     released: stop at a cost within a hundredth of the target, or where twelve digits of the scale
         are known, and take the nearest counts on the way: AutoPrune as released, whose recorded
         counts and scales depend on it. `choices` are for what is then left, None without.
+    estimate: where counts at scale 1 are taken as they are if this of them is within one token of
+        the target, whatever they cost: AutoPrune as released; None where they are not
     """
 
     keep: Callable[[float], Sequence[int]]
@@ -53,6 +55,7 @@ class Problem:
     grows: Callable[[float], bool] = lambda scale: False
     full: Sequence[int] | None = None
     released: bool = False
+    estimate: Callable[[Counts], float] | None = None
 
     def cost(self, counts: Sequence[int]) -> float:
         return self.target.cost(self.flow(counts))
@@ -72,6 +75,10 @@ def solve(problem: Problem) -> tuple[float, Counts]:
     problem.target.demand_reachable(problem.floor, problem.n_visual, problem.where)
     if not problem.places:
         return 0.0, ()
+    if problem.estimate is not None:
+        counts = tuple(problem.keep(1.0))
+        if abs(problem.estimate(counts) - amount) <= 1:
+            return 1.0, counts
     low, high = 0.0, problem.high
     while problem.grows(high) and problem.cost(problem.keep(high)) < amount:
         low, high = high, high * 8

@@ -15,8 +15,12 @@ that may not grow, because the one before is no larger, aside); a single cut at 
 (L - d) / 2 at most.
 
 All images of a sample are one pool of visual tokens; with `budget_per` "image" what a cut keeps is
-divided over them. A sample with no more tokens than the target
-keeps all.
+divided over them. A sample with no more tokens than the target keeps all.
+
+Newlines end the rows of tiled pictures (LLaVA-1.6). `newlines` "candidates": they are visual tokens
+like others and stay or leave by their scores, as in the reference code of these methods, which cuts
+one block of image tokens out of the prompt and knows nothing of what is in it. "last": they count
+as visual tokens, but leave before any patch does.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from .base import Observation, PrunerRun
 from .budget import Budgeted, Counted, Flow, token_target
 from .checks import demand_later_layers, demand_text_behind
 from .cost import DecoderShape
-from .layout import TokenLayout
+from .layout import Newlines, TokenLayout
 from .schedules import recycled
 from .selection import Selection
 from .selectors import keep_top
@@ -136,7 +140,10 @@ class StagedPruner(Budgeted):
     """Settings of every method that drops tokens after a few layers.
 
     budget_mode: "published" as each method says; "strict": T tokens enter a layer on average.
+    newlines: of tiled pictures, what becomes of those, see the module.
     """
+
+    newlines: Newlines = "candidates"
 
     @property
     @abc.abstractmethod
@@ -220,6 +227,7 @@ class StagedRun(PrunerRun, abc.ABC):
             features=observation.hidden,
             targets=self.targets,
             positions=self.positions,
+            newlines=self.config.newlines,
         )
 
     def rows_at_cut(self, layout: TokenLayout) -> int:

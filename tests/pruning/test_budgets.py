@@ -88,7 +88,7 @@ def cases(draw, kind: str | None = None) -> Case:
         chosen |= {"budget_mode": kind, "target_token_num": floor + share * (n - floor)}
     k = draw(st.one_of(st.sampled_from([0.0, 0.02, 0.2, 0.4]), st.floats(-1, 2)))
     x0 = draw(st.one_of(st.just(14.9), st.floats(-5, 60)))
-    return Case(AutoPrune(**chosen), shape, n, text, k, x0)
+    return Case(AutoPrune(**chosen, to_the_letter=False), shape, n, text, k, x0)
 
 
 def saturated(config: AutoPrune, made: Budget, layers: int) -> list[int]:

@@ -10,7 +10,16 @@ import pytest
 from llava import pruning
 from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
-from llava.pruning.schedules import CURVES, exponential, linear, linear_area, shares, tanh
+from llava.pruning.schedules import (
+    CURVES,
+    Plan,
+    Schedule,
+    exponential,
+    linear,
+    linear_area,
+    shares,
+    tanh,
+)
 
 from .common import vicuna
 
@@ -131,12 +140,64 @@ def plan_of(curve: str, k: float, x0: float, n: int = 576, **settings):
     return solve_plan(config, shape, budget(config, shape, n, 70), k, x0)
 
 
+class TestToTheLetter:
+    """A published budget where the released solver does not meet it."""
+
+    def plans(self, tokens: int, k: float, x0: float, layers: int, **settings) -> list[Plan]:
+        """The plan to the letter and the other one, 576 visual tokens."""
+        shape = vicuna(layers)
+        configs = [
+            AutoPrune(target_token_num=tokens, to_the_letter=letter, **settings)
+            for letter in (True, False)
+        ]
+        return [solve_plan(c, shape, budget(c, shape, 576, 20), k, x0) for c in configs]
+
+    def test_the_scale_ends_at_20(self) -> None:
+        """x0 = -4, k0 = 1.5, gamma = 0.1 as recorded: 229 tokens leave 8 layers, for 64 in each."""
+        k = 1.0696423530578614
+        released, met = self.plans(64, k, -4 + k, 8)
+        assert released.leaving == (160, 40, 14, 6, 3, 2, 2, 2) and sum(released.leaving) == 229
+        # 20 (1 - 1/512): no more halvings raise a count.
+        assert released.scale == pytest.approx(20 * (1 - 2**-9), rel=1e-3)
+        assert abs(sum(met.leaving) - 512) <= 4
+
+    def test_a_curve_that_fits_is_used_as_it_is(self) -> None:
+        """Flat in 25 layers: 160 tokens, and 24 times ceil(159 x 0.375) = 60, are 25 x 64. What is
+        merged, 4 tokens (of 100 dropped) and then one in each layer, comes on top."""
+        released, met = self.plans(64, 0.0, 14.9, 25)
+        assert released.scale == 1.0 and set(released.keep[1:]) == {60}
+        assert sum(released.leaving) == 25 * 64 + 4 + 23
+        assert met.scale < 1.0 and abs(sum(met.leaving) - 25 * 64) <= 12
+
+    def test_what_it_does_not_know_is_met(self) -> None:
+        k = 1.07
+        for settings in ({"budget_mode": "strict"}, {"curve": "linear"}, {"rounding": "floor"}):
+            released, met = self.plans(96, k, -4 + k, 8, **settings)
+            assert released == met
+
+    def test_counts_are_rounded_in_single_precision(self) -> None:
+        schedule = Schedule(576, 161, 0, 2, range(1, 2), (0.1,), "ceil", 161, 0.0)
+        # 160 x 0.1 (1 + 1e-9) is above 16, and 16 in single precision.
+        assert schedule.keep(1 + 1e-9) == [17] and schedule.keep(1 + 1e-9, single=True) == [16]
+
+    def test_published_settings_do_not_depend_on_it(self) -> None:
+        for tokens, layers in ((64, 32), (128, 32), (192, 32), (64, 40), (128, 40), (192, 40)):
+            for k in (0.0, 0.05, 0.1, 0.2, 0.3, 0.4):
+                released, met = self.plans(tokens, k, 14.9 + k, layers)
+                assert released == met
+
+
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("preset", ["released", "paper"])
 @pytest.mark.parametrize("mode", ["published", "strict"])
 @pytest.mark.parametrize("tokens", [64, 128, 192])
 def test_budget_is_met(curve: str, preset: str, mode: str, tokens: int) -> None:
-    settings = {"preset": preset, "budget_mode": mode, "target_token_num": tokens}
+    settings = {
+        "preset": preset,
+        "budget_mode": mode,
+        "target_token_num": tokens,
+        "to_the_letter": False,
+    }
 
     def total(k: float, x0: float) -> int:
         plan = plan_of(curve, k, x0, **settings)

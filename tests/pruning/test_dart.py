@@ -52,6 +52,7 @@ def plane(*degrees: float) -> list[list[float]]:
 def run_of(tokens: TokenLayout, keep_strict: int, **settings):
     """A run on two layers that keeps `keep_strict` of every sample; entering: (n + keep) / 2."""
     target = (max(tokens.n_visual) + keep_strict) // 2
+    settings = {"pivot_order": "norm", **settings}
     pruner = DART(target_token_num=target, depth=1, budget_mode="strict", **settings)
     return pruner.start(tokens, vicuna(2))
 
@@ -67,6 +68,24 @@ def test_each_pivot_takes_what_is_least_like_it() -> None:
     # then 1 (10 degrees, 80 away) and not 6 (20 degrees, 70 away).
     assert kept(tokens, run.after_layer(see(tokens, norms, features))) == [[0, 1, 2, 4, 5]]
     assert run.positions == "original"
+
+
+def test_pivots_choose_in_the_order_of_their_set() -> None:
+    """The same: pivots in columns 3 and 8. In a set of up to four numbers these have the places 3
+    and 8 mod 8 = 0, so the text pivot comes first. It takes 5 and 0 (90 degrees away; 1 and 4 are
+    80), and of the rest visual 2 takes 4 (170) and 3 (60)."""
+    tokens = layout(7, text=2)
+    run = run_of(tokens, 5, image_pivots=1, text_pivots=1, pivot_order="set")
+    norms = [[99.0, 1, 2, 9, 3, 1, 1, 1, 5, 4]]
+    features = [plane(0, 180, 10, 0, 60, 170, 270, 20, 90, 0)]
+    assert kept(tokens, run.after_layer(see(tokens, norms, features))) == [[0, 2, 3, 4, 5]]
+    assert DART().pivot_order == "set"
+    # What counts are places in the prompt: padding on the left moves no order.
+    both = layout(9, 7, text=2)
+    norms = [[99.0, *range(1, 12)], [0.0, 0.0, *norms[0]]]
+    features = [plane(*[0.0] * 12), [[0.0, 1.0]] * 2 + features[0]]
+    run = DART(target_token_num=4, depth=1, image_pivots=1, text_pivots=1).start(both, vicuna(2))
+    assert kept(both, run.after_layer(see(both, norms, features)))[1] == [0, 2, 3, 4, 5]
 
 
 def test_an_odd_token_goes_to_the_first_pivot() -> None:

@@ -51,6 +51,7 @@ class Wish:
     scores: list[float]
     features: Points
     targets: list[float] | None
+    newlines: str
 
 
 def share_out(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
@@ -79,11 +80,11 @@ def share_out(total: int, weights: Sequence[float], caps: Sequence[int]) -> list
 
 def ranking(tokens: Sequence[Token], wish: Wish) -> list[int]:
     """Visual tokens, first those that stay: the best, of each image its share if there are shares;
-    then the others. Newlines rank below every patch, and ties go to the lower index."""
+    then the others. Newlines that are "last" rank below every patch, and ties go to the lower
+    index."""
     visual = [i for i, token in enumerate(tokens) if token.image != TEXT]
-    ranked = sorted(
-        visual, key=lambda i: (tokens[i].newline, -wish.scores[i] * (not tokens[i].newline), i)
-    )
+    last = [token.newline and wish.newlines == "last" for token in tokens]
+    ranked = sorted(visual, key=lambda i: (last[i], -wish.scores[i] * (not last[i]), i))
     if wish.targets is None:
         return ranked
     images = sorted({tokens[i].image for i in visual})
@@ -166,6 +167,7 @@ def random_wishes(
 ) -> list[Wish]:
     kind = rng.choice(["none", "one", "mean", "clusters", "mixed"])
     few, shared = rng.random() < 0.5, rng.random() < 0.3
+    newlines = rng.choice(["candidates", "last"])
     wishes = []
     for tokens, count in zip(samples, images):
         have = sum(token.image != TEXT for token in tokens)
@@ -173,7 +175,7 @@ def random_wishes(
         pool, clusters = random_pool(rng, kind, have - keep)
         scores = [rng.randint(-2, 1) if few else rng.gauss(0, 1) for _ in tokens]
         targets = [rng.randint(0, 8) / 2 for _ in range(count)] if shared else None
-        wish = Wish(keep, pool, clusters, stored(scores, double), [], targets)
+        wish = Wish(keep, pool, clusters, stored(scores, double), [], targets, newlines)
         while not wish.features or not (double or is_clear(tokens, wish, rng)):
             drawn = [stored([rng.gauss(0, 1) for _ in range(4)], double) for _ in tokens]
             alike = [rng.choice(drawn[:6]) for _ in tokens]
@@ -221,6 +223,7 @@ def choose(
         features=padded([wish.features for wish in wishes], [1e3] * 4, double) if merges else None,
         targets=[wish.targets or [] for wish in wishes] if shared else None,
         positions=policy,
+        newlines=wishes[0].newlines,
     )
 
 

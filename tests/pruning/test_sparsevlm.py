@@ -239,25 +239,45 @@ def test_plus_leaves_out_attention_to_text_when_it_ranks_heads() -> None:
     assert int(scores[0, 1:5].argmax()) == 3
 
 
+@pytest.mark.parametrize(("raters", "best"), [("reference", 4), ("all", 2), ("last", 1)])
+def test_who_rates(raters: str, best: int) -> None:
+    """Of three text tokens the first alone is above the mean."""
+    tokens = layout(6, text=3)
+    run = start(tokens, rating(tokens, 3), raters=raters)
+    rows = torch.zeros(1, 1, 3, 10)
+    rows[0, 0, 0, 4] = 0.5
+    rows[0, 0, :, 2] = 0.3
+    rows[0, 0, 2, 1] = 0.7
+    count = run.rows(0, tokens)
+    assert count == (1 if raters == "last" else 3)
+    scores = run.scores(Observation(0, tokens, rows=rows[:, :, -count:]), [2])
+    assert int(scores[0].argmax()) == best
+    # Who is above the mean is found by 6 x 3 products of width 2.
+    assert run.scoring_flops() == [2 * 6 * 3 * 2 if raters == "reference" else 0]
+    assert SparseVLM().raters == "reference"
+
+
+@pytest.mark.parametrize("raters", ["reference", "all", "last"])
 @pytest.mark.parametrize("version", ["1.5", "plus"])
-def test_scores_of_a_batch_are_those_of_its_samples(version: str) -> None:
+def test_scores_of_a_batch_are_those_of_its_samples(version: str, raters: str) -> None:
     generator = torch.Generator().manual_seed(1)
     samples = [(9, 4), (0, 2), (6, 7), (12, 1)]
     tokens = TokenLayout.from_segments([_runs(*sample) for sample in samples])
     embeds = torch.randn(4, tokens.n, 8, generator=generator)
     rows = torch.rand(4, 3, 7, tokens.n, generator=generator)
-    run = start(tokens, embeds, version=version, target_token_num=5, top_heads=2)
-    assert run.rows(0, tokens) == 7
-    together = run.scores(Observation(0, tokens, embeds, rows), [5] * 4)
+    settings = {"version": version, "target_token_num": 5, "top_heads": 2, "raters": raters}
+    run = start(tokens, embeds, **settings)
+    count = run.rows(0, tokens)
+    assert count == (1 if raters == "last" else 7)
+    together = run.scores(Observation(0, tokens, embeds, rows[:, :, -count:]), [5] * 4)
     for i, (visual, text) in enumerate(samples):
         if not visual:
             continue
         alone = TokenLayout.from_segments([_runs(visual, text)])
-        own = start(
-            alone, embeds[i : i + 1, -alone.n :], version=version, target_token_num=5, top_heads=2
-        )
+        own = start(alone, embeds[i : i + 1, -alone.n :], **settings)
+        count = own.rows(0, alone)
         seen = Observation(
-            0, alone, embeds[i : i + 1, -alone.n :], rows[i : i + 1, :, -text:, -alone.n :]
+            0, alone, embeds[i : i + 1, -alone.n :], rows[i : i + 1, :, -count:, -alone.n :]
         )
         where = alone.is_visual[0]
         assert_close(together[i, -alone.n :][where], own.scores(seen, [5])[0][where])

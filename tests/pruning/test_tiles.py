@@ -41,6 +41,19 @@ class TestNewlines:
         # The first of them fill up what is left.
         assert kept(layout, keep_top(layout, scores, [7])) == [[0, 1, 2, 3, 4, 5, 6]]
 
+    def test_they_rank_by_their_scores_where_they_are_candidates(self):
+        layout = tiled(ROWS)
+        scores = torch.tensor([[0.0, 1, 2, 3, 4, 99, 6, -5, 99, 0, 0]])
+        assert kept(layout, keep_top(layout, scores, [3], newlines="candidates")) == [[4, 5, 7]]
+        assert layout.candidates("candidates").sum() == 8 and layout.candidates("last").sum() == 6
+        # The best of the others, patches 2 and 3, are merged, also when the layer runs before.
+        wish = {"pools": [2], "clusters": [1], "newlines": "candidates"}
+        selection = keep_top(layout, scores, [3], features=torch.zeros(1, 11, 2), **wish)
+        assert selection.merge.source.tolist() == [[4, 3]]
+        later = keep_top(layout, scores, [3], positions="original", **wish)
+        left = layout.select(later)
+        assert kept(left, later.then(left, torch.zeros(1, left.n, 2))) == [[3, 4, 5, 7]]
+
     def test_the_layout_tells_them_from_patches(self):
         layout = tiled(ROWS)
         assert layout.is_newline[0].nonzero()[:, 0].tolist() == [5, 8]

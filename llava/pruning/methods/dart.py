@@ -16,11 +16,18 @@ a layer on average. "strict" solves the number that stays so that T enter; what 
 goes to the first pivots, one each. One cut cannot spend single tokens over layers: the total is
 within (L - K) / 2 tokens of L T.
 
-Deviations: the reference takes the pivots in the order of a Python set; here visual pivots come
-first, then text pivots, each by falling norm. Where fewer than 4 text tokens follow the image, the
-same number of tokens is divided among the pivots there are. With several images, text pivots come
-from the text behind the last one, and all images are one pool. Its LLaVA-NeXT switches are not
-here: T means the same for every number of tokens. Equal values go to the lower index.
+`pivot_order` is "set" (the default), as the reference runs: in the order in which CPython iterates
+the set of their places in the prompt, filled with the visual pivots by falling norm and then with
+the text pivots. It follows from the places alone, but moves with the number of tokens before the
+image. "norm": the visual pivots, then the text pivots, each by falling norm.
+
+`newlines` of tiled pictures may be pivots and are candidates, as in the reference, or neither of
+these ("last"), see `staged`.
+
+Deviations: where fewer than 4 text tokens follow the image, the same number of tokens is divided
+among the pivots there are. With several images, text pivots come from the text behind the last one,
+and all images are one pool. Its LLaVA-NeXT switches are not here: T means the same for every number
+of tokens. Equal values go to the lower index.
 """
 
 from __future__ import annotations
@@ -51,6 +58,7 @@ class DART(StagedPruner):
 
     depth: K, the layers that run with every token.
     image_pivots, text_pivots: how many tokens the others are compared with.
+    pivot_order: in which order the pivots choose, see the module.
     positions: rotary positions "original" (reference) or "compact".
 
     Raises ValueError on values that make no sense.
@@ -62,6 +70,7 @@ class DART(StagedPruner):
     depth: int = 2
     image_pivots: int = 4
     text_pivots: int = 4
+    pivot_order: Literal["set", "norm"] = "set"
     positions: Literal["original", "compact"] = "original"
 
     def __post_init__(self) -> None:
@@ -112,7 +121,7 @@ class DARTRun(StagedRun):
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
         """1 on the tokens that stay, 0 on the others; a sample that keeps all may have any."""
         layout, n = observation.layout, observation.layout.n
-        choices = self._choices(layout, keep)
+        counts, choices = self._choices(layout, keep)
         tail, image_count, *shares = (max(column) for column in zip(*choices))
         text_count = len(shares) - image_count
 
@@ -126,7 +135,7 @@ class DARTRun(StagedRun):
             width = max(tail, image_count, *shares)
             beyond = torch.arange(width, device=norms.device) >= limits
 
-        other = ~layout.is_patch
+        other = ~layout.candidates(self.config.newlines)
         image = _descending(norms.masked_fill(other, -torch.inf), image_count)
         pivots = image
         if text_count:
@@ -134,6 +143,7 @@ class DARTRun(StagedRun):
             if beyond is not None:
                 behind = behind.masked_fill(beyond[:, 0, :tail].flip(1), -torch.inf)
             pivots = torch.cat([image, _descending(behind, text_count) + (n - tail)], 1)
+        pivots = self._in_order(layout, pivots, counts, image_count)
 
         features = normalize(precise(observation.looked_ahead().final_norm()), dim=-1)
         cosine = take(features, pivots) @ features.transpose(1, 2)
@@ -152,9 +162,11 @@ class DARTRun(StagedRun):
                 _exclude(cosine, farthest)
         return (cosine[:, 0, :n] == torch.inf).float()
 
-    def _choices(self, layout: TokenLayout, keep: Sequence[int]) -> list[tuple[int, ...]]:
-        """Of each sample: text tokens behind the image, visual pivots, and how many tokens each of
-        the batch's pivots chooses, 0 for those that are not there."""
+    def _choices(
+        self, layout: TokenLayout, keep: Sequence[int]
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, ...]]]:
+        """Of each sample its visual and text pivots; and: text tokens behind the image, visual
+        pivots, and how many tokens each pivot chooses in turn, 0 for those that are not there."""
         drops = [i for i, (k, n) in enumerate(zip(keep, layout.n_visual)) if k < n]
         pairs = {i: self._pivots(keep[i], layout.tail[i]) for i in drops}
         image_count, text_count = (max(counts) for counts in zip(*pairs.values()))
@@ -162,11 +174,32 @@ class DARTRun(StagedRun):
         for i, (image, text) in pairs.items():
             each, left = divmod(keep[i] - image, max(image + text, 1))
             shares = [each + (pivot < left) for pivot in range(image + text)]
-            image_shares = [*shares[:image], *[0] * (image_count - image)]
-            text_shares = [*shares[image:], *[0] * (text_count - text)]
-            choices[i] = (layout.tail[i], image, *image_shares, *text_shares)
+            absent = image_count + text_count - len(shares)
+            choices[i] = (layout.tail[i], image, *shares, *[0] * absent)
         # The others are not looked at, and do as a sample does that is.
-        return [choices.get(i, choices[drops[0]]) for i in range(layout.batch)]
+        like = [i if i in pairs else drops[0] for i in range(layout.batch)]
+        return [pairs[i] for i in like], [choices[i] for i in like]
+
+    def _in_order(
+        self, layout: TokenLayout, pivots: Tensor, counts: Sequence[tuple[int, int]], first: int
+    ) -> Tensor:
+        """The columns `pivots` (batch, m) of each sample in the order in which they choose, those
+        that a sample does not have last.
+
+        counts: visual and text pivots of each sample; text pivots begin at `first`.
+        """
+        m = pivots.shape[1]
+        slots = [[*range(image), *range(first, first + text)] for image, text in counts]
+        if self.config.pivot_order == "set":
+            # Waits for the device, since an order of sets is known on the host alone.
+            columns = pivots.tolist()
+            for i, (row, begin) in enumerate(zip(columns, layout.lengths)):
+                slot_of = {row[slot] - (layout.n - begin): slot for slot in slots[i]}
+                slots[i] = [slot_of[place] for place in set(list(slot_of))]
+        order = [[*row, *(slot for slot in range(m) if slot not in row)] for row in slots]
+        if all(row == list(range(m)) for row in order):
+            return pivots
+        return pivots.gather(1, torch.tensor(order, device=pivots.device))
 
 
 def _descending(values: Tensor, count: int) -> Tensor:

@@ -25,7 +25,9 @@ Deviations: the reference has five variants that disagree with each other. This 
 drops tokens in the prefill and keeps a KV cache, where the kept set stays as it is while tokens
 are generated (its variant without a cache ranks again for every new token). The repository's K = 0,
 a random subset, is the method `random`. Layer K-1 runs once (in one variant twice, its issue 46).
-The image is found, not assumed at a fixed position. Equal scores go to the lower index.
+The image is found, not assumed at a fixed position. The reference has no tiled pictures; those who
+ran it on LLaVA-1.6 gave it the whole block, so `newlines` are "candidates" (see `staged`). Equal
+scores go to the lower index.
 """
 
 from __future__ import annotations

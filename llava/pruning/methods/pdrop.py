@@ -18,6 +18,9 @@ default. lambda is solved for T: of all lambdas the one whose tokens *entering* 
 what PyramidDrop counts, are nearest to T. "published" stops there; "strict" goes on to spend
 single tokens until no stage takes another (see `staged`). `ratios`, one a stage, replaces T.
 
+`newlines` of tiled pictures are candidates, as in the reference, which counts them as image tokens;
+"last" has them leave before any patch (see `staged`).
+
 Deviations: at least one token stays, where int(N lambda^s) may be 0. Only inference: the reference
 also trains. It prunes the first image of a prompt only; here all images are one pool. A sample with
 no more tokens than T keeps all. Equal scores go to the lower index.

@@ -7,6 +7,10 @@ Raters, once a prompt, from the input embeddings V (visual) and X (text behind t
 
     w = mean over visual tokens of softmax(V X^T) over the text tokens;   raters: w > mean(w)
 
+`raters` "reference" are these; "all" is all text behind the last image, "last" the prompt's last
+token. On the embedded model the reference's are one or two tokens of the template in every prompt,
+and never a word of the question.
+
 After each depth d of `stages` a token scores its attention from the raters, averaged over them and
 the heads, and the best of them stay. The stages are 3, 7, 16 layers that have run; the reference
 writes 2, 6, 15, the layer that has run last, counted from 0.
@@ -17,7 +21,8 @@ version "plus":
     1. gravity correction: attention is divided by what all-ones queries and keys would give at the
     same positions, g(i, j) = 2 sum_f cos((p_i - p_j) theta_f) / sqrt(head_dim). As in the
     reference it is not clamped, and it may cross 0 far away.
-    2. only the `top_heads` heads with the largest attention from raters to the image are averaged.
+    2. only the `top_heads` heads whose corrected attention from raters to the image is largest are
+    averaged.
     3. nothing is merged, and positions stay as they were.
 
 Budgets. T is published as tokens *leaving* a layer, and made by a list of tokens kept for each of
@@ -30,10 +35,12 @@ a token kept more can be a merged one less.
 
 Deviations: version 1.0, whose number of tokens follows the rank of the attention matrix and not a
 budget, is left out. The reference uses its lists for any number of tokens and layers. It has 14
-heads fixed; here a decoder with no more heads than `top_heads` uses them all. That heads are chosen
-on the corrected attention is our reading. Scaled rotary embeddings are taken as unscaled by g. All
-text behind the last image rates when no token is above the mean. Equal scores go to the lower
-index. All images are one pool.
+heads fixed; here a decoder with no more heads than `top_heads` uses them all. Scaled rotary
+embeddings are taken as unscaled by g. All text behind the last image rates when no token is above
+the mean. Equal scores and densities go to the lower index, where the reference adds random noise to
+the latter. All images are one pool. `newlines` of tiled pictures are visual tokens like others, as
+in the reference ("candidates", see `staged`); "last" also keeps them out of w and of the sum that
+chooses the heads.
 """
 
 from __future__ import annotations
@@ -49,9 +56,9 @@ from ..base import Observation
 from ..checks import demand, demand_count, demand_depths
 from ..cost import DecoderShape
 from ..indicators import text_relevance
-from ..layout import TokenLayout
+from ..layout import Newlines, TokenLayout
 from ..registry import register
-from ..selection import Selection, precise
+from ..selection import Selection, precise, right_aligned
 from ..staged import Cut, StagedPruner, StagedRun, Stages
 
 #: Tokens kept at the three stages, for a target of 576 tokens and 32 layers.
@@ -70,6 +77,7 @@ class SparseVLM(StagedPruner):
 
     version: "1.5" or "plus", see the module.
     stages: depths of the three cuts, in layers that have run.
+    raters: the text tokens whose attention scores the visual ones, see the module.
     top_heads: of "plus": heads that are averaged; all of a decoder that has no more.
     positions: rotary positions "compact" or "original"; None for the version's own.
 
@@ -81,6 +89,7 @@ class SparseVLM(StagedPruner):
 
     version: Literal["1.5", "plus"] = "1.5"
     stages: tuple[int, ...] = _LIST_STAGES
+    raters: Literal["reference", "all", "last"] = "reference"
     top_heads: int = 14
     positions: Literal["compact", "original"] | None = None
 
@@ -127,28 +136,33 @@ class SparseVLM(StagedPruner):
 
 
 class SparseVLMRun(StagedRun):
-    """One prefill: `raters` (batch, longest text behind an image), aligned at the right."""
+    """One prefill: `raters` (batch, rows), aligned at the right, True on the rows that count."""
 
     config: SparseVLM
     raters: Tensor
 
     def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
         """Find the raters. Nothing is dropped."""
-        if any(self.plans):
-            self.raters = find_raters(layout, embeds)
+        rows = self.rows_at_cut(layout)
+        if self.config.raters != "reference":
+            tails = [min(tail, rows) for tail in layout.tail]
+            self.raters = right_aligned(tails, rows, embeds.device)
+        elif any(self.plans):
+            self.raters = find_raters(layout, embeds, self.config.newlines)
             for i, plan in enumerate(self.plans):
                 pairs = layout.n_visual[i] * layout.tail[i] if plan else 0
                 self._flops[i] += 2 * pairs * embeds.shape[-1]
         return None
 
     def rows_at_cut(self, layout: TokenLayout) -> int:
-        return max(layout.tail)
+        return 1 if self.config.raters == "last" else max(layout.tail)
 
     def flops_at_cut(self, layout: TokenLayout, sample: int) -> int:
         """The products of rotated all-ones queries and keys of the gravity correction."""
         if self.config.version == "1.5":
             return 0
-        return 2 * layout.tail[sample] * layout.lengths[sample] * self.shape.head_dim
+        rows = min(self.rows_at_cut(layout), layout.tail[sample])
+        return 2 * rows * layout.lengths[sample] * self.shape.head_dim
 
     def scores(self, observation: Observation, keep: Sequence[int]) -> Tensor:
         rows, layout = observation.rows, observation.layout
@@ -162,16 +176,17 @@ class SparseVLMRun(StagedRun):
         rows = rows / pull[:, None]
         weight = raters.to(rows) / raters.sum(1, keepdim=True).clamp(min=1)
         per_head = (weight[:, None, None, :] @ rows)[:, :, 0]
-        mass = (per_head * layout.is_patch[:, None, :]).sum(-1)
+        mass = (per_head * layout.candidates(self.config.newlines)[:, None, :]).sum(-1)
         order = mass.argsort(dim=1, descending=True, stable=True)[:, : self.config.top_heads]
         return per_head.gather(1, order[..., None].expand(-1, -1, layout.n)).mean(1)
 
 
-def find_raters(layout: TokenLayout, embeds: Tensor) -> Tensor:
+def find_raters(layout: TokenLayout, embeds: Tensor, newlines: Newlines = "candidates") -> Tensor:
     """Which text tokens behind a sample's last image rate its tokens: (batch, longest tail).
 
-    embeds: (batch, n, d), input embeddings. Rows are aligned at the right; False on what is not a
-    sample's own, and everywhere for a sample without visual tokens.
+    embeds: (batch, n, d), input embeddings; newlines: "candidates" if those are of V. Rows are
+    aligned at the right; False on what is not a sample's own, and everywhere for a sample without
+    visual tokens.
     """
     width = max(layout.tail)
     states = precise(embeds)
@@ -182,7 +197,7 @@ def find_raters(layout: TokenLayout, embeds: Tensor) -> Tensor:
         behind = torch.arange(width, 0, -1, device=embeds.device) <= counts
         # A sample without visual tokens has no text to look at; its rows are masked below.
         logits = logits.masked_fill(~(behind | (counts == 0))[:, None, :], -torch.inf)
-    visual = layout.is_patch.to(embeds.device)[..., None]
+    visual = layout.candidates(newlines).to(embeds.device)[..., None]
     weight = (logits.softmax(-1) * visual).sum(1) / visual.sum(1).clamp(min=1)
     above = weight > (1 / width if counts is None else 1 / counts.clamp(min=1))
     if behind is None:

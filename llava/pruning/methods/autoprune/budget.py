@@ -81,13 +81,23 @@ def solve_plan(
     holds for. With recycling a token more in one layer can mean one more in all later ones (one
     dropped and merged is one again); a curve that rises then misses it by up to a token a layer.
     A published budget has the scale alone to be met with, which may move all layers at once: it is
-    missed by at most half a token a layer, with steps or without.
+    missed by at most half a token a layer, with steps or without; to the letter also by whatever
+    the released limit on the scale, its early return and its single precision make of it.
 
     Raises BudgetError for a budget below the floor.
     """
     schedule = _schedule(config, shape, budget, k, x0)
     scale, keep = solve(_problem(config, shape, budget, schedule))
+    if _to_the_letter(config):
+        # There the solver counts in double precision, and the run again in single precision.
+        keep = tuple(schedule.keep(scale, single=True))
     return schedule.plan(keep, scale)
+
+
+def _to_the_letter(config: AutoPruneSettings) -> bool:
+    """Whether the budget is solved as in the released code, being of a kind that this knows."""
+    known = not config.exact and config.curve == "logistic" and config.rounding == "ceil"
+    return config.to_the_letter and known
 
 
 def _problem(
@@ -96,6 +106,7 @@ def _problem(
     """What the solver has to meet; of no schedule the flat one, for its floor."""
     if schedule is None:
         schedule = _schedule(config, shape, budget, 0.0, 0.0)
+    letter = _to_the_letter(config)
     return Problem(
         keep=schedule.keep,
         flow=schedule.flow,
@@ -104,9 +115,10 @@ def _problem(
         n_visual=budget.n_visual,
         where="in every layer of the schedule",
         high=20.0,
-        grows=schedule.grows,
+        grows=(lambda scale: False) if letter else schedule.grows,
         choices=fill if config.exact else None,
         released=True,
+        estimate=(lambda counts: budget.start + sum(counts)) if letter else None,
     )
 
 

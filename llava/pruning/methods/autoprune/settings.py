@@ -35,6 +35,16 @@ from it). The two differ; every difference is a field of `AutoPrune`, and two pr
 24  black border of their canvas    border_mask         no: ranked like   no
                                                         the picture
 
+25  solver of the budget            to_the_letter       yes              no (a bisection)
+
+to_the_letter: a published budget of the logistic curve with counts rounded up is solved as in the
+code. The scale is at most 20, so that an early inflection misses its budget (x0 = -4, k = 1.07,
+T = 64 in 8 layers: 229 tokens of 512); a curve whose kept tokens, before scaling, sum to within one
+token of the budget is used as it is (the code compares an estimate; that it leaves out what is
+merged is our reading); and counts are rounded in single precision. No published number depends on
+it. Without it every budget is met, as budgets (strict, FLOPs, KV bytes) and curves that the code
+does not know always are.
+
 Two more fields, the same in both presets, are the ablations of the paper's Table 4:
 4a  indicator  mutual_information, mean_attention, cosine_similarity (see `indicators`), or static:
                nothing is measured, k = k0 and the inflection is x0 for every sample
@@ -63,10 +73,8 @@ attention and no letterbox: the pre-selection then ranks them by the mean text a
 which the weight preselect_text changes nothing.
 
 Deviations from the released code, none of which changes a recorded number: ties are broken by
-index where it adds random noise; the schedule's early return for a curve that already fits is not
-there; the count is rounded in double precision where it multiplies in single precision; the scale
-may exceed 20, where it stops and misses the budget of a curve with an early inflection; the cap of
-2.5 x target is meant there but disabled by the caller, so the default is no cap; a budget below
+index where it adds random noise (which decides the merged tokens where two clusters form); the cap
+of 2.5 x target is meant there but disabled by the caller, so the default is no cap; a budget below
 the cost of one token a layer is an error, where it spends more than the budget without a word.
 The paper's equation 8 moves the inflection by +beta MI while the sentence after it says that high
 MI moves it earlier: a negative `beta` gives the sentence. Its constants are not printed; the
@@ -116,6 +124,7 @@ class AutoPruneSettings(CostBudgeted):
             "inflection": "beta",
             "amplitude": 1.0,
             "analytic_area": True,
+            "to_the_letter": False,
             "rounding": "floor",
             "recycle_ratio": 0.0,
             "positions": "original",
@@ -141,6 +150,7 @@ class AutoPruneSettings(CostBudgeted):
     normalise_rows: bool = False
     amplitude: float = 0.75
     analytic_area: bool = False
+    to_the_letter: bool = True
     rounding: Literal["ceil", "floor"] = "ceil"
     cap_ratio: float | None = None
     preselect_ratio: float | None = 2.5
