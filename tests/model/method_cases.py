@@ -83,6 +83,10 @@ def _once() -> Iterator[Case]:
     yield case("uniform-grid", 20, positions="original")
     yield case("divprune", 9)
     yield case("divprune", 9, positions="original")
+    yield case("dpp", 9)
+    yield case("holov", 9)
+    yield case("holov", 9, crops=3, positions="original")
+    yield case("id-selection", 9)
     # In the tower. ToMe cannot merge the 16 patches below 6 in the 2 layers that run.
     yield case("fastervlm", 9)
     yield case("hired", 9)
@@ -122,6 +126,13 @@ def _one_cut() -> Iterator[Case]:
     yield case("topv", 6, 4, 2, target_token_num=8, layer=2)
     # 42 / 6; (42 - 16) / 5, at most.
     yield case("topv", 7, 5, 1, target_token_num=7, layer=1, positions="compact")
+
+
+def _withdrawals() -> Iterator[Case]:
+    """Everything enters the first layers, 6 T / 16 of them, and nothing the others."""
+    yield Case("vtw", {"target_token_num": 8}, [(3, 16), (3, 0)])
+    strict = {"budget_mode": "strict", "positions": "compact"}
+    yield Case("vtw", {"target_token_num": 12, **strict}, [(4, 16), (2, 0)])
 
 
 def _many_cuts() -> Iterator[Case]:
@@ -174,5 +185,5 @@ def _without_a_case(methods: Iterable[str]) -> Iterator[Case]:
             yield Case(method, small_settings(cls), None, merges=None)
 
 
-_WRITTEN = [*_nowhere(), *_by_attention(), *_once(), *_one_cut(), *_many_cuts()]
+_WRITTEN = [*_nowhere(), *_by_attention(), *_once(), *_one_cut(), *_withdrawals(), *_many_cuts()]
 CASES = [*_WRITTEN, *_without_a_case({case.method for case in _WRITTEN})]
