@@ -14,8 +14,9 @@ METHODS: dict[str, type[Pruner]] = {}
 
 #: Methods that comparisons name and that are not here, with the reason.
 NOT_IMPLEMENTED: dict[str, str] = {
-    "cdpruner": "it scores patches against the question with CLIP's text tower, and LLaVA "
-    "checkpoints have CLIP's vision tower only",
+    "idpruner": "its importance comes from VisionSelector, a scorer that is trained and has "
+    "weights of its own",
+    "sparsevila": "it drops cached tokens while it generates, and its code is not public",
 }
 
 P = TypeVar("P", bound=Pruner)

@@ -12,6 +12,7 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from llava import pruning
+from tests import clip_files
 
 LAYERS, PATCHES = 6, 16
 
@@ -173,10 +174,12 @@ def _many_cuts() -> Iterator[Case]:
 
 
 def small_settings(cls: type[pruning.Pruner], budget: int = PATCHES // 2) -> dict[str, Any]:
-    """The budget where a method has one, and its default depths in a tiny model."""
+    """The budget where a method has one, its default depths in a tiny model, and what is asked."""
     small = cls().scaled(32, LAYERS)
-    depths = {name: getattr(small, name) for name in cls.depths}
-    return {"target_token_num": budget, **depths} if cls.takes_budget() else depths
+    more = {name: getattr(small, name) for name in cls.depths}
+    if cls.reads_text:
+        more |= {"clip": clip_files.folder(), "question": ("What is on the sign?",)}
+    return {"target_token_num": budget, **more} if cls.takes_budget() else more
 
 
 def _without_a_case(methods: Iterable[str]) -> Iterator[Case]:
