@@ -47,7 +47,8 @@ class Case(NamedTuple):
         return list(chain.from_iterable(repeat(tokens, layers) for layers, tokens in runs))
 
     def __str__(self) -> str:
-        return "-".join([self.method, *(f"{k}={v}" for k, v in self.settings.items())])
+        told = {k: v for k, v in self.settings.items() if k not in ("clip", "question")}
+        return "-".join([self.method, *(f"{k}={v}" for k, v in told.items())])
 
 
 def _nowhere() -> Iterator[Case]:

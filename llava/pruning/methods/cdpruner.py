@@ -262,4 +262,9 @@ def load_clip(folder: str, device: torch.device) -> Clip:
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"--clip {folder} lacks {missing[0]} and {len(missing) - 1} more tensors")
     model.vision_model.encoder = None
-    return Clip(model.eval().requires_grad_(False).to(device), tokenizer)
+    # What `to` does, by assignment: it would keep tensors of another kind than the device's.
+    model.load_state_dict({k: v.to(device) for k, v in model.state_dict().items()}, assign=True)
+    for part in model.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(device))
+    return Clip(model.eval().requires_grad_(False), tokenizer)
