@@ -62,6 +62,11 @@ def find(method: str) -> type[Pruner]:
     raise ValueError(_unknown("method", method, METHODS))
 
 
+def label(method: str) -> str:
+    """What tables call a method; its own name where it says nothing else, or is not here."""
+    return METHODS[method].label or method if method in METHODS else method
+
+
 def build(method: str, *, preset: str | None = None, **settings: Any) -> Pruner:
     """Make the pruner `method` with its defaults, a preset's values and `settings`, in this order.
 
