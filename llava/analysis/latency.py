@@ -180,7 +180,7 @@ def report(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     measured = gpu_report.write(
         out,
         shlex.join(["autoprune", "bench", *words]),
-        args.method,
+        pruning.label(args.method),
         lambda save: first_token.measure(
             plan,
             {shape: setup_from(args, shape) for shape in shapes},

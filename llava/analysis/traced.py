@@ -101,7 +101,7 @@ def run(
     with torch.inference_mode():
         output = model.generate(
             **inputs,
-            pruner=pruner,
+            pruner=None if pruner is None else pruner.about([question]),
             max_new_tokens=max_new_tokens,
             return_dict_in_generate=True,
             stopping_criteria=StoppingCriteriaList([clock, Until(stop)]),

@@ -10,7 +10,7 @@ it is found by itself; one that is defined elsewhere is there once its file is i
 from .base import Observation, Pruner, PrunerRun
 from .layout import Segment, TokenLayout
 from .methods import load_all
-from .registry import METHODS, NOT_IMPLEMENTED, build, find, register
+from .registry import METHODS, NOT_IMPLEMENTED, build, find, label, register
 from .selection import Selection, apply
 from .trace import PruneTrace, SampleTrace
 
@@ -28,6 +28,7 @@ __all__ = [
     "apply",
     "build",
     "find",
+    "label",
     "register",
 ]
 

@@ -25,6 +25,7 @@ _COMMON = (
     "k0",
     "gamma",
     "beta",
+    "clip",
 )
 _FRACTIONS = ("target_flops", "target_kv")
 
@@ -73,6 +74,9 @@ def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--beta", type=finite, help="paper preset: how much it shifts the inflection"
+    )
+    group.add_argument(
+        "--clip", metavar="DIR", help="cdpruner: the CLIP that the vision tower is from"
     )
     group.add_argument(
         "--set",

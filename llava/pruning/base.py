@@ -139,9 +139,10 @@ class PrunerRun:
 @dataclass(frozen=True, kw_only=True)
 class Pruner(abc.ABC):
     """Settings of a method. `merges_in_tower` says that `tower_runs` gives runs. `needs_grid` says
-    that it looks at where on the picture a token is. `depths` names the fields that are depths in
-    layers of the decoder: numbers or tuples. `presets` has, by name, settings that go together:
-    what each changes against the defaults.
+    that it looks at where on the picture a token is, `reads_text` that it has to be told the
+    question (`about`). `label` is its name in tables where that is not `method`. `depths` names the
+    fields that are depths in layers of the decoder: numbers or tuples. `presets` has, by name,
+    settings that go together: what each changes against the defaults.
 
     Raises ValueError for a field that is not of its declared type (`checks.demand_declared`).
     """
@@ -151,6 +152,8 @@ class Pruner(abc.ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     merges_in_tower: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
+    label: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         demand_declared(self)
@@ -192,6 +195,10 @@ class Pruner(abc.ABC):
 
         moved = self.depths if names is None else names
         return replace(self, **{name: all_here(getattr(self, name)) for name in moved})
+
+    def about(self, texts: Sequence[str]) -> Pruner:
+        """The same for a batch whose samples ask these `texts`."""
+        return self
 
     def tower_layers(self, ran: int) -> tuple[int, ...]:
         """Which layers of the vision tower to probe, 0 .. `ran`, the number of layers that run."""

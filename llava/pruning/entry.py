@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Literal
 
@@ -35,11 +35,13 @@ class ImageTokens:
 
     side: of the square of patches that they are, row by row; None if they are no whole square.
     newlines: tokens of the image that are none of these.
+    scores: (len,) what the vision tower says of each, see `TokenLayout.cls`; None where nothing.
     """
 
     columns: Sequence[int]
     side: int | None
     newlines: int = 0
+    scores: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -103,6 +105,8 @@ class EntryRun(PrunerRun):
 
         def choose(sample: int, image: ImageTokens, count: int) -> Iterable[int]:
             self._flops[sample] += 2 * self.config.pairs(len(image), count) * embeds.shape[-1]
+            if layout.cls is not None:
+                image = replace(image, scores=layout.cls[sample, image.span])
             return self.config.choose(image, count, embeds[sample, image.span])
 
         keep = [min(target, n) for target, n in zip(targets, layout.n_visual)]

@@ -14,8 +14,9 @@ METHODS: dict[str, type[Pruner]] = {}
 
 #: Methods that comparisons name and that are not here, with the reason.
 NOT_IMPLEMENTED: dict[str, str] = {
-    "cdpruner": "it scores patches against the question with CLIP's text tower, and LLaVA "
-    "checkpoints have CLIP's vision tower only",
+    "idpruner": "its importance comes from VisionSelector, a scorer that is trained and has "
+    "weights of its own",
+    "sparsevila": "it drops cached tokens while it generates, and its code is not public",
 }
 
 P = TypeVar("P", bound=Pruner)
@@ -59,6 +60,11 @@ def find(method: str) -> type[Pruner]:
     if method in NOT_IMPLEMENTED:
         raise ValueError(f"method {method} is not implemented: {NOT_IMPLEMENTED[method]}")
     raise ValueError(_unknown("method", method, METHODS))
+
+
+def label(method: str) -> str:
+    """What tables call a method; its own name where it says nothing else, or is not here."""
+    return METHODS[method].label or method if method in METHODS else method
 
 
 def build(method: str, *, preset: str | None = None, **settings: Any) -> Pruner:

@@ -169,6 +169,8 @@ class Chat:
                     f"the conversation would have {length} tokens, and this checkpoint's context "
                     f"holds {self._context_len}"
                 )
+        if first and self._pruner is not None:
+            self._cache.pruner = self._pruner.about([without_image_tokens(text)])
         before = [layer.keys.shape[-2] for layer in self._cache.layers]
         unpruned_before = self._unpruned()
         try:

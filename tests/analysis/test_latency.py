@@ -107,7 +107,10 @@ def test_a_method_without_a_budget_is_measured_once(capsys, method) -> None:
     assert table[-1].startswith(f"| 48 | 1 | - | {kept}.0 |")
 
 
-@pytest.mark.parametrize("method", sorted(pruning.METHODS))
+WITHOUT_TEXT = sorted(name for name, cls in pruning.METHODS.items() if not cls.reads_text)
+
+
+@pytest.mark.parametrize("method", WITHOUT_TEXT)
 def test_every_method_can_be_measured(capsys, monkeypatch, method) -> None:
     monkeypatch.setitem(prefills.SHAPES, "tiny", (16, 32, 8, 2))
     flags = (
@@ -124,6 +127,12 @@ def test_every_method_can_be_measured(capsys, monkeypatch, method) -> None:
     (row,) = result["rows"]
     assert row["dense_seconds"] > 0 and row["seconds"] > 0
     assert row["tokens_entering"] < 36 or method == "none"
+
+
+def test_a_method_that_reads_text_says_what_it_lacks(capsys) -> None:
+    flags = ("--method", "cdpruner", "--visual-tokens", "36", "--target-token-nums", "18")
+    assert main([*SMALL, *flags]) == 2
+    assert "method cdpruner needs CLIP's text tower" in capsys.readouterr().err
 
 
 def test_depths_are_scaled_to_the_shape(capsys) -> None:

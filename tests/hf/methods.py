@@ -12,11 +12,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "autoprune": {"target_token_num": 8, "x0": 2.0, "recycle_ratio": 0.0},
     "dart": {"target_token_num": 13},
     "divprune": {"target_token_num": 8},
+    "dpp": {"target_token_num": 8},
     "fastv": {"target_token_num": 6, "depth": 2},
     "no-image": {},
     "pdrop": {"target_fraction": 0.5, "stages": (1, 2, 3)},
     "random": {"target_token_num": 8},
     "sparsevlm": {"target_fraction": 0.4, "stages": (1, 2, 3), "version": "plus"},
+    "vtw": {"target_fraction": 0.5},
     "zipvl": {"target_token_num": 7},
 }
 

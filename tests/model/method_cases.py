@@ -12,6 +12,7 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from llava import pruning
+from tests import clip_files
 
 LAYERS, PATCHES = 6, 16
 
@@ -46,7 +47,8 @@ class Case(NamedTuple):
         return list(chain.from_iterable(repeat(tokens, layers) for layers, tokens in runs))
 
     def __str__(self) -> str:
-        return "-".join([self.method, *(f"{k}={v}" for k, v in self.settings.items())])
+        told = {k: v for k, v in self.settings.items() if k not in ("clip", "question")}
+        return "-".join([self.method, *(f"{k}={v}" for k, v in told.items())])
 
 
 def _nowhere() -> Iterator[Case]:
@@ -83,6 +85,10 @@ def _once() -> Iterator[Case]:
     yield case("uniform-grid", 20, positions="original")
     yield case("divprune", 9)
     yield case("divprune", 9, positions="original")
+    yield case("dpp", 9)
+    yield case("holov", 9)
+    yield case("holov", 9, crops=3, positions="original")
+    yield case("id-selection", 9)
     # In the tower. ToMe cannot merge the 16 patches below 6 in the 2 layers that run.
     yield case("fastervlm", 9)
     yield case("hired", 9)
@@ -124,6 +130,13 @@ def _one_cut() -> Iterator[Case]:
     yield case("topv", 7, 5, 1, target_token_num=7, layer=1, positions="compact")
 
 
+def _withdrawals() -> Iterator[Case]:
+    """Everything enters the first layers, 6 T / 16 of them, and nothing the others."""
+    yield Case("vtw", {"target_token_num": 8}, [(3, 16), (3, 0)])
+    strict = {"budget_mode": "strict", "positions": "compact"}
+    yield Case("vtw", {"target_token_num": 12, **strict}, [(4, 16), (2, 0)])
+
+
 def _many_cuts() -> Iterator[Case]:
     # 3 x 12 + 3 x 4 and 2 x 12 + 4 x 6 are 6 x 8.
     vscan: dict[str, Any] = {"target_token_num": 8, "layer": 3, "windows": 2}
@@ -162,10 +175,12 @@ def _many_cuts() -> Iterator[Case]:
 
 
 def small_settings(cls: type[pruning.Pruner], budget: int = PATCHES // 2) -> dict[str, Any]:
-    """The budget where a method has one, and its default depths in a tiny model."""
+    """The budget where a method has one, its default depths in a tiny model, and what is asked."""
     small = cls().scaled(32, LAYERS)
-    depths = {name: getattr(small, name) for name in cls.depths}
-    return {"target_token_num": budget, **depths} if cls.takes_budget() else depths
+    more = {name: getattr(small, name) for name in cls.depths}
+    if cls.reads_text:
+        more |= {"clip": clip_files.folder(), "question": ("What is on the sign?",)}
+    return {"target_token_num": budget, **more} if cls.takes_budget() else more
 
 
 def _without_a_case(methods: Iterable[str]) -> Iterator[Case]:
@@ -174,5 +189,5 @@ def _without_a_case(methods: Iterable[str]) -> Iterator[Case]:
             yield Case(method, small_settings(cls), None, merges=None)
 
 
-_WRITTEN = [*_nowhere(), *_by_attention(), *_once(), *_one_cut(), *_many_cuts()]
+_WRITTEN = [*_nowhere(), *_by_attention(), *_once(), *_one_cut(), *_withdrawals(), *_many_cuts()]
 CASES = [*_WRITTEN, *_without_a_case({case.method for case in _WRITTEN})]

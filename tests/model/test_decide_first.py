@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("wide_softmax")
 NEVER, ALWAYS = 2.0, 0.0
 #: A sample alone, one with two images, and a ragged batch with one without.
 BATCHES = (SAMPLES[:1], SAMPLES[1:2], SAMPLES)
-FIRST = ("autoprune", "fastv", "sparsevlm", "zipvl")
+FIRST = ("autoprune", "fastv", "sparsevlm", "vtw", "zipvl")
 
 
 def with_norms(model):

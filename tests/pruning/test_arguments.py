@@ -120,7 +120,7 @@ def test_a_setting_or_preset_that_the_method_lacks_is_refused(flags, message: st
     "flags",
     [
         ("--method", "autopruned"),
-        ("--method", "cdpruner"),
+        ("--method", "idpruner"),
         ("--preset", "mine"),
         ("--budget-mode", "loose"),
         ("--target-token-num", "many"),
@@ -134,10 +134,9 @@ def test_argparse_refuses_what_it_knows_to_be_wrong(flags, capsys) -> None:
 
 def test_a_method_that_is_not_here_says_why(capsys) -> None:
     with pytest.raises(SystemExit):
-        parse("--method", "cdpruner")
+        parse("--method", "idpruner")
     message = capsys.readouterr().err
-    assert "method cdpruner is not implemented: it scores" in message
-    assert "CLIP's text tower, and LLaVA checkpoints have CLIP's vision tower only" in message
+    assert "method idpruner is not implemented: its importance comes from VisionSelector" in message
     assert not pruning.NOT_IMPLEMENTED.keys() & pruning.METHODS.keys()
 
 

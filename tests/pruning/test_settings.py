@@ -100,8 +100,8 @@ def test_released_is_the_default_and_settings_win_over_a_preset() -> None:
     [
         ("autoprun", {}, "unknown method 'autoprun'; did you mean 'autoprune'?"),
         ("zzz", {}, "unknown method 'zzz'"),
-        ("cdpruner", {}, "method cdpruner is not implemented: it scores patches"),
-        ("cdpruner", {"target_token_num": 64}, "with CLIP's text tower, and LLaVA checkpoints"),
+        ("idpruner", {}, "method idpruner is not implemented: its importance comes from"),
+        ("sparsevila", {"target_token_num": 64}, "its code is not public"),
         ("autoprune", {"preset": "papr"}, "unknown preset 'papr'; did you mean 'paper'?"),
         ("autoprune", {"target_tokens": 3}, "did you mean 'target_token_num'?"),
         ("autoprune", {"gama": 3}, "unknown setting of method autoprune 'gama'; did you mean"),

@@ -141,7 +141,8 @@ def budget(pruner: Mapping[str, Any]) -> float | str | None:
 
 
 def settings_of(pruner: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a pruner's settings from its method's default ones, budget and seed apart.
+    """What tells a pruner's settings from its method's default ones, budget, seed and where files
+    lie apart.
 
     All values of a preset are its name.
     """
@@ -149,7 +150,7 @@ def settings_of(pruner: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {field.name: field.default for field in fields(method)} if method else {}
     # A record has lists where settings have tuples.
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in pruner.items()}
-    rest = {k: v for k, v in values.items() if k not in ("method", _SEED, *_BUDGETS)}
+    rest = {k: v for k, v in values.items() if k not in ("method", "clip", _SEED, *_BUDGETS)}
     result: dict[str, Any] = {}
     for name, preset in method.presets.items() if method else ():
         if preset and all(rest.get(field) == value for field, value in preset.items()):

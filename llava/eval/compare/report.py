@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.common import program
+from llava.pruning import label
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
@@ -266,7 +267,7 @@ def _title(entry: Mapping[str, Any]) -> str:
 def row_label(row: Mapping[str, Any]) -> str:
     """The method of a row and the settings that tell it from others."""
     settings = [f"{name}={_value(value)}" for name, value in row["settings"].items()]
-    return " ".join([row["method"], *settings])
+    return " ".join([label(row["method"]), *settings])
 
 
 def budget_text(value: float | str | None) -> str:

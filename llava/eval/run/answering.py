@@ -17,7 +17,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.conversation import image_prompt
+from llava.conversation import image_prompt, without_image_tokens
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.context import context_length
 from llava.pruning.checks import BudgetError, PromptError
@@ -148,13 +148,14 @@ class Answerer:
             self._features.prepare(images, keys, probe)
             synchronize(self._model.device)
         start = perf_counter()
+        texts = [without_image_tokens(item.question.text) for item in batch]
         with torch.inference_mode():
             output = self._model.generate(
                 encoded.input_ids.to(self._model.device),
                 images=images or None,
                 image_sizes=sizes or None,
                 attention_mask=encoded.attention_mask.to(self._model.device),
-                pruner=self._settings.pruner,
+                pruner=self._settings.pruner.about(texts),
                 return_dict_in_generate=True,
                 stopping_criteria=StoppingCriteriaList([clock]),
                 **self._settings.generation(),
