@@ -44,13 +44,12 @@ def _fair_start(scene: Scene, axis: int, side: int) -> int | None:
     bar = (IMAGE_SIZE - side) // 2
     centres = [(item.x, item.y)[axis] for item in scene.items]
     reaches = [half(item)[axis] + MARGIN for item in scene.items]
-    first = math.ceil(max(c + r for c, r in zip(centres, reaches, strict=True)) - side)
-    last = math.floor(min(c - r for c, r in zip(centres, reaches, strict=True)))
+    begins = min(c - r for c, r in zip(centres, reaches, strict=True))
+    ends = max(c + r for c, r in zip(centres, reaches, strict=True))
+    first, last = max(0, math.ceil(ends - side)), min(IMAGE_SIZE - side, math.floor(begins))
     for start in sorted(range(first, last + 1), key=lambda start: abs(start - bar)):
         if all(
-            _third(c, IMAGE_SIZE)
-            == _third(c - start, side)
-            == _third(c - start + bar, IMAGE_SIZE)
+            _third(c, IMAGE_SIZE) == _third(c - start, side) == _third(c - start + bar, IMAGE_SIZE)
             for c in centres
         ):
             return start
