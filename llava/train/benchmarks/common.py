@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.train.drawing import render
+from llava.train.framing import aspect, frame
 from llava.train.question import Question
 from llava.train.questions import ask
 from llava.train.scenes import TEST_SEEDS, Scene, make_scene
@@ -170,8 +171,8 @@ class Folder:
     def write_metadata(
         self, questions: Iterable[tuple[str | int, Question, Scene | None, str]]
     ) -> None:
-        """Write `metadata.jsonl`, a line a question in the order of the question file: its scene,
-        kind, answer and how hard it is. Each comes as (id, question, scene if any, answer)."""
+        """Write `metadata.jsonl`, a line a question in the order of the question file: its scene
+        and how that is framed, kind, answer and how hard it is. Each comes as (id, question, scene if any, answer)."""
         self.write_lines(
             "metadata.jsonl",
             (
@@ -182,6 +183,7 @@ class Folder:
                     "kind": question.kind,
                     "answer": answer,
                     **question.hardness(scene),
+                    "aspect": aspect(scene) if scene else None,
                 }
                 for index, (question_id, question, scene, answer) in enumerate(questions)
             ),
@@ -195,5 +197,5 @@ def _name(scene: Scene) -> str:
 def jpeg(scene: Scene) -> bytes:
     """A scene's picture as a JPEG file."""
     file = io.BytesIO()
-    render(scene).save(file, "JPEG", quality=_QUALITY)
+    render(scene).crop(frame(scene)).save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 
 from llava.train.benchmarks.common import Folder, collect, scenes
-from llava.train.items import IMAGE_SIZE
+from llava.train.framing import frame
 from llava.train.turns import OCR_LINE, SHORT, ocr_tokens
 
 _QUOTAS = {"read": 150, "read place": 80, "sign color": 90}
@@ -25,6 +25,7 @@ def write(folder: Folder) -> None:
         image_id, text = entry.image.removesuffix(".jpg"), entry.question.text
         folder.save_picture(entry.scene, f"train_images/{entry.image}")
         tokens = ocr_tokens(entry.scene, random.Random(f"ocr {entry.scene.seed}"))
+        left, top, right, bottom = frame(entry.scene)
         line = {"question_id": image_id, "image": entry.image}
         with_ocr.append({**line, "text": text + OCR_LINE + tokens + SHORT, "category": "default"})
         without.append({**line, "text": text + SHORT, "category": "default"})
@@ -33,8 +34,8 @@ def write(folder: Folder) -> None:
                 "image_id": image_id,
                 "question_id": number,
                 "question": text,
-                "image_width": IMAGE_SIZE,
-                "image_height": IMAGE_SIZE,
+                "image_width": right - left,
+                "image_height": bottom - top,
                 "answers": [entry.question.answer] * _ANNOTATORS,
                 "set_name": "val",
             }
