@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from ..anyres import READINGS
-from ..common.image_processor import check_image_size, load_image_processor
+from ..common.image_processor import check_image_size, describe_processor, load_image_processor
 from ..constants import DEFAULT_IMAGE_TOKEN
 from .config_json import choose_merge_type
 from .context import context_length
@@ -102,7 +102,7 @@ def load_pretrained_model(
     if "unpad" not in (checkpoint.config.get("mm_patch_merge_type") or ""):
         checkpoint.state.pop("model.image_newline", None)
     if processing == "llava-hf":
-        checkpoint.config.update(_as_hf(checkpoint.config))
+        checkpoint.config.update(_as_hf(checkpoint.config, checkpoint.processor_folder))
         tokenizer = HfTokenizer(checkpoint.tokenizer_folder)
     else:
         tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
@@ -140,12 +140,17 @@ def load_pretrained_model(
     return tokenizer, model, image_processor, context_length(model.config)
 
 
-def _as_hf(config: Mapping[str, Any]) -> dict[str, Any]:
+def _as_hf(config: Mapping[str, Any], processor_folder: Path) -> dict[str, Any]:
     """Config values under which pictures are prepared as by llava-hf's processors.
 
-    LLaVA-1.5's crops the centre and does not pad; LLaVA-1.6's reads canvases as (height, width).
+    LLaVA-1.5's crops the centre and does not pad, unless it is a LlavaImageProcessor that says so;
+    LLaVA-1.6's reads canvases as (height, width).
     """
     tiled = config.get("image_aspect_ratio") == "anyres"
+    _, processor = describe_processor(processor_folder) or (None, {})
+    kind = str(processor.get("image_processor_type"))
+    if kind.startswith("LlavaImageProcessor") and processor.get("do_pad"):
+        return {"image_aspect_ratio": "pad"}
     return {"anyres_reading": "llava-hf"} if tiled else {"image_aspect_ratio": "square"}
 
 

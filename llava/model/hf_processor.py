@@ -1,0 +1,96 @@
+"""The processor of a llava-hf folder: with it `AutoProcessor` prepares inputs as LLaVA does.
+
+Pictures are padded to a square by transformers' own LlavaImageProcessor, to the same pixels. The
+chat template writes the turns of `vicuna_v1`, and a space behind `<image>`: with it transformers'
+tokenizer gives LLaVA's ids, as LLaVA tokenises what follows a picture by itself. In a prompt that
+is written by hand the space has to be written, too. LLaVA-1.6's processor pads and tiles by
+transformers' own rules, and gets no template, since its decoders were trained with several.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..common.image_processor import PLAIN_FILE, load_image_processor
+from ..constants import DEFAULT_IMAGE_TOKEN
+from ..conversation import conv_templates
+from .hf_tokenizer import HfTokenizer
+from .tokenizer_files import NAMES
+from .weights import write_json
+
+PAD_TOKEN = "<pad>"
+
+logger = logging.getLogger(__name__)
+
+
+def chat_template() -> str:
+    """Jinja for messages whose content is a text, or a list of {"type": "image"} and texts."""
+    style = conv_templates["vicuna_v1"]
+    user, assistant = style.roles
+    content = (
+        "{% if message.content is string %}{{ message.content }}{% else %}"
+        "{% for part in message.content %}{% if part.type == 'image' %}"
+        f"{DEFAULT_IMAGE_TOKEN} \n"
+        "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    )
+    return (
+        f"{style.system}{style.sep}{{% for message in messages %}}"
+        f"{{% if message.role == 'user' %}}{user}: {content}{style.sep}"
+        f"{{% else %}}{assistant}: {content}{style.sep2}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{assistant}:{{% endif %}}"
+    )
+
+
+def load_tokenizer(folder: Path, image_token: int) -> HfTokenizer | None:
+    """The tokenizer of a folder with <image> and <pad> behind its other tokens; None without one.
+
+    image_token: the row of <image> in the embeddings. A tokenizer that puts it elsewhere is left
+    as it is, with a warning, and None is returned.
+
+    Raises ValueError for damaged files.
+    """
+    if not any((folder / name).is_file() for name in NAMES[:2]):
+        return None
+    tokenizer = HfTokenizer(folder)
+    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    tokenizer.padding_side = "left"
+    row = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
+    if row != image_token:
+        logger.warning(
+            "%s: the tokenizer has %s at %d and the embeddings at %d, so that no processor is "
+            "written; AutoProcessor cannot read the folder",
+            folder, DEFAULT_IMAGE_TOKEN, row, image_token,
+        )  # fmt: skip
+        return None
+    return tokenizer
+
+
+def write_processor(
+    target: Path, tokenizer: HfTokenizer, processor_folder: Path, values: Mapping[str, Any]
+) -> None:
+    """Write tokenizer, image processor and chat template into `target`.
+
+    processor_folder: where the image processor is described; CLIP's at 336 px where it is not.
+    values: config of the checkpoint in llava-hf's format.
+    """
+    tokenizer.save_pretrained(target)
+    kind = "LlavaNext" if values["model_type"] == "llava_next" else "Llava"
+    description = load_image_processor(processor_folder).to_dict()
+    padded = values["image_aspect_ratio"] in ("pad", "anyres")
+    description.update(image_processor_type=f"{kind}ImageProcessor", do_pad=padded)
+    if kind == "LlavaNext":
+        description["image_grid_pinpoints"] = values["image_grid_pinpoints"]
+    write_json(target / PLAIN_FILE, description)
+    processor = {
+        "processor_class": f"{kind}Processor",
+        "image_token": DEFAULT_IMAGE_TOKEN,
+        "num_additional_image_tokens": 1,
+        "patch_size": values["vision_config"]["patch_size"],
+        "vision_feature_select_strategy": values["vision_feature_select_strategy"],
+    }
+    write_json(target / "processor_config.json", processor)
+    if kind == "Llava":
+        (target / "chat_template.jinja").write_text(chat_template(), encoding="utf-8")
