@@ -24,7 +24,7 @@ from ..anyres import read_pinpoints
 from ..common import json_files, program
 from ..common.image_processor import PLAIN_FILE, describe_processor
 from .config_json import OWN_KEYS
-from .hf_processor import load_tokenizer, write_processor
+from .hf_processor import hf_tokenizer, write_processor
 from .language_model.llava_llama import LlavaConfig
 from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter
 from .reading import Checkpoint, assemble, read_checkpoint, read_config, resolve
@@ -157,7 +157,7 @@ def _write(checkpoint: Checkpoint, target: Path, to: str) -> None:
         del state[rename(HEAD, "original", to)]
     tokenizer = None
     if to == "llava-hf":
-        tokenizer = load_tokenizer(checkpoint.tokenizer_folder, values["image_token_index"])
+        tokenizer = hf_tokenizer(checkpoint.tokenizer_folder, values["image_token_index"])
     target.mkdir(parents=True, exist_ok=True)
     tower = target
     if to == "original":

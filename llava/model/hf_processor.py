@@ -18,6 +18,7 @@ from ..common.image_processor import PLAIN_FILE, load_image_processor
 from ..constants import DEFAULT_IMAGE_TOKEN
 from ..conversation import conv_templates
 from .hf_tokenizer import HfTokenizer
+from .tokenizer import load_tokenizer
 from .tokenizer_files import NAMES
 from .weights import write_json
 
@@ -44,25 +45,27 @@ def chat_template() -> str:
     )
 
 
-def load_tokenizer(folder: Path, image_token: int) -> HfTokenizer | None:
+def hf_tokenizer(folder: Path, image_token: int) -> HfTokenizer | None:
     """The tokenizer of a folder with <image> and <pad> behind its other tokens; None without one.
 
-    image_token: the row of <image> in the embeddings. A tokenizer that puts it elsewhere is left
-    as it is, with a warning, and None is returned.
+    image_token: the row of <image> in the embeddings. Of a tokenizer that does not give a prompt
+    LLaVA's ids in transformers nothing is made but a warning, and None is returned.
 
     Raises ValueError for damaged files.
     """
     if not any((folder / name).is_file() for name in NAMES[:2]):
         return None
-    tokenizer = HfTokenizer(folder)
+    tokenizer, llava = HfTokenizer(folder), load_tokenizer(folder)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     tokenizer.padding_side = "left"
-    row = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
-    if row != image_token:
+    text, question = "Two words. USER: ", "\nWhat is it? ASSISTANT:"
+    expected = [*llava(text).input_ids, image_token, *llava(question).input_ids[1:]]
+    ids = tokenizer(f"{text}{DEFAULT_IMAGE_TOKEN} {question}").input_ids
+    if ids != expected:
         logger.warning(
-            "%s: the tokenizer has %s at %d and the embeddings at %d, so that no processor is "
-            "written; AutoProcessor cannot read the folder",
-            folder, DEFAULT_IMAGE_TOKEN, row, image_token,
+            "transformers' tokenizer of %s gives a prompt the ids %s, LLaVA's %s: no processor is "
+            "written, and AutoProcessor will not read the folder",
+            folder, ids, expected,
         )  # fmt: skip
         return None
     return tokenizer
