@@ -19,7 +19,8 @@ import argparse
 import sys
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,8 @@ class Stock:
         self.model = model.to(ours.device).eval()
         self.model.generation_config.max_length = None  # so that max_new_tokens is the only one
 
-    def answer(self, messages: list[dict[str, Any]], settings: RunSettings) -> tuple[str, Tensor]:
-        """Text and logits (vocabulary,) of the first token."""
+    def answer(self, messages: list[dict[str, Any]], settings: RunSettings) -> str:
+        """The text, decoded greedily."""
         inputs = self.processor.apply_chat_template(
             messages,
             add_generation_prompt=True,
@@ -88,11 +89,9 @@ class Stock:
                 **inputs,
                 max_new_tokens=settings.max_new_tokens,
                 do_sample=False,
-                return_dict_in_generate=True,
-                output_logits=True,
             )
-        ids = output.sequences[0, inputs["input_ids"].shape[1] :]
-        return self.processor.decode(ids, skip_special_tokens=True).strip(), output.logits[0][0]
+        ids = output[0, inputs["input_ids"].shape[1] :]
+        return str(self.processor.decode(ids, skip_special_tokens=True)).strip()
 
 
 def questions_of(data: Path, count: int, image_processor: Any, config: Any) -> list[Asked]:
@@ -133,28 +132,37 @@ def compare(
     questions: Sequence[Asked], settings: RunSettings, tokenizer: Any, model: Any, stock: Stock
 ) -> Comparison:
     """Each question to both, pruned as the settings say."""
-    result, first = Comparison(), []
+    result = Comparison()
     answerer = Answerer(model, tokenizer, settings)
-    hook = model.lm_head.register_forward_hook(lambda _, __, output: first.append(output[0, -1]))
-    try:
+    with first_logits(model) as ours, first_logits(stock.model) as theirs:
         for asked in questions:
-            first.clear()
+            ours.clear()
+            theirs.clear()
             (reply,) = answerer([asked.loaded], waited=0.0)
+            where = f"{asked.benchmark}, {asked.loaded.question}"
             if not isinstance(reply, dict):
-                raise ValueError(f"{asked.benchmark}, {asked.loaded.question}: {reply}")
-            text, logits = stock.answer(asked.messages, settings)
-            expected = first[0].float()
-            logits = logits[: len(expected)].float()  # without the rows that conversion adds
+                raise ValueError(f"{where}: {reply}")
+            text = stock.answer(asked.messages, settings)
+            expected = ours[0]
+            logits = theirs[0][: len(expected)]  # without the rows that conversion adds
             result.questions += 1
             result.same_answers += text == reply["text"]
             result.bitwise += torch.equal(logits, expected)
             result.difference = max(result.difference, (logits - expected).abs().max().item())
             if text != reply["text"]:
-                where = f"{asked.benchmark}, {asked.loaded.question}"
                 result.differing.append(f"{where}: here {reply['text']!r}, stock {text!r}")
+    return result
+
+
+@contextmanager
+def first_logits(model: Any) -> Iterator[list[Tensor]]:
+    """What the head gives (vocabulary,) of the last token, call by call, until it is cleared."""
+    calls: list[Tensor] = []
+    hook = model.lm_head.register_forward_hook(lambda _, __, output: calls.append(output[0, -1]))
+    try:
+        yield calls
     finally:
         hook.remove()
-    return result
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
