@@ -45,7 +45,7 @@ METHODS = ["none", "autoprune:64@preselect_ratio=none", "fastv:64"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Item:
     """A question as this package's programs get it, and as chat messages for stock ones."""
 
     benchmark: str
@@ -94,7 +94,7 @@ class Stock:
         return str(self.processor.decode(ids, skip_special_tokens=True)).strip()
 
 
-def questions_of(data: Path, count: int, image_processor: Any, config: Any) -> list[Asked]:
+def questions_of(data: Path, count: int, image_processor: Any, config: Any) -> list[Item]:
     """`count` questions, as many from each benchmark of `data` (the first of each folder).
 
     Raises FileNotFoundError where there is none, ValueError where there are fewer.
@@ -122,27 +122,27 @@ def questions_of(data: Path, count: int, image_processor: Any, config: Any) -> l
             ]
             content = [*pictures, {"type": "text", "text": question.model_text}]
             messages = [{"role": "user", "content": content}]
-            result.append(Asked(benchmark.name, loaded, messages))
+            result.append(Item(benchmark.name, loaded, messages))
     if len(result) < count:
         raise ValueError(f"{data} has {len(result)} questions spread like this, and not {count}")
     return result
 
 
 def compare(
-    questions: Sequence[Asked], settings: RunSettings, tokenizer: Any, model: Any, stock: Stock
+    questions: Sequence[Item], settings: RunSettings, tokenizer: Any, model: Any, stock: Stock
 ) -> Comparison:
     """Each question to both, pruned as the settings say."""
     result = Comparison()
     answerer = Answerer(model, tokenizer, settings)
     with first_logits(model) as ours, first_logits(stock.model) as theirs:
-        for asked in questions:
+        for item in questions:
             ours.clear()
             theirs.clear()
-            (reply,) = answerer([asked.loaded], waited=0.0)
-            where = f"{asked.benchmark}, {asked.loaded.question}"
+            (reply,) = answerer([item.loaded], waited=0.0)
+            where = f"{item.benchmark}, {item.loaded.question}"
             if not isinstance(reply, dict):
                 raise ValueError(f"{where}: {reply}")
-            text = stock.answer(asked.messages, settings)
+            text = stock.answer(item.messages, settings)
             expected = ours[0]
             logits = theirs[0][: len(expected)]  # without the rows that conversion adds
             result.questions += 1

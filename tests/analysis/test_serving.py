@@ -19,7 +19,7 @@ from llava.cli import dispatch
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.checkpoint import convert
 
-from ..closeness import close
+from ..closeness import assert_close
 from .conftest import DEMO, QUESTION, ROOT
 
 TEXT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -68,11 +68,11 @@ def both(demo, tmp_path_factory) -> tuple[Any, Any]:
     return copy.deepcopy(demo[1]).double(), stock
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["random", "uniform-grid", "divprune", "fastervlm", "hired", "vispruner"]
-    + ["visionzip", "prumerge+"],
-)
+SELECTING = ["random", "uniform-grid", "divprune", "fastervlm", "hired", "vispruner"]
+MERGING = ["visionzip", "prumerge+"]
+
+
+@pytest.mark.parametrize("method", SELECTING + MERGING)
 def test_stock_llava_takes_what_is_exported(demo, wide, both, method: str) -> None:
     (ours, stock), (tokenizer, _, image_processor) = both, demo
     pruner = pruning.build(method, target_token_num=64)
@@ -87,7 +87,7 @@ def test_stock_llava_takes_what_is_exported(demo, wide, both, method: str) -> No
     with torch.inference_mode():
         expected = ours.generate(**inputs, pruner=pruner, **options)
         kept = expected.past_key_values.trace.kept_patches(0)
-        if method in ("visionzip", "prumerge+"):
+        if method in MERGING:
             visual = ours.encode_images(**pictures, pruner=pruner)[0].embeds
         else:
             visual = ours.encode_images(**pictures)[0].embeds[kept[0]]
@@ -99,4 +99,4 @@ def test_stock_llava_takes_what_is_exported(demo, wide, both, method: str) -> No
         mask = torch.ones(embeds.shape[:2], dtype=torch.long)
         output = stock.generate(inputs_embeds=embeds, attention_mask=mask, **options)
     assert output.sequences.tolist() == expected.sequences.tolist()
-    close(torch.stack(heads["stock"]), torch.stack(heads["ours"]))
+    assert_close(torch.stack(heads["stock"]), torch.stack(heads["ours"]))
