@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import LlamaTokenizer
+
 from ..common.image_processor import PLAIN_FILE, load_image_processor
 from ..constants import DEFAULT_IMAGE_TOKEN
 from ..conversation import conv_templates
-from .hf_tokenizer import HfTokenizer
 from .tokenizer import load_tokenizer
 from .tokenizer_files import NAMES
 from .weights import write_json
@@ -45,7 +46,7 @@ def chat_template() -> str:
     )
 
 
-def hf_tokenizer(folder: Path, image_token: int) -> HfTokenizer | None:
+def hf_tokenizer(folder: Path, image_token: int) -> LlamaTokenizer | None:
     """The tokenizer of a folder with <image> and <pad> behind its other tokens; None without one.
 
     image_token: the row of <image> in the embeddings. Of a tokenizer that does not give a prompt
@@ -55,7 +56,10 @@ def hf_tokenizer(folder: Path, image_token: int) -> HfTokenizer | None:
     """
     if not any((folder / name).is_file() for name in NAMES[:2]):
         return None
-    tokenizer, llava = HfTokenizer(folder), load_tokenizer(folder)
+    llava = load_tokenizer(folder)
+    # Not AutoTokenizer, which goes by the model_type and takes "llava" for another kind.
+    tokenizer = LlamaTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN], special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     tokenizer.padding_side = "left"
     text, question = "Two words. USER: ", "\nWhat is it? ASSISTANT:"
@@ -72,7 +76,7 @@ def hf_tokenizer(folder: Path, image_token: int) -> HfTokenizer | None:
 
 
 def write_processor(
-    target: Path, tokenizer: HfTokenizer, processor_folder: Path, values: Mapping[str, Any]
+    target: Path, tokenizer: LlamaTokenizer, processor_folder: Path, values: Mapping[str, Any]
 ) -> None:
     """Write tokenizer, image processor and chat template into `target`.
 
