@@ -58,7 +58,7 @@ def hf_tokenizer(folder: Path, image_token: int) -> LlamaTokenizer | None:
         return None
     llava = load_tokenizer(folder)
     # Not AutoTokenizer, which goes by the model_type and takes "llava" for another kind.
-    tokenizer = LlamaTokenizer.from_pretrained(folder)
+    tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN], special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     tokenizer.padding_side = "left"
