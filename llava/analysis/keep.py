@@ -6,8 +6,9 @@
 A row a method, a panel a layer, titled with the number of visual tokens that enter it. Dropped
 patches are dark, patches that only show padding are hatched; a frame is a token averaged from
 several, tinted patches are what is in it. png, jpg and pdf are a sheet of some layers (--layers),
-gif and webp run through all of them. The last line of stdout is what was drawn as JSON. Needs no
-matplotlib.
+gif and webp run through all of them. json is the ids of the patches instead of a picture, for
+programs that prune by them (docs/serving.md). The last line of stdout is what was drawn as JSON.
+Needs no matplotlib.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from . import asking, plotting, traced
 from .overlay import draw, stack, strip
 from .traced import TracedAnswer
 
-STILL, MOVING = (".png", ".jpg", ".pdf"), (".gif", ".webp")
+STILL, MOVING, IDS = (".png", ".jpg", ".pdf"), (".gif", ".webp"), (".json",)
 _QUALITY = 80  # of jpg and pdf
 _CELL = 8  # pixels of a patch
 _FRAME_MS = 700
@@ -121,6 +122,23 @@ def frames(
     ]
 
 
+def kept_ids(answers: Mapping[str, TracedAnswer]) -> dict[str, dict[str, Any]]:
+    """Of each method the ids of the patches, row by row from 0, as plain JSON.
+
+    kept: by layer what enters it, and what is left after the last. merged: of these the means, by
+    layer id -> ids. before_decoder: whether all of it was decided before layer 0, so that `kept`
+    has the same ids in all layers.
+    """
+    return {
+        name: {
+            "kept": [list(ids) for ids in answer.kept],
+            "merged": [{key: list(ids) for key, ids in of.items()} for of in answer.merged],
+            "before_decoder": len(set(answer.kept)) == 1,
+        }
+        for name, answer in answers.items()
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 on wrong input."""
     parser = argparse.ArgumentParser(
@@ -146,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asking.add_model_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        plotting.demand_ending(args.out, STILL + MOVING)
+        plotting.demand_ending(args.out, STILL + MOVING + IDS)
         if args.cell is not None and args.cell < 1:
             raise ValueError(f"--cell must be at least 1, got {args.cell}")
         image, runs = load_image(args.image), asking.planned(args)
@@ -166,7 +184,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         size = {} if args.cell is None else {"cell": args.cell}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        if args.out.suffix.lower() in MOVING:
+        if args.out.suffix.lower() in IDS:
+            ids = {"grid": next(iter(answers.values())).grid, "methods": kept_ids(answers)}
+            args.out.write_text(json.dumps(ids) + "\n", encoding="utf-8")
+        elif args.out.suffix.lower() in MOVING:
             first, *rest = frames(answers, args.question, **size)
             options = {"append_images": rest, "duration": _FRAME_MS, "loop": 0}
             first.save(args.out, save_all=True, **options)

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from ..anyres import fixed_canvas
-from ..common.image_processor import check_image_size, load_image_processor
+from ..common.image_processor import check_image_size, describe_processor, load_image_processor
 from ..constants import DEFAULT_IMAGE_TOKEN
 from .config_json import choose_merge_type, choose_reading
 from .context import context_length
@@ -102,7 +102,8 @@ def load_pretrained_model(
     choose_merge_type(checkpoint.config, merge_type, str(folder))
     if "unpad" not in (checkpoint.config.get("mm_patch_merge_type") or ""):
         checkpoint.state.pop("model.image_newline", None)
-    choose_reading(checkpoint.config, processing, str(folder))
+    pads = processing == "llava-hf" and _pads(checkpoint.processor_folder)
+    choose_reading(checkpoint.config, processing, str(folder), pads=pads)
     if processing == "llava-hf":
         tokenizer = HfTokenizer(checkpoint.tokenizer_folder)
     else:
@@ -139,6 +140,13 @@ def load_pretrained_model(
     model.eval()
     _set_generation(model, tokenizer, checkpoint)
     return tokenizer, model, image_processor, context_length(model.config)
+
+
+def _pads(processor_folder: Path) -> bool:
+    """Whether it is a LlavaImageProcessor, and says that it pads pictures to a square."""
+    _, processor = describe_processor(processor_folder) or (None, {})
+    kind = str(processor.get("image_processor_type"))
+    return kind.startswith("LlavaImageProcessor") and bool(processor.get("do_pad"))
 
 
 def default_device() -> str:

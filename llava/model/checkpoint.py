@@ -24,6 +24,7 @@ from ..anyres import read_pinpoints
 from ..common import json_files, program
 from ..common.image_processor import PLAIN_FILE, describe_processor
 from .config_json import OWN_KEYS
+from .hf_processor import hf_tokenizer, write_processor
 from .language_model.llava_llama import LlavaConfig
 from .lora import TRAINABLES, add_pairs, demand_no_adapter, demand_tensors, put_whole, read_adapter
 from .reading import Checkpoint, assemble, read_checkpoint, read_config, resolve
@@ -43,6 +44,8 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "generation_config.json",
 )
+#: Of these, what stays as it is beside a tokenizer that transformers writes.
+_KEPT_FILES = ("tokenizer.model", "generation_config.json")
 
 
 def convert(
@@ -58,7 +61,8 @@ def convert(
     Every tensor keeps its values and dtype. "original" puts the vision tower into
     `target`/vision_tower, in CLIP's format; where it was trained along (LLaVA-1.6) only its config,
     the tensors stay inside.
-    Files of tokenizer and processor are copied. vision_tower, offline: see `read_checkpoint`.
+    Files of tokenizer and processor are copied; "llava-hf" has them as `AutoProcessor` wants them,
+    see `hf_processor`. vision_tower, offline: see `read_checkpoint`.
 
     Raises FileExistsError when `target` holds anything, ValueError or FileNotFoundError for a
     damaged source or one that `to` cannot express.
@@ -151,6 +155,9 @@ def _write(checkpoint: Checkpoint, target: Path, to: str) -> None:
     values, state = write(checkpoint.config, dict(checkpoint.state))
     if checkpoint.config.get("tie_word_embeddings"):
         del state[rename(HEAD, "original", to)]
+    tokenizer = None
+    if to == "llava-hf":
+        tokenizer = hf_tokenizer(checkpoint.tokenizer_folder, values["image_token_index"])
     target.mkdir(parents=True, exist_ok=True)
     tower = target
     if to == "original":
@@ -158,10 +165,12 @@ def _write(checkpoint: Checkpoint, target: Path, to: str) -> None:
         inside = any(name.startswith(VISION) for name in state)
         tensors = {} if inside else checkpoint.state
         write_vision_tower(tower, checkpoint.config["mm_vision_config"], tensors)
-    for name in _TOKENIZER_FILES:
+    for name in _TOKENIZER_FILES if tokenizer is None else _KEPT_FILES:
         if (checkpoint.tokenizer_folder / name).is_file():
             shutil.copyfile(checkpoint.tokenizer_folder / name, target / name)
-    if description := describe_processor(checkpoint.processor_folder):
+    if tokenizer is not None:
+        write_processor(target, tokenizer, checkpoint.processor_folder, values)
+    elif description := describe_processor(checkpoint.processor_folder):
         # Where it was nested it comes out alone, which all releases of transformers read.
         path, processor = description
         if path.name == PLAIN_FILE:

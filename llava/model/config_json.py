@@ -118,10 +118,12 @@ def choose_merge_type(config: dict[str, Any], merge_type: str | None, where: str
     config["mm_patch_merge_type"] = merge_type
 
 
-def choose_reading(config: dict[str, Any], processing: str, where: str) -> None:
+def choose_reading(
+    config: dict[str, Any], processing: str, where: str, *, pads: bool = False
+) -> None:
     """Put into original-format config values how pictures are prepared, see `llava.anyres`.
 
-    llava-hf's processor of LLaVA-1.5 crops the centre and does not pad.
+    llava-hf's processor of LLaVA-1.5 crops the centre, unless it says that it `pads`.
 
     Raises ValueError, naming `where`, for a choice of canvas without tiles, or one of other tiles.
     """
@@ -129,7 +131,7 @@ def choose_reading(config: dict[str, Any], processing: str, where: str) -> None:
         fixed_canvas(processing, config["mm_vision_config"]["image_size"])
         config["anyres_reading"] = processing
     elif processing == "llava-hf":
-        config["image_aspect_ratio"] = "square"
+        config["image_aspect_ratio"] = "pad" if pads else "square"
     elif processing != "llava":
         raise ValueError(
             f"processing {processing!r} chooses the canvas of models that tile pictures "

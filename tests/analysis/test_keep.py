@@ -164,7 +164,7 @@ def test_bad_inputs_get_their_message(use_demo, tmp_path, capsys) -> None:
     cases = {
         "cannot read image": command("--image", str(broken), "--question", "x"),
         "no image file at": command("--image", str(tmp_path / "none.png"), "--question", "x"),
-        "--out must end in .png, .jpg, .pdf, .gif, .webp": asked("--out", "kept.doc"),
+        "--out must end in .png, .jpg, .pdf, .gif, .webp, .json": asked("--out", "kept.doc"),
         "unknown method 'fastw'; did you mean 'fastv'": asked("--method", "fastw"),
         "--cell must be at least 1": asked("--cell", "0"),
         "layer 20 of a decoder of 12": asked("--layers", "20", "--out", str(tmp_path / "x.png")),
