@@ -152,13 +152,15 @@ def run_all(
     args: argparse.Namespace,
     benchmarks: Mapping[str, Benchmark],
     runs: Sequence[PlannedRun] | None = None,
+    model: ModelOnce | None = None,
 ) -> Outcome:
-    """Do what the parsed command line asks for; `runs` are in place of its --runs."""
-    model, read_before = ModelOnce(), LOADING.seconds
+    """Do what the parsed command line asks for; `runs` are in place of its --runs, and `model` is
+    one that may be loaded already."""
+    model, read_before = model or ModelOnce(), LOADING.seconds
     try:
         shared = {name: getattr(args, name) for name in CURVE}
         runs = parse_runs(args.runs, shared) if runs is None else with_shared(runs, shared)
-        tasks = list(_tasks(args, benchmarks, runs))
+        tasks = list(tasks_of(args, benchmarks, runs))
     except (ValueError, OSError) as error:
         _say(f"error: {error}")
         return Outcome(EXIT_USAGE)
@@ -182,7 +184,7 @@ def run_all(
     return Outcome(code, complete, seconds)
 
 
-def _tasks(
+def tasks_of(
     args: argparse.Namespace, benchmarks: Mapping[str, Benchmark], runs: Sequence[PlannedRun]
 ) -> Iterator[Task]:
     """Everything to do, checked as far as it can be without the model.

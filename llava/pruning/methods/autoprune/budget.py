@@ -126,7 +126,7 @@ def _schedule(
     config: AutoPruneSettings, shape: DecoderShape, budget: Budget, k: float, x0: float
 ) -> Schedule:
     layers = shape.layers
-    pre_layer = 0 if config.needs_cls else None
+    pre_layer = 0 if config.cuts_layer_0 else None
     first = config.mi_layer if pre_layer is None else max(config.mi_layer, 1)
     steps = range(first, layers if config.prune_last_layer else layers - 1, config.prune_every)
     curve, amplitude = CURVES[config.curve], config.amplitude
@@ -137,7 +137,7 @@ def _schedule(
     if config.cap_ratio is not None:
         cap = min(int(config.cap_ratio * budget.tokens), cap)
     return Schedule(
-        n_visual=budget.n_visual,
+        n_visual=budget.start if config.cuts_entry else budget.n_visual,
         start=budget.start,
         pre_layer=pre_layer,
         layers=layers,

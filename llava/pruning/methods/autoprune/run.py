@@ -52,7 +52,8 @@ class AutoPruneRun(PrunerRun):
         self.active = [
             b is not None and b.tokens < v for b, v in zip(self.budgets, layout.n_visual)
         ]
-        if any(self.active) and config.needs_cls and layout.cls is None and not layout.mixed:
+        without = config.cuts_layer_0 and layout.mixed
+        if any(self.active) and config.needs_cls and layout.cls is None and not without:
             raise ValueError(
                 "the pre-selection ranks patches by the vision tower's CLS attention, which this "
                 "model does not give; set preselect_ratio to none (--set preselect_ratio=none)"
@@ -62,11 +63,18 @@ class AutoPruneRun(PrunerRun):
         if config.indicator == "static" and any(self.active):
             self._schedule([0.0] * layout.batch)
 
+    def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
+        """The pre-selection, where it comes before layer 0."""
+        if not self.config.cuts_entry or not any(self.active):
+            return None
+        keep = self._preselected(layout)
+        return keep_top(layout, self._cls_scores(layout), keep, targets=self.targets)
+
     def rows(self, layer: int, layout: TokenLayout) -> int:
         return max(layout.tail) if any(self.needed_by(layer, layout)) else 0
 
     def needed_by(self, layer: int, layout: TokenLayout) -> list[bool]:
-        if layer == 0 and self.config.needs_cls:
+        if layer == 0 and self.config.cuts_layer_0:
             return self.active
         if not self.plans:
             return [active and layer == self.config.mi_layer for active in self.active]
@@ -79,7 +87,7 @@ class AutoPruneRun(PrunerRun):
             looks = config.indicator == "cosine_similarity" and any(self.active)
             pairs = zip(layout.n_visual, self.active)
             return None if looks else [n if active else 0 for n, active in pairs]
-        if layer == 0 and config.needs_cls:
+        if layer == 0 and config.cuts_layer_0:
             return [n - keep for n, keep in zip(layout.n_visual, self._preselected(layout))]
         if not self.plans:
             return [0] * layout.batch
@@ -102,7 +110,7 @@ class AutoPruneRun(PrunerRun):
         if layer == self.config.mi_layer and not self.plans:
             # Waits for the device: the only place that has to.
             self._schedule(indicator(self.config, observation).tolist())
-        if layer == 0 and self.config.needs_cls:
+        if layer == 0 and self.config.cuts_layer_0:
             keep = self._preselected(layout)
             return keep_top(layout, self._first_scores(observation), keep, targets=self.targets)
         if layer < self.config.mi_layer:
@@ -132,6 +140,13 @@ class AutoPruneRun(PrunerRun):
         rows, mask = observation.measured()
         if layout.mixed:
             return text_relevance(rows, mask)
+        n_text = rows.shape[2] if mask is None else mask.sum(-1).clamp(min=1)
+        weight = config.preselect_text * information(config, observation) / n_text
+        return self._cls_scores(layout) + weight[:, None] * text_relevance(rows, mask)
+
+    def _cls_scores(self, layout: TokenLayout) -> Tensor:
+        """CLS attention, 0 where a picture is padding: (batch, n)."""
+        config = self.config
         assert layout.cls is not None, "a prefill that needs it begins with it"
         scores = layout.cls
         if config.tile_scores == "normalised" and layout.tile is not None:
@@ -139,9 +154,7 @@ class AutoPruneRun(PrunerRun):
         masked = config.letterbox_mask if layout.tile is None else config.border_mask
         if masked and layout.letterbox is not None:
             scores = scores.masked_fill(layout.letterbox, 0.0)
-        n_text = rows.shape[2] if mask is None else mask.sum(-1).clamp(min=1)
-        weight = config.preselect_text * information(config, observation) / n_text
-        return scores + weight[:, None] * text_relevance(rows, mask)
+        return scores
 
     def _schedule(self, measured: Sequence[float]) -> None:
         """Solve every sample's schedule for its value of the indicator; 0 where static."""

@@ -2,7 +2,8 @@
 
 Paper: "Each Complexity Deserves a Pruning Policy", NeurIPS 2025, arXiv 2509.23931, sections 3.3,
 3.4. Reference implementation: AutoLab-SAI-SJTU/AutoPrune at e4a9918 (the published numbers come
-from it). The two differ; every difference is a field of `AutoPrune`, and two presets set them:
+from it). The two differ; every difference is a field of `AutoPrune`, and two presets set them (a
+third, `balanced`, is neither's: what did best on the embedded model, see docs/findings.md):
 
     difference                      field               "released"       "paper"
  1  pre-selection after layer 0     preselect_ratio     2.5 x target     none
@@ -49,7 +50,9 @@ Two more fields, the same in both presets, are the ablations of the paper's Tabl
 4a  indicator  mutual_information, mean_attention, cosine_similarity (see `indicators`), or static:
                nothing is measured, k = k0 and the inflection is x0 for every sample
 4b  curve      logistic, linear, tanh, exponential (see `schedules`)
-One more field, the same in both presets, is of neither the paper nor the code:
+Two more fields, the same in both presets, are of neither the paper nor the code:
+preselect_at  "layer_0": after layer 0, which all tokens run, by CLS and text attention; "entry":
+               before it, by CLS attention alone. What layer 0 costs then goes to later layers.
 prune_every    tokens leave after every n-th layer only, by `schedules` from the first layer of the
                curve on (mi_layer, or 1 where that is the pre-selection's); 1 is the paper. The
                pre-selection stands apart. Layers between the steps measure and drop nothing.
@@ -130,6 +133,17 @@ class AutoPruneSettings(CostBudgeted):
             "positions": "original",
             "prune_last_layer": False,
         },
+        "balanced": {
+            "budget_mode": "strict",
+            "positions": "original",
+            "preselect_at": "entry",
+            "preselect_ratio": 2.0,
+            "indicator": "static",
+            "x0": 8.0,
+            "rank_rows": "last",
+            "recycle_ratio": 0.0,
+            "prune_last_layer": False,
+        },
     }
 
     indicator: Literal["mutual_information", "mean_attention", "cosine_similarity", "static"] = (
@@ -155,6 +169,7 @@ class AutoPruneSettings(CostBudgeted):
     cap_ratio: float | None = None
     preselect_ratio: float | None = 2.5
     preselect_text: float = 0.3
+    preselect_at: Literal["layer_0", "entry"] = "layer_0"
     letterbox_mask: bool = True
     border_mask: bool = False
     tile_scores: Literal["raw", "normalised"] = "raw"
@@ -179,3 +194,13 @@ class AutoPruneSettings(CostBudgeted):
     @property
     def needs_cls(self) -> bool:
         return self.preselect_ratio is not None
+
+    @property
+    def cuts_layer_0(self) -> bool:
+        """Whether the pre-selection follows layer 0."""
+        return self.needs_cls and self.preselect_at == "layer_0"
+
+    @property
+    def cuts_entry(self) -> bool:
+        """Whether the pre-selection comes before layer 0."""
+        return self.needs_cls and self.preselect_at == "entry"
