@@ -28,7 +28,6 @@ from typing import Any
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from loguru import logger
 from tqdm import tqdm
 
 from llava.common import json_files
@@ -178,15 +177,17 @@ class AutoPruneModel(lmms):
         """Say what all answers so far cost."""
         totals = self.totals.to_dict()
         tokens, flops = totals["tokens"], totals["flops"]
+        sentences = []
         if tokens["entering"] is not None:
-            logger.warning(
+            sentences.append(
                 f"visual tokens a layer: {tokens['entering']:.1f} entering, "
                 f"{tokens['leaving']:.1f} leaving, of {tokens['visual']:.1f}; prefill FLOPs "
                 f"{100 * flops['prefill_ratio']:.1f} % of unpruned (published counting), "
                 f"{100 * flops['computed_ratio']:.1f} % computed"
             )
         if failures:
-            logger.warning(f"{failures} questions could not be answered, see token_counts")
+            sentences.append(f"{failures} questions could not be answered: see token_counts")
+        tell(sentences)
 
 
 def _config(pretrained: str, offline: bool) -> dict[str, Any]:
