@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from ..model.language_model.llava_llama import LlavaLlamaModel
+from ..model.compilation import check_compiler, compile_layers
 from ..pruning import Pruner
+from ..pruning import build as build_pruner
 from ..pruning.cost import DecoderShape
 from .launches import Counts, Launches, count, profile_launches
 from .prefills import (
@@ -137,7 +138,10 @@ def measure_cell(
     turns: at most; those after the first, and the profiler, only before `until` on the `clock`
     """
     embeds, layout = make_input(setup, cell.visual_tokens, cell.batch)
-    prefills: dict[Hashable, PrefillRun] = {"dense": PrefillRun(decoders, embeds, layout)}
+    # Compiled layers are this package's to call: a stock model gives each its number, and with it
+    # a graph of its own. Unpruned, both compute the same bit for bit.
+    unpruned = build_pruner("none") if cell.compiled else None
+    prefills: dict[Hashable, PrefillRun] = {"dense": PrefillRun(decoders, embeds, layout, unpruned)}
     for target in cell.targets:
         chosen = with_target(pruner, target)
         if acts_in_tower(chosen):
@@ -216,17 +220,11 @@ def available(cells: Sequence[Cell], setup: Setup, report: Report) -> list[Cell]
             report.note(f"{attention} is absent: {_first_line(error)}")
     if any(cell.compiled for cell in cells):
         try:
-            _compiler()
-        except ImportError as error:
+            check_compiler(setup.device)
+        except ValueError as error:
             absent.add(True)
             report.note(f"compiled layers are absent: {_first_line(error)}")
     return [cell for cell in cells if not absent & {cell.attention, cell.compiled}]
-
-
-def _compiler() -> Callable[[LlavaLlamaModel], LlavaLlamaModel]:
-    from ..model.compilation import compile_layers
-
-    return compile_layers
 
 
 def _first_line(error: Exception) -> str:
@@ -270,7 +268,7 @@ def measure(
             if cell.compiled and fails:
                 continue
             if cell.compiled and not decoders.compiled:
-                decoders.use_layers(_compiler()(decoders.ours))
+                compile_layers(decoders.ours)
                 decoders.compiled = True
             decoders.set_attention(cell.attention)
             until = now + share[cell] * (end - now)

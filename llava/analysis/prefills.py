@@ -67,11 +67,6 @@ class Decoders:
         for model in (self.ours, self.stock):
             model.set_attn_implementation(name)
 
-    def use_layers(self, model: LlavaLlamaModel) -> None:
-        """Let both run the layers and norm of `model`, which has this one's weights."""
-        self.ours = model
-        self.stock.layers, self.stock.norm = model.layers, model.norm
-
 
 def build(setup: Setup) -> Decoders:
     """Random decoders of the setup's shape, with SDPA."""
@@ -98,9 +93,9 @@ def build(setup: Setup) -> Decoders:
         torch.set_default_dtype(before)
     stock.config.num_hidden_layers = setup.layers
     shape = DecoderShape.from_config(config, kv_dtype_bytes=setup.dtype.itemsize)
-    decoders = Decoders(ours, stock, head, shape)
-    decoders.use_layers(ours)  # lent: a 7B shape would not fit twice
-    return decoders
+    # Lent: a 7B shape would not fit twice.
+    stock.layers, stock.norm = ours.layers, ours.norm
+    return Decoders(ours, stock, head, shape)
 
 
 def make_input(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .layout import TokenLayout
-from .selection import precise, rounded
+from .selection import columns, precise, rounded
 
 #: Attention classes of transformers' families that work as this module does: `q_proj`, `k_proj` and
 #: `v_proj`, a norm of each head of queries and keys where there is a `q_norm`, Llama's rotation of
@@ -36,6 +36,9 @@ ROW_LAYERS = {
 }
 
 Rope = tuple[Tensor, Tensor]
+
+# Of more rows than any prompt's text has, the table of what comes later is not kept.
+_MANY_ROWS = 512
 
 
 class Watch:
@@ -59,11 +62,15 @@ def _same(size: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _future(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(count, count): minus infinity where the column is behind the row, to be added."""
+def _hidden_future(
+    count: int, size: int, heads: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(heads * count, size + count), to be added: minus infinity where a column is behind the row,
+    rows being the last `count` of as many tokens as there are columns, once for each head."""
     with torch.inference_mode(False):
-        blank = torch.zeros(count, count, dtype=dtype, device=device)
-        return blank.masked_fill_(~_past(count, device), -torch.inf)
+        ahead = torch.ones(count, size + count, dtype=torch.bool, device=device).triu_(size + 1)
+        blank = torch.zeros(count, size + count, dtype=dtype, device=device)
+        return blank.masked_fill_(ahead, -torch.inf).repeat(heads, 1)
 
 
 def visible(valid: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
@@ -112,10 +119,10 @@ def as_mask(backend: str, seen: Tensor, like: Tensor) -> Tensor:
 
 def seen_by(index: Tensor, layout: TokenLayout) -> Tensor:
     """Which tokens of `layout` those in the columns `index` (batch, m) see: (batch, 1, m, n)."""
-    columns = torch.arange(layout.n, device=index.device)
+    column = columns(layout.n, index.device)
     index = index[:, None, :, None]
-    past = columns <= index
-    return (past & layout.valid[:, None, None, :]) | (columns == index) if layout.padded else past
+    past = column <= index
+    return (past & layout.valid[:, None, None, :]) | (column == index) if layout.padded else past
 
 
 @torch.no_grad()
@@ -128,13 +135,18 @@ def attention_rows(queries: Tensor, keys: Tensor, scaling: float, seen: Tensor |
     """
     batch, heads, count, width = queries.shape
     groups, n = keys.shape[1:3]
-    scaled = precise(queries).mul(scaling).reshape(batch, groups, -1, width)
-    scores = (scaled @ precise(keys).transpose(2, 3)).view(batch, heads, count, n)
-    if seen is not None:
-        scores = scores.where(seen, -torch.inf)
-    elif count > 1:
-        scores[..., -count:].add_(_future(count, scores.dtype, scores.device))
-    return scores.softmax(-1)
+    if seen is None and count > _MANY_ROWS:
+        seen = visible(None, count, n, keys.device)
+    query = precise(queries).reshape(batch * groups, -1, width)
+    key = precise(keys).reshape(batch * groups, n, width).transpose(1, 2)
+    if seen is None:
+        # One product that scales as well, and hides what comes later.
+        size = rounded(n)
+        future = _hidden_future(count, size, heads // groups, query.dtype, query.device)
+        scores = torch.baddbmm(future[:, size + count - n :], query, key, alpha=scaling)
+        return scores.view(batch, heads, count, n).softmax(-1)
+    scores = torch.bmm(query * scaling, key).view(batch, heads, count, n)
+    return scores.where(seen, -torch.inf).softmax(-1)
 
 
 def has_rows(attention: Any, keys: int) -> bool:
@@ -205,7 +217,10 @@ class Projections:
         check_rows(self.attention, hidden.shape[1])
         device = device_of(layer, hidden)
         self._normed = layer.input_layernorm(moved(hidden, device))
-        self._rope = tuple(moved(table, device)[:, None] for table in rope)
+        cos, sin = (moved(table, device)[:, :, None] for table in rope)
+        half = sin.shape[-1] // 2
+        # With these signs the turned half of a head is the head rolled by half its width.
+        self._rope = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
     def queries(self, count: int) -> Tensor:
         """Of the last `count` tokens, rotated: (batch, heads, count, head_dim)."""
@@ -218,19 +233,17 @@ class Projections:
 
     def values(self) -> Tensor:
         """Of all tokens: (batch, kv heads, n, head_dim)."""
-        return self._heads(self.attention.v_proj(self._normed))
+        return self._heads(self.attention.v_proj(self._normed)).transpose(1, 2)
 
     def _heads(self, projected: Tensor, norm: str = "") -> Tensor:
         heads = projected.view(*projected.shape[:2], -1, self.attention.head_dim)
         normed = getattr(self.attention, norm, None) if norm else None
-        heads = heads if normed is None else normed(heads)
-        return heads.transpose(1, 2)
+        return heads if normed is None else normed(heads)
 
     def _rotated(self, heads: Tensor) -> Tensor:
-        cos, sin = (table[:, :, -heads.shape[2] :] for table in self._rope)
-        half = heads.shape[-1] // 2
-        turned = torch.cat((-heads[..., half:], heads[..., :half]), -1)
-        return heads * cos + turned * sin
+        cos, sin = (table[:, -heads.shape[1] :] for table in self._rope)
+        turned = heads.roll(heads.shape[-1] // 2, -1)
+        return torch.addcmul(heads * cos, turned, sin).transpose(1, 2)
 
 
 class LayersAhead:

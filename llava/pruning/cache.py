@@ -33,11 +33,19 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        if self.is_initialized:
-            return super().update(key_states, value_states, *args, **kwargs)
-        self.lazy_initialization(key_states)
+        if self.keys is not None and self.values is not None:
+            key_states = _joined(self.keys, key_states)
+            value_states = _joined(self.values, value_states)
+        else:
+            self.lazy_initialization(key_states)
         self.keys, self.values = key_states, value_states
         return key_states, value_states
+
+
+def _joined(held: Tensor, new: Tensor) -> Tensor:
+    """Both (batch, heads, n, head_dim), laid out token by token as projections leave them: so the
+    first step of decoding meets the layout of all others, and needs no graph of its own."""
+    return torch.cat((held.transpose(1, 2), new.transpose(1, 2)), 1).transpose(1, 2)
 
 
 class PrunedCache(DynamicCache):
@@ -135,6 +143,13 @@ class PrunedCache(DynamicCache):
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self._rows(lambda x: x[indices.to(x.device)])
+
+    def layer(self, index: int) -> Any:
+        """What holds keys and values of a layer. A layer is given this in place of the cache: what
+        it does then does not depend on its number, and all layers share one compiled graph."""
+        while len(self.layers) <= index:
+            self.layers.append(GrowingLayer())  # type: ignore[no-untyped-call]
+        return self.layers[index]
 
     def held(self, layer: int) -> Tensor:
         """Keys (batch, kv heads, n, head_dim) that a layer holds."""

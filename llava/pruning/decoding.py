@@ -37,7 +37,7 @@ class Decoding:
         return hidden, {
             "attention_mask": causal_mask(self.backend, valid, self.tokens, keys, hidden),
             "position_embeddings": rope,
-            "past_key_values": self.cache,
+            "past_key_values": self.cache.layer(index),
             "use_cache": True,
         }
 

@@ -48,8 +48,9 @@ def mutual_information(
     counted: Tensor = visual[:, None, None, :]
     prior: Tensor | float = 1.0 / rows.shape[2]
     if row_mask is not None:
-        prior = 1.0 / row_mask.sum(-1).clamp(min=1)[:, None, None, None]
+        prior = 1.0 / row_mask.sum(-1, dtype=rows.dtype).clamp(min=1)[:, None, None, None]
         counted = row_mask[:, None, :, None] & counted
+    counted = counted.to(rows.dtype)
     if normalise:
         mass = (rows * counted).sum(-1, keepdim=True)
         joint = rows * (counted * prior / mass.clamp(min=torch.finfo(rows.dtype).tiny))

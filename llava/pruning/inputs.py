@@ -50,33 +50,32 @@ class _RopeTables:
     """
 
     def __init__(self, rope: Rope, first: TokenLayout, policy: str) -> None:
-        self._rope, self._first, self._policy = rope, first, policy
-        # Of the sample that fills the batch's columns: positions 0, 1, 2, ...
-        self._longest = first.lengths.index(first.n) if rope[0].shape[0] > 1 else 0
-        self._padded: Tensor | None = None
+        # Side by side, so that one copy serves both; and all tables are laid out alike, whatever
+        # cut them, which a compiled layer would otherwise need graphs of its own for.
+        self._whole, self._first, self._policy = torch.cat(rope, -1), first, policy
+        # The row of the longest sample, and where in it positions 0, 1, 2, ... begin.
+        most = max(first.lengths)
+        self._longest = first.lengths.index(most) if rope[0].shape[0] > 1 else 0
+        self._start = first.n - most
+        self._filled: Tensor | None = None
 
     def of(self, layout: TokenLayout) -> Rope:
         """(batch or 1, n, head_dim) each, on the device of `layout`."""
-        cos, sin = self._rope
-        self._rope = cos, sin = moved(cos, layout.device), moved(sin, layout.device)
+        self._whole = whole = moved(self._whole, layout.device)
         if layout.index is None:
-            return cos, sin
+            return parted(whole)
         if self._policy == "original":
             assert layout.columns is not None, "some are left"
-            return rows_of(self._rope, layout.columns)
-        if layout.padded:
-            return self._left_padded(layout)
-        here = slice(self._longest, self._longest + 1)
-        return cos[here, : layout.n], sin[here, : layout.n]
-
-    def _left_padded(self, layout: TokenLayout) -> Rope:
-        """Positions 0, 1, 2, ... of each sample behind as many 0 as it is shorter."""
-        most, n = self._first.n, layout.n
-        if self._padded is None:
-            row = torch.cat(self._rope, -1)[self._longest]
-            self._padded = torch.cat([row[:1].expand(most, -1), row])
-        table = moved(self._padded, layout.device)
-        parts = [table[most - n + count : most + count] for count in layout.lengths]
+            return parted(take(whole.expand(layout.batch, -1, -1), layout.columns))
+        row = whole[self._longest, self._start :]
+        if not layout.padded:
+            return parted(row[: layout.n][None])
+        # A slice that begins in the filling rows is left-padded.
+        filling = self._first.n
+        if self._filled is None:
+            self._filled = torch.cat([row[:1].expand(filling, -1), row])
+        self._filled = filled = moved(self._filled, layout.device)
+        parts = [filled[filling - layout.n + n : filling + n] for n in layout.lengths]
         return parted(torch.stack(parts))
 
 

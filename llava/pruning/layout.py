@@ -252,7 +252,11 @@ class TokenLayout:
     def rank_bias(self) -> Tensor:
         """What to add to scores (batch, n) so that they rank: text first, whatever it scores, then
         patches by score, then newlines, and padding last."""
-        return _there(self._look_up(self.tokens.rank_bias, -torch.inf))
+        # Asked for after every selection, so through the layout before: it knows its own.
+        if self.before is None or self.index is None:
+            return _there(self._look_up(self.tokens.rank_bias, -torch.inf))
+        bias = self.before.rank_bias.gather(1, self.index)
+        return bias.where(self.valid, -torch.inf) if self.padded else bias
 
     @property
     def is_visual(self) -> Tensor:

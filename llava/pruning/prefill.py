@@ -43,8 +43,9 @@ from .inputs import LayerInputs
 from .layout import TokenLayout
 from .selection import Selection, apply, right_aligned
 
-#: Share of a layer's tokens above which it is worth its two projections to choose before it runs.
-MANY = 0.1
+#: Share of a layer's tokens above which it is worth its two projections to choose before it runs,
+#: and how many of a batch's tokens it is worth its two dozen launches for.
+MANY, LEAST = 0.1, 64
 
 
 class Handed:
@@ -122,7 +123,7 @@ class Prefill:
         arguments: dict[str, Any] = {
             "attention_mask": self.inputs.mask,
             "position_embeddings": self.inputs.rope,
-            "past_key_values": self.cache,
+            "past_key_values": None if self.cache is None else self.cache.layer(index),
             "use_cache": self.cache is not None,
         }
         if self.cache is None:
@@ -132,8 +133,9 @@ class Prefill:
         self.cache.entered(layout)
         if self._chooses_first(layer):
             return self._choose_first(self.cache, layer, hidden, arguments)
-        if rows:
-            self._step.watch = arguments["watch"] = Watch()
+        # Given to every layer, so that those that are asked need no compiled graph of their own.
+        watch = arguments["watch"] = Watch()
+        self._step.watch = watch if rows else None
         return hidden, arguments
 
     def leave(self, hidden: Tensor) -> Tensor:
@@ -182,7 +184,8 @@ class Prefill:
         leaving = self.run.leaving(index, layout)
         if leaving is None or not has_rows(layer.self_attn, layout.n):
             return False
-        return index == self._last or sum(leaving) > MANY * sum(layout.lengths)
+        tokens = sum(leaving)
+        return index == self._last or (tokens > MANY * sum(layout.lengths) and tokens >= LEAST)
 
     def _choose_first(
         self, cache: PrunedCache, layer: Any, hidden: Tensor, arguments: dict[str, Any]

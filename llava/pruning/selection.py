@@ -23,17 +23,20 @@ class Merge:
     pools:   how many of them are a sample's own, on the host
     cluster: (batch, p) merged token that each joins, `clusters` on those that join none; None: all
              of a sample join one
-    index:   (batch, m) like `Selection.index`, but n + j in the place of a sample's merged token j,
-             n being the length of the old sequence. None: every pool is a single token, which is
-             the mean of itself and only moves
     clusters: merged tokens of the sample that has most
+    place:   column of the first of them in the new sequence, where that is one for all samples
+    index:   elsewhere: (batch, m) like `Selection.index`, but n + j where a sample's merged token j
+             stands, n being the length of the old sequence
+
+    Without `place` and `index` every pool is a single token, the mean of itself, and only moves.
     """
 
     source: Tensor
     pools: tuple[int, ...]
     cluster: Tensor | None = None
-    index: Tensor | None = None
     clusters: int = 1
+    place: int | None = None
+    index: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,15 @@ def apply(selection: Selection, hidden: Tensor) -> Tensor:
     Averages are taken in at least float32. The result is (batch, m, d) in the dtype of `hidden`.
     """
     merge = selection.merge
-    if merge is None or merge.index is None:
+    if merge is None or (merge.place is None and merge.index is None):
         return take(hidden, selection.index)
-    pooled = precise(take(hidden, merge.source))
-    return take(torch.cat([hidden, _means(merge, pooled).to(hidden.dtype)], 1), merge.index)
+    means = _means(merge, precise(take(hidden, merge.source)))
+    if merge.index is not None:
+        return take(torch.cat([hidden, means.to(hidden.dtype)], 1), merge.index)
+    assert merge.place is not None, "of merged tokens in one place"
+    out = take(hidden, selection.index)
+    out[:, merge.place : merge.place + merge.clusters] = means
+    return out
 
 
 def _means(merge: Merge, pooled: Tensor) -> Tensor:
@@ -117,6 +125,17 @@ def right_aligned(counts: Sequence[int], width: int, device: torch.device) -> Te
 def left_aligned(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
     """(batch, width): True on the first `counts[i]` entries of row i. Made of slices."""
     return ~right_aligned([width - count for count in counts], width, device)
+
+
+@lru_cache(maxsize=16)
+def _columns(size: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(size, device=device)
+
+
+def columns(width: int, device: torch.device) -> Tensor:
+    """0, 1, 2, ... (width,), a slice of what is kept."""
+    return _columns(rounded(width), device)[:width]
 
 
 def rounded(width: int) -> int:

@@ -22,13 +22,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .images import order_within_images
 from .layout import TEXT, TokenLayout
-from .selection import Merge, Selection, left_aligned, precise, right_aligned, rounded, take
+from .selection import (
+    Merge,
+    Selection,
+    columns,
+    left_aligned,
+    precise,
+    right_aligned,
+    rounded,
+    take,
+)
 
 
 def keep_top(
@@ -91,8 +101,8 @@ def _with_merged(
         cluster, entry = density_peaks(take(features, source), pools, added)
         centre = source.gather(1, entry)
     merging = max(pools) > 1
-    index, merged = _arranged(layout, order, stay, centre, added, positions, merging)
-    merge = Merge(source, tuple(pools), cluster, merged, max(added))
+    index, stands = _arranged(layout, order, stay, centre, added, positions, merging)
+    merge = Merge(source, tuple(pools), cluster, max(added), **stands)
     return Selection(index, tuple(_sums(stay, added)), tuple(_sums(keep, added)), merge)
 
 
@@ -181,7 +191,7 @@ def _in_front(positions: str, layout: TokenLayout) -> bool:
 
 def _real_first(layout: TokenLayout) -> Tensor:
     """Columns (batch, n) in order, but those that are padding last."""
-    column = torch.arange(layout.n, device=layout.device)
+    column = columns(layout.n, layout.device)
     if not layout.padded:
         return column.expand(layout.batch, -1)
     starts = [layout.n - length for length in layout.lengths]
@@ -196,41 +206,44 @@ def _arranged(
     added: Sequence[int],
     positions: str,
     merging: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """`Selection.index` and, if `merging`, `Merge.index` of the first `stay[i]` entries of row i of
-    `order` and of `added[i]` merged tokens, whose centres are in the columns `centre` (batch,
-    most)."""
+) -> tuple[Tensor, dict[str, Any]]:
+    """`Selection.index`, and `place` or `index` of `Merge` if tokens are `merging` and not only
+    moving: of the first `stay[i]` entries of row i of `order` and of `added[i]` merged tokens,
+    whose centres are in the columns `centre` (batch, most)."""
     device, most = order.device, max(stay)
     width, clusters = max(_sums(stay, added)), max(added)
     kept = in_sequence(order, stay)
+    spans = list(zip(stay, added, layout.tail))
+    if _in_front(positions, layout) and spans.count(spans[0]) == len(spans):
+        place = most - layout.tail[0]
+        index = torch.cat([kept[:, :place], centre, kept[:, place:]], 1)
+        return index, {"place": place} if merging else {}
     tokens = [centre]
     if merging:
         number = torch.arange(layout.n, layout.n + clusters, device=device)
         tokens.append(number.expand(layout.batch, -1))
     if _in_front(positions, layout):
-        # One image a sample: its visual tokens end where the text behind it begins.
-        spans = list(zip(stay, added, layout.tail))
         index, *merged = (_in_front_of_tails(kept, token, spans) for token in tokens)
-        return index, merged[0] if merged else None
+        return index, {"index": merged[0]} if merging else {}
 
     # Old columns sort by 2j; a merged token by its centre's, or behind its image's last.
     if positions == "compact":
         image = layout.image.gather(1, centre)[..., None]
         same = (layout.image[:, None, :] == image) & (image != TEXT)
-        column = torch.arange(layout.n, device=device)
-        place = 2 * torch.where(same, column, -1).amax(-1) + 1
+        column = columns(layout.n, device)
+        sorts = 2 * torch.where(same, column, -1).amax(-1) + 1
     else:
-        place = 2 * centre
+        sorts = 2 * centre
     keys = torch.cat(
         [
             torch.where(right_aligned(stay, most, device), 2 * kept, -1),
-            torch.where(left_aligned(added, clusters, device), place, -1),
+            torch.where(left_aligned(added, clusters, device), sorts, -1),
         ],
         1,
     )
     chosen = keys.argsort(dim=1, stable=True)[:, -width:]
     index, *merged = (torch.cat([kept, new], 1).gather(1, chosen) for new in tokens)
-    return index, merged[0] if merged else None
+    return index, {"index": merged[0]} if merging else {}
 
 
 def _in_front_of_tails(
@@ -310,7 +323,7 @@ def density_peaks(
     to_centre = far.gather(2, centre[:, None, :].expand(-1, p, -1))
     if present is not None:
         to_centre = to_centre.where(present[:, None], torch.inf)
-    number = torch.arange(c, device=device).expand(batch, -1)
+    number = columns(c, device).expand(batch, -1)
     cluster = to_centre.argmin(-1)
     pinned = cluster.scatter(1, centre, number)
     if present is not None:

@@ -158,11 +158,15 @@ def _merged(
         return {}
     members = patch[merge.source[sample]].tolist()
     if merge.cluster is None:
-        own = members[: merge.pools[sample]]
-        return {own[0]: own} if own else {}
-    assert merge.index is not None, "of several clusters"
-    stands = zip(merge.index[sample].tolist(), patch[selection.index[sample]].tolist())
-    centres = {index - columns: centre for index, centre in stands if index >= columns}
+        joined = members[: merge.pools[sample]]
+        return {joined[0]: joined} if joined else {}
+    centre = patch[selection.index[sample]].tolist()
+    if merge.index is not None:
+        stands = merge.index[sample].tolist()
+        centres = {s - columns: c for s, c in zip(stands, centre) if s >= columns}
+    else:
+        assert merge.place is not None, "of several clusters"
+        centres = dict(enumerate(centre[merge.place : merge.place + merge.clusters]))
     groups: dict[int, list[int]] = {}
     for member, cluster in zip(members, merge.cluster[sample].tolist()):
         if cluster in centres:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ SETUP = Setup(
     text_tokens=9,
 )
 PRUNER = pruning.build("fastv", depth=1)
-COMPILER = "llava.model.compilation"
 
 
 def cells(*batch_sizes: int, compiled: bool = False, attention: str = "sdpa") -> list[Cell]:
@@ -37,16 +35,19 @@ def measured(*arguments, turns: int = 1, **options) -> first_token.Report:
 
 @pytest.fixture
 def no_compiler(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, COMPILER, None)
+    def missing(device) -> None:
+        raise ValueError("compiling for cpu needs a C++ compiler")
+
+    monkeypatch.setattr(first_token, "check_compiler", missing)
 
 
 @pytest.fixture
-def compiler(monkeypatch) -> ModuleType:
-    """A compiler that leaves models as they are."""
-    module = ModuleType(COMPILER)
-    module.compile_layers = lambda model: model
-    monkeypatch.setitem(sys.modules, COMPILER, module)
-    return module
+def compiler(monkeypatch) -> list[Any]:
+    """A compiler that leaves models as they are; those that it was given."""
+    models: list[Any] = []
+    monkeypatch.setattr(first_token, "check_compiler", lambda device: None)
+    monkeypatch.setattr(first_token, "compile_layers", models.append)
+    return models
 
 
 class Clock:
@@ -112,27 +113,12 @@ def test_the_plan_has_everything_once() -> None:
     assert budgets(36) == (12, 8, 4)
 
 
-def test_compiled_cells_run_what_the_compiler_returns(compiler) -> None:
-    calls = []
-
-    def compile_layers(model):
-        calls.append(model)
-        other = build(SETUP).ours
-        return other
-
-    compiler.compile_layers = compile_layers
+def test_a_model_is_compiled_once(compiler) -> None:
     report = measured([*cells(1), *cells(1, 2, compiled=True)])
     assert [r["compiled"] for r in report.rows] == [False] * 2 + [True] * 4
-    assert len(calls) == 1
+    assert len(compiler) == 1
     # What a compiler makes of operators, no one sees.
     assert [r["operators"] is None for r in report.rows] == [False] * 2 + [True] * 4
-
-
-def test_both_decoders_use_compiled_layers() -> None:
-    decoders, other = build(SETUP), build(SETUP).ours
-    decoders.use_layers(other)
-    assert decoders.ours is other
-    assert decoders.stock.layers is other.layers and decoders.stock.norm is other.norm
 
 
 def test_what_is_not_installed_is_a_line(no_compiler, monkeypatch) -> None:

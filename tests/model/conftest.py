@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
@@ -44,3 +46,13 @@ def expected(reference, original) -> Answer:
     result = ask((tokenizer, reference, processor, length))
     assert len(set(result.tokens)) > 4
     return result
+
+
+@pytest.fixture
+def wide_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' eager backend softmaxes in float32; here in the dtype of the scores."""
+
+    def softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        return scores.softmax(dim)
+
+    monkeypatch.setattr(nn.functional, "softmax", softmax)

@@ -7,14 +7,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from llava.model.language_model.attention import (
+from llava.model.language_model.attention import watch_attention
+from llava.pruning.attention import (
     ROW_LAYERS,
     LayersAhead,
+    Projections,
+    Watch,
     attention_rows,
     causal_mask,
-    kept_queries,
+    check_rows,
+    has_rows,
+    visible,
 )
 from llava.pruning.cache import PrunedCache
+from llava.pruning.layout import TokenLayout
+from tests.closeness import assert_close
 
 BATCH, N, COUNT, HEADS = 2, 12, 5, 4
 SIZES = {
@@ -44,17 +51,8 @@ def backbone(family: str, **extra) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.3, 0.6)
+    watch_attention(model.layers)
     return model
-
-
-@pytest.fixture
-def wide_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' eager backend softmaxes in float32; here in the dtype of the scores."""
-
-    def softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-        return scores.softmax(dim)
-
-    monkeypatch.setattr(nn.functional, "softmax", softmax)
 
 
 @pytest.mark.usefixtures("wide_softmax")
@@ -66,21 +64,28 @@ def test_rows_equal_the_eager_matrix(family: str, padded: bool) -> None:
     hidden = torch.randn(BATCH, N, 32, dtype=torch.double)
     valid = torch.ones(BATCH, N, dtype=torch.bool)
     valid[1, :4] = not padded
-    rope = model.rotary_emb(hidden, (valid.long().cumsum(1) - 1).clamp(min=0))
+    layout = TokenLayout.text_only(valid)
+    rope = model.rotary_emb(hidden, layout.position)
     valid = valid if padded else None
-    mask, cache = causal_mask("eager", valid, N, N, hidden), PrunedCache()
+    mask, cache, watch = causal_mask("eager", valid, N, N, hidden), PrunedCache(), Watch()
 
     def matrix(layer: nn.Module, **options) -> Tensor:
         normed = layer.input_layernorm(hidden)
         return layer.self_attn(normed, rope, attention_mask=mask, **options)[1][:, :, -COUNT:]
 
     first, second = model.layers
-    with kept_queries(first) as queries:
-        expected = matrix(first, past_key_values=cache)
-    rows = attention_rows(first.self_attn, queries[0], rope, cache.layers[0].keys, COUNT, valid)
+    expected = matrix(first, past_key_values=cache, watch=watch)
+    seen = visible(valid, COUNT, N, hidden.device) if padded else None
+    scaling = first.self_attn.scaling
+    rows = attention_rows(watch.queries[:, :, -COUNT:], cache.held(0), scaling, seen)
     assert rows.shape == (BATCH, HEADS, COUNT, N) and rows.dtype == torch.double
     torch.testing.assert_close(rows, expected, atol=1e-9, rtol=0)
-    ahead = LayersAhead(model, 0, hidden, rope, valid).rows(COUNT)
+    # The same before the layer has run, from its weights alone.
+    before = Projections(first, hidden, rope)
+    assert_close(before.queries(COUNT), watch.queries[:, :, -COUNT:])
+    assert_close(before.keys(), cache.held(0))
+    assert_close(before.values(), cache.layers[0].values)
+    ahead = LayersAhead(model, 0, hidden, layout, rope).rows(COUNT)
     torch.testing.assert_close(ahead, matrix(second), atol=1e-9, rtol=0)
     # The rows say something: they are neither even nor those of the other layer.
     assert rows.amax(-1).max() > 2 / N and (rows - ahead).abs().max() > 0.01
@@ -101,24 +106,23 @@ def test_rows_equal_the_eager_matrix(family: str, padded: bool) -> None:
 def test_another_family_is_refused_by_name(family: str, extra: dict, name: str) -> None:
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.for_model(family, **SIZES, **extra))
-    layer = model.layers[0]
-    with pytest.raises(ValueError, match=name), kept_queries(layer):
-        pass
+    layer, layout = model.layers[0], TokenLayout.text_only(torch.ones(1, 3))
+    assert not has_rows(layer.self_attn, 3)
+    with pytest.raises(ValueError, match=name):
+        check_rows(layer.self_attn, 3)
     x = torch.zeros(1, 3, 32)
     with pytest.raises(ValueError, match=name):
-        attention_rows(layer.self_attn, x, (x, x), torch.zeros(1, 2, 3, 16), 2, None)
+        Projections(layer, x, (x, x))
     with pytest.raises(ValueError, match=name):
-        LayersAhead(model, -1, x, (x, x), None).rows(2)
+        LayersAhead(model, -1, x, layout, (x, x)).rows(2)
 
 
 def test_an_attention_of_the_same_name_is_refused() -> None:
     class LlamaAttention(nn.Module):
         pass
 
-    layer = nn.Module()
-    layer.self_attn = LlamaAttention()
-    with pytest.raises(ValueError, match=r"test_backbones\.LlamaAttention"), kept_queries(layer):
-        pass
+    with pytest.raises(ValueError, match=r"test_backbones\.LlamaAttention"):
+        check_rows(LlamaAttention(), 3)
 
 
 @pytest.mark.parametrize(
@@ -128,16 +132,9 @@ def test_an_attention_of_the_same_name_is_refused() -> None:
         ("qwen2", {"use_sliding_window": True, "sliding_window": N - 1, "max_window_layers": 0}),
     ],
 )
-@torch.no_grad()
 def test_a_window_that_hides_tokens_is_refused(family: str, extra: dict) -> None:
-    model = backbone(family, **extra)
-    attention = model.layers[0].self_attn
-    for n in (N - 1, N):
-        hidden = torch.randn(1, n, 32, dtype=torch.double)
-        rope = model.rotary_emb(hidden, torch.arange(n)[None])
-        keys, queries = torch.randn(1, 2, n, 16).double(), torch.randn(1, n, HEADS * 16).double()
-        if n < N:
-            assert attention_rows(attention, queries, rope, keys, 2, None).shape == (1, HEADS, 2, n)
-        else:
-            with pytest.raises(ValueError, match=r"over 12 tokens.* sees 11 \(sliding_window\)"):
-                attention_rows(attention, queries, rope, keys, 2, None)
+    attention = backbone(family, **extra).layers[0].self_attn
+    check_rows(attention, N - 1)
+    assert has_rows(attention, N - 1) and not has_rows(attention, N)
+    with pytest.raises(ValueError, match=r"over 12 tokens.* sees 11 \(sliding_window\)"):
+        check_rows(attention, N)

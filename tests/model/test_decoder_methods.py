@@ -28,11 +28,12 @@ def test_no_image_is_the_prompt_without_its_image_tokens(model, options) -> None
     without, logits = generate(model, ids, mask, images, pruner, **options)
     text, expected = generate(model, *tiny.batch([text_of(i) for i in SAMPLES]), **options)
     assert torch.equal(without.sequences, text.sequences)
-    assert torch.equal(logits, expected)
+    # In the last layer only the last token runs, and the text's run has all.
+    assert_close(logits, expected, FLOAT32)
     alone, logits = generate(model, SAMPLES[0][None], None, images[:1], pruner, **options)
     text, expected = generate(model, text_of(SAMPLES[0])[None], **options)
     assert torch.equal(alone.sequences, text.sequences)
-    assert torch.equal(logits, expected)
+    assert_close(logits, expected, FLOAT32)
 
 
 def test_what_no_image_costs(model) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import fields, replace
+from operator import le
 
 import pytest
 import torch
 
 from llava import pruning
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.language_model.attention import _keep_queries
+from llava.pruning.cost import DecoderShape, measure
 from llava.pruning.layout import TEXT
+from llava.pruning.trace import SampleTrace
 from tests import tiny
 from tests.closeness import FLOAT32, ROUNDED, assert_close
 
@@ -47,6 +49,11 @@ def dense(model):
 def text_positions(layout, sample: int) -> list[int]:
     text = layout.valid[sample] & (layout.image[sample] == TEXT)
     return layout.position[sample][text].tolist()
+
+
+def totals(sample: SampleTrace) -> list[int]:
+    """Tokens of a sample that enter each layer, text included."""
+    return [n + sample.n_text for n in sample.entering]
 
 
 def has_budget(case) -> bool:
@@ -128,7 +135,7 @@ def test_a_batch_equals_its_samples(attn, case, models) -> None:
     model, pruner, pixels = models[attn], case.pruner, tiny.pixels(8, IMAGES)
     room, measured = (ROUNDED, 1e-9) if attn == "sdpa" else (FLOAT32, 1e-3)
     together, logits = generate(model, *tiny.batch(SAMPLES), pixels, pruner)
-    trace = together.past_key_values.trace
+    trace, shape = together.past_key_values.trace, DecoderShape.from_config(model.config)
     json.dumps(trace.to_json())
     for i, (ids, own) in enumerate(zip(SAMPLES, own_images(SAMPLES))):
         n = images_of(ids)
@@ -138,8 +145,13 @@ def test_a_batch_equals_its_samples(attn, case, models) -> None:
         assert_close(logits[i], own_logits[0], room)
         assert torch.equal(together.sequences[i], alone.sequences[0])
         # Counts of tokens and of what scoring took; what was measured up to rounding.
+        # Which layers choose first is the batch's affair, so what ran is not the sample's.
         here, there = trace.samples[i], single.samples[0]
-        assert replace(here, complexity={}) == replace(there, complexity={})
+        left_out = {"complexity": {}, "ran": [], "projected": []}
+        assert replace(here, **left_out) == replace(there, **left_out)
+        assert min(here.ran) > 0 and all(map(le, here.ran, totals(here)))
+        costs = [measure(sample, shape, new_tokens=4) for sample in (here, there)]
+        assert replace(costs[0], computed_flops=0) == replace(costs[1], computed_flops=0)
         assert here.complexity == pytest.approx(there.complexity, rel=measured)
         assert n or here.rows == here.ahead == here.pools == [0] * LAYERS
         # No text is dropped or moved, and its positions are those of the whole sequence.
@@ -161,15 +173,17 @@ def test_it_equals_a_full_length_run_with_a_mask(case, model) -> None:
 def state_of(model) -> dict:
     """Weights, settings, attributes and hooks of a model, and what a process shares."""
     hooks = {
-        (name, kind): [
-            hook for hook in getattr(module, f"_{kind}_hooks").values() if hook is not _keep_queries
-        ]
+        (name, kind): list(getattr(module, f"_{kind}_hooks").values())
         for name, module in model.named_modules()
         for kind in ("forward", "forward_pre")
     }
     return {
         "weights": {name: value.clone() for name, value in model.state_dict().items()},
         "config": copy.deepcopy(model.config.to_dict()),
+        "attention": [
+            model.config._attn_implementation,
+            *(layer.self_attn.config._attn_implementation for layer in model.model.layers),
+        ],
         "generation": copy.deepcopy(model.generation_config.to_dict()),
         "attributes": {name: set(vars(module)) for name, module in model.named_modules()},
         "hooks": hooks,
@@ -190,7 +204,7 @@ def test_a_call_is_deterministic_and_leaves_nothing_behind(case, model, dense) -
     before = state_of(model)
     out, first = one(model, case.pruner)
     after = state_of(model)
-    for part in ("config", "generation", "attributes", "hooks", "process"):
+    for part in ("config", "attention", "generation", "attributes", "hooks", "process"):
         assert after[part] == before[part], part
     assert torch.equal(after["random"], before["random"])
     assert all(torch.equal(after["weights"][k], v) for k, v in before["weights"].items())

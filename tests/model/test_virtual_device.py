@@ -94,15 +94,12 @@ def on_one(model: Any) -> Any:
 
 #: A case a method, and both presets of AutoPrune.
 METHODS = list({(c.method, c.settings.get("preset")): c for c in reversed(CASES)}.values())[::-1]
-TURNS: list[tuple[Use, str, Case]] = [
-    *((ragged, "sdpa", case) for case in CASES),
-    *((ragged, "eager", case) for case in METHODS),
-    *((use, "sdpa", case) for use in (single, beams, continued) for case in METHODS),
-    *((tiled, "sdpa", case) for case in METHODS if case.method != "vscan"),  # which refuses tiles
-]
-each_turn = pytest.mark.parametrize(
-    ("use", "attn", "case"), TURNS, ids=lambda x: x.__name__ if callable(x) else str(x)
-)
+TILES = [(tiled, "sdpa", case) for case in METHODS if case.method != "vscan"]  # which refuses them
+
+
+def each_turn(*turns: tuple[Use, str, Case]):
+    names = [f"{use.__name__}-{attn}-{case}" for use, attn, case in turns]
+    return pytest.mark.parametrize(("use", "attn", "case"), turns, ids=names)
 
 
 def check(use: Use, attn: str, case: Case, spread: Callable[[Any], Any]) -> None:
@@ -126,12 +123,16 @@ def check(use: Use, attn: str, case: Case, spread: Callable[[Any], Any]) -> None
     assert [sample.entering for sample in traces] == counts
 
 
-@each_turn
+@each_turn(*((use, "sdpa", case) for use in (single, beams) for case in METHODS))
 def test_one_device_answers_as_the_cpu(use: Use, attn: str, case: Case) -> None:
     check(use, attn, case, on_one)
 
 
-@each_turn
+@each_turn(
+    *((ragged, attn, case) for attn in ("sdpa", "eager") for case in METHODS),
+    *((continued, "sdpa", case) for case in METHODS),
+    *TILES,
+)
 def test_two_devices_answer_as_the_cpu(use: Use, attn: str, case: Case) -> None:
     check(use, attn, case, split)
 

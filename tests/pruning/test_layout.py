@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from llava.pruning.layout import TEXT, Segment, TokenLayout
+from llava.pruning.layout import NEWLINE, TEXT, Segment, TokenLayout
 from llava.pruning.selection import Merge, Selection, apply, take
 from tests.closeness import assert_close
 
@@ -84,14 +86,13 @@ def test_repeat_keeps_copies_of_a_sample_together() -> None:
 def test_select_moves_every_tensor_and_takes_the_new_counts() -> None:
     layout = two_images_and_text()
     index = torch.tensor([[0, 1, 3, 5, 6, 8, 9], [3, 4, 5, 6, 7, 8, 9]])
-    valid = torch.arange(7)[None] >= torch.tensor([[0], [3]])
-    after = layout.select(Selection(index, valid, (7, 4), (2, 0)))
+    after = layout.select(Selection(index, (7, 4), (2, 0)))
     assert after.image.tolist() == [[T, T, 0, T, T, 1, T], [T] * 7]
     assert after.patch[0].tolist() == [T, T, 1, T, T, 4, T]
     assert after.position.tolist() == [[0, 1, 3, 5, 6, 8, 9], [0, 0, 0, 0, 1, 2, 3]]
     assert after.cls[0].tolist() == pytest.approx([0, 0, 0.2, 0, 0, 0.5, 0])
     assert not after.letterbox.any()
-    assert torch.equal(after.valid, valid)
+    assert torch.equal(after.valid, torch.arange(7)[None] >= torch.tensor([[0], [3]]))
     assert (after.lengths, after.n_visual, after.tail) == ((7, 4), (2, 0), (1, 0))
 
 
@@ -101,15 +102,60 @@ def test_a_sample_that_loses_its_last_visual_token_has_no_tail() -> None:
     )
     assert layout.tail == (3, 0)
     kept = torch.tensor([[0, 3, 4, 5], [2, 3, 4, 5]])
-    after = layout.select(Selection(kept, None, (4, 4), (0, 0)))
+    after = layout.select(Selection(kept, (4, 4), (0, 0)))
     assert (after.n_visual, after.tail) == ((0, 0), (0, 0))
 
 
-def test_select_without_validity_keeps_what_the_columns_had() -> None:
+def test_a_filling_column_is_padding_whatever_it_was() -> None:
     layout = two_images_and_text()
-    index = torch.arange(1, 10).expand(2, -1)
-    after = layout.select(Selection(index, None, (9, 4), (5, 0)))
-    assert torch.equal(after.valid, layout.valid[:, 1:])
+    index = torch.tensor([[0, 0, 7, 9], [9, 9, 8, 9]])
+    after = layout.select(Selection(index, (3, 2), (1, 0)))
+    assert after.valid.tolist() == [[False, True, True, True], [False, False, True, True]]
+    assert after.image.tolist() == [[T, T, 1, T], [T] * 4]
+    assert after.patch.tolist() == [[T, T, 3, T], [T] * 4]
+
+
+def test_a_layout_is_an_index_until_somebody_asks() -> None:
+    layout = two_images_and_text()
+    first = layout.select(
+        Selection(torch.tensor([[0, 1, 3, 8, 9], [0, 6, 7, 8, 9]]), (5, 4), (2, 0))
+    )
+    after = first.select(Selection(torch.tensor([[0, 1, 3, 4], [1, 2, 3, 4]]), (4, 4), (1, 0)))
+    looked_up = {"columns", "valid", "image", "patch", "position", "cls", "letterbox", "tile"}
+    for seen in (first, after):
+        assert not looked_up & vars(seen).keys()
+        assert seen.tokens is layout.tokens
+    assert after.patch.tolist() == [[T, T, 4, T], [T] * 4]
+    assert looked_up & vars(after).keys() == {"patch", "columns"}
+    assert looked_up & vars(first).keys() == {"columns"}
+
+
+def test_fields_after_three_selections_are_gathered_three_times() -> None:
+    tile = torch.tensor([0, 0, 1, 1, NEWLINE])
+    box = torch.tensor([True, False, False, True, False])
+    first = Segment(5, 0, torch.arange(5), torch.rand(5), box, tile=tile)
+    plain = Segment(7, 0, torch.arange(7), torch.rand(7))
+    layout = TokenLayout.from_segments(
+        [[Segment(2), first, Segment(1)], [plain, Segment(3)], [Segment(4)]]
+    )
+    names = ("image", "patch", "position", "valid", "cls", "letterbox", "tile", "rank_bias")
+    expected = {name: getattr(layout, name) for name in names}
+    rng = random.Random(0)
+    for lengths in ((7, 8, 4), (5, 8, 4), (5, 3, 4)):
+        n = max(lengths)
+        rows = []
+        for length, have in zip(lengths, layout.lengths):
+            columns = sorted(rng.sample(range(layout.n - have, layout.n), length))
+            rows.append([rng.randrange(layout.n) for _ in range(n - length)] + columns)
+        index = torch.tensor(rows)
+        layout = layout.select(Selection(index, lengths, (1, 1, 0)))
+        expected = {name: value.gather(1, index) for name, value in expected.items()}
+    there = layout.valid
+    for name, value in expected.items():
+        assert torch.equal(getattr(layout, name)[there], value[there]), name
+    for name, filling in (("image", T), ("patch", T), ("valid", False), ("rank_bias", -torch.inf)):
+        assert (getattr(layout, name)[~there] == filling).all(), name
+    assert there.sum(1).tolist() == [5, 3, 4]
 
 
 def test_take_gathers_rows_of_each_sample() -> None:
@@ -124,13 +170,13 @@ def merging() -> Selection:
     """Of 6 columns, sample 0 merges {1, 2} and {3}; sample 1 merges {2, 3, 4} only."""
     merge = Merge(
         source=torch.tensor([[1, 2, 3], [2, 3, 4]]),
-        cluster=torch.tensor([[0, 0, 1], [0, 0, 0]]),
-        column=torch.tensor([[1, 2], [1, 3]]),
-        present=torch.tensor([[True, True], [True, False]]),
         pools=(3, 3),
+        cluster=torch.tensor([[0, 0, 1], [0, 0, 0]]),
+        index=torch.tensor([[0, 6, 7, 5], [0, 6, 4, 5]]),
+        clusters=2,
     )
     index = torch.tensor([[0, 1, 3, 5], [0, 2, 4, 5]])
-    return Selection(index, None, (4, 4), (2, 2), merge)
+    return Selection(index, (4, 4), (2, 2), merge)
 
 
 def test_apply_averages_the_members_of_each_cluster() -> None:
@@ -154,7 +200,7 @@ def test_apply_averages_half_precision_in_float32() -> None:
 def test_apply_without_merging_only_gathers() -> None:
     hidden = torch.randn(2, 6, 3)
     index = torch.tensor([[0, 4], [2, 3]])
-    assert torch.equal(apply(Selection(index, None, (2, 2), (0, 0)), hidden), take(hidden, index))
+    assert torch.equal(apply(Selection(index, (2, 2), (0, 0)), hidden), take(hidden, index))
 
 
 def test_to_the_same_device_is_the_same_layout() -> None:

@@ -22,7 +22,7 @@ from llava.pruning.selection import Selection, apply
 from llava.pruning.selectors import keep_top
 from tests.closeness import FLOAT64, ROUNDED, assert_close
 
-from .test_selectors import reference as density_peaks
+from .test_density_peaks import reference as density_peaks
 
 BATCHES, ROUNDS = 34, 3
 WIDTH = 3
@@ -100,8 +100,8 @@ def clustered(points: Points, clusters: int) -> tuple[list[int], list[int]]:
     return ([0] * len(points), [0]) if clusters == 1 else density_peaks(points, clusters)
 
 
-def selected(tokens: Sequence[Token], wish: Wish) -> list[Token]:
-    """The tokens of a sample after a selection."""
+def selected(tokens: Sequence[Token], wish: Wish, policy: str) -> list[Token]:
+    """The tokens of a sample after a selection under a position policy."""
     order = ranking(tokens, wish)
     stays, pool = set(order[: wish.keep]), order[wish.keep : wish.keep + wish.pool]
     behind: dict[int, list[Token]] = {}
@@ -111,8 +111,10 @@ def selected(tokens: Sequence[Token], wish: Wish) -> list[Token]:
             members = [tokens[i].state for i, own in zip(pool, cluster) if own == number]
             mean = [sum(values) / len(members) for values in zip(*members)]
             token = replace(tokens[pool[centre]], state=mean)
-            last = max(i for i, other in enumerate(tokens) if other.image == token.image)
-            behind.setdefault(last, []).append(token)
+            place = max(i for i, other in enumerate(tokens) if other.image == token.image)
+            if policy == "original":
+                place = pool[centre]
+            behind.setdefault(place, []).append(token)
     after = []
     for i, token in enumerate(tokens):
         if token.image == TEXT or i in stays:
@@ -205,7 +207,9 @@ def padded(rows: Sequence[Sequence[object]], filling: object, double: bool) -> T
     return torch.tensor([[filling] * (width - len(row)) + list(row) for row in rows], dtype=kind)
 
 
-def choose(layout: TokenLayout, wishes: Sequence[Wish], double: bool) -> Selection | None:
+def choose(
+    layout: TokenLayout, wishes: Sequence[Wish], double: bool, policy: str
+) -> Selection | None:
     merges = any(wish.clusters for wish in wishes)
     shared = any(wish.targets is not None for wish in wishes)
     return keep_top(
@@ -216,6 +220,7 @@ def choose(layout: TokenLayout, wishes: Sequence[Wish], double: bool) -> Selecti
         clusters=[wish.clusters for wish in wishes] if merges else None,
         features=padded([wish.features for wish in wishes], [1e3] * 4, double) if merges else None,
         targets=[wish.targets or [] for wish in wishes] if shared else None,
+        positions=policy,
     )
 
 
@@ -256,6 +261,7 @@ def test_a_selection_is_what_plain_lists_give(seed: int) -> None:
     changed = 0
     for _ in range(BATCHES):
         double, tiled = rng.random() < 0.5, rng.random() < 0.3
+        policy = rng.choice(["compact", "original"])
         runs = [random_runs(rng, tiled) for _ in range(rng.randint(1, 4))]
         images = [sum(run.image != TEXT for run in own) for own in runs]
         layout = TokenLayout.from_segments(runs)
@@ -265,13 +271,13 @@ def test_a_selection_is_what_plain_lists_give(seed: int) -> None:
         hidden = padded(states, [1e3] * WIDTH, double)
         for _ in range(ROUNDS):
             wishes = random_wishes(rng, samples, images, double)
-            selection = choose(layout, wishes, double)
+            selection = choose(layout, wishes, double, policy)
             changes = [w.keep < n for w, n in zip(wishes, layout.n_visual)]
             assert (selection is not None) == any(changes)
             if selection is None:
                 continue
             changed += 1
-            samples = [selected(tokens, wish) for tokens, wish in zip(samples, wishes)]
+            samples = [selected(tokens, wish, policy) for tokens, wish in zip(samples, wishes)]
             assert selection.lengths == tuple(len(tokens) for tokens in samples)
             assert selection.n_visual == tuple(wish.keep + wish.clusters for wish in wishes)
             hidden, layout = apply(selection, hidden), layout.select(selection)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
+from llava.pruning import selectors
 from llava.pruning.layout import TEXT, Segment, TokenLayout
-from llava.pruning.selection import Selection, apply
-from llava.pruning.selectors import density_peaks, keep_top
+from llava.pruning.selection import Selection, apply, take
+from llava.pruning.selectors import keep_top
 from tests.closeness import assert_close
 
 
@@ -59,7 +56,6 @@ def test_the_best_are_kept_in_order_and_text_is_never_dropped() -> None:
     scores = torch.tensor([[0.0, 0.0, 0.3, 0.9, 0.1, 0.5, 0.8, 0.0, -5.0]])
     selection = keep_top(layout, scores, [3])
     assert selection.index.tolist() == [[0, 1, 3, 5, 6, 7, 8]]
-    assert selection.valid is None
     assert (selection.lengths, selection.n_visual) == ((7,), (3,))
 
 
@@ -108,11 +104,11 @@ def test_a_ragged_batch_is_padded_on_the_left() -> None:
     assert after.image[3].tolist() == layout.image[3, layout.n - 34 :].tolist()
 
 
-def test_a_batch_whose_samples_end_equally_long_needs_no_validity() -> None:
+def test_a_batch_whose_samples_end_equally_long_has_no_padding() -> None:
     layout = TokenLayout.from_segments([[image(6), Segment(2)], [image(4), Segment(2)]])
-    selection = keep_top(layout, scores_for(layout), [3, 3])
-    assert selection.valid is None
-    assert layout.select(selection).valid.all()
+    after = layout.select(keep_top(layout, scores_for(layout), [3, 3]))
+    assert layout.padded and not after.padded
+    assert after.valid.all()
 
 
 def test_nothing_to_change_is_none() -> None:
@@ -152,6 +148,83 @@ def merged(layout: TokenLayout, keep, pools, clusters, seed: int = 0):
     return selection, layout.select(selection), apply(selection, features_for(layout, seed))
 
 
+def ranked(layout: TokenLayout) -> Tensor:
+    """Patches of the first of `samples` by score."""
+    start = layout.n - layout.lengths[0] + 2
+    return scores_for(layout)[0, start : start + 12].argsort(descending=True)
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+@pytest.mark.parametrize("runs", [samples()[:1], samples()], ids=["one", "batch"])
+def test_a_pool_of_one_token_moves_it(runs, positions, monkeypatch) -> None:
+    """Nothing is averaged, so it moves as it is; and nothing is clustered."""
+    monkeypatch.setattr(selectors, "density_peaks", None)
+    layout = TokenLayout.from_segments(runs)
+    one = [1, 1, 0, 1][: layout.batch]
+    keep = [4, 8, 0, 10][: layout.batch]
+    selection = keep_top(
+        layout, scores_for(layout), keep, pools=one, clusters=one, positions=positions
+    )
+    assert selection.merge.index is None and selection.merge.cluster is None
+    assert selection.then is None, "it need not wait for the layer"
+    hidden = features_for(layout).half()
+    assert torch.equal(apply(selection, hidden), take(hidden, selection.index))
+    order = ranked(layout).tolist()
+    expected = [*sorted(order[:4]), order[4]] if positions == "compact" else sorted(order[:5])
+    assert kept_patches(layout, selection) == expected
+
+
+@pytest.mark.parametrize("runs", [samples()[:1], samples()], ids=["one", "batch"])
+def test_a_single_cluster_is_a_mean(runs, monkeypatch) -> None:
+    """No distances are taken; the highest score is the centre."""
+    monkeypatch.setattr(selectors, "density_peaks", None)
+    layout = TokenLayout.from_segments(runs)
+    keep, pools = [4, 8, 0, 10][: layout.batch], [5, 3, 0, 12][: layout.batch]
+    clusters = [1, 1, 0, 1][: layout.batch]
+    features = features_for(layout)
+    selection = keep_top(
+        layout, scores_for(layout), keep, pools=pools, clusters=clusters, features=features
+    )
+    assert selection.merge.cluster is None
+    order = ranked(layout)
+    pool = order[4:9] + layout.n - layout.lengths[0] + 2
+    after = layout.select(selection)
+    column = after.n - layout.tail[0] - 1
+    assert after.patch[0, column] == order[4]
+    assert_close(apply(selection, features)[0, column], features[0, pool].mean(0))
+
+
+def test_what_is_merged_behind_a_layer_is_what_features_at_once_give() -> None:
+    """Without features the pooled tokens stay; `then` merges them by what the layer returns."""
+    layout = TokenLayout.from_segments(samples())
+    scores, features = scores_for(layout), features_for(layout)
+    counts = {"pools": [5, 12, 0, 15], "clusters": [1, 2, 0, 3]}
+    for policy in ("compact", "original"):
+        at_once = keep_top(
+            layout, scores, [4, 8, 0, 10], **counts, features=features, positions=policy
+        )
+        first = keep_top(layout, scores, [4, 8, 0, 10], **counts, positions=policy)
+        assert first.merge is None and first.n_visual == (9, 20, 0, 25)
+        left, states = layout.select(first), apply(first, features)
+        second = first.then(left, states)
+        expected, after = layout.select(at_once), left.select(second)
+        assert (after.lengths, after.n_visual) == (expected.lengths, expected.n_visual)
+        for name in ("patch", "image", "position", "valid"):
+            here, there = getattr(after, name), getattr(expected, name)
+            assert torch.equal(here[after.valid], there[expected.valid]), name
+        assert_close(apply(second, states)[after.valid], apply(at_once, features)[expected.valid])
+
+
+def merged_columns(selection: Selection, layout: TokenLayout, sample: int = 0) -> list[int]:
+    """Where the merged tokens of a sample stand afterwards, by their number."""
+    merge = selection.merge
+    if merge.index is None:
+        return list(range(merge.place, merge.place + merge.clusters))
+    numbers = merge.index[sample] - layout.n
+    by_number = {number: column for column, number in enumerate(numbers.tolist()) if number >= 0}
+    return [by_number[number] for number in sorted(by_number)]
+
+
 def test_the_pool_is_the_best_of_the_dropped() -> None:
     layout = TokenLayout.from_segments(samples()[:1])
     selection, *_ = merged(layout, [4], [5], [2])
@@ -165,15 +238,15 @@ def test_a_merged_token_is_the_mean_of_its_members() -> None:
     selection, after, out = merged(layout, [4], [7], [3])
     merge, features = selection.merge, features_for(layout)[0]
     assert after.n_visual == (7,)
-    sizes = []
+    sizes, columns = [], merged_columns(selection, layout)
     for c in range(3):
         members = merge.source[0][merge.cluster[0] == c]
         sizes.append(len(members))
-        assert_close(out[0, merge.column[0, c]], features[members].mean(0))
+        assert_close(out[0, columns[c]], features[members].mean(0))
     assert min(sizes) >= 1
     assert sum(sizes) == 7
     weights = torch.tensor(sizes, dtype=torch.float32)[:, None]
-    mass = (out[0, merge.column[0]] * weights).sum(0)
+    mass = (out[0, columns] * weights).sum(0)
     assert_close(mass, features[merge.source[0]].sum(0))
 
 
@@ -182,7 +255,7 @@ def test_merged_tokens_stand_behind_the_visual_tokens_and_before_the_text() -> N
     selection, after, _ = merged(layout, [4], [7], [2])
     text, visual = [TEXT], [0]
     assert after.image[0].tolist() == text * 2 + visual * 6 + text * 3
-    assert sorted(selection.merge.column[0].tolist()) == [6, 7]
+    assert sorted(merged_columns(selection, layout)) == [6, 7]
     kept = after.patch[0, 2:6].tolist()
     assert kept == sorted(kept)
     centres = set(after.patch[0, 6:8].tolist())
@@ -197,11 +270,13 @@ def test_a_merged_token_follows_the_image_of_its_centre(seed: int) -> None:
     runs = after.image[0].tolist()
     expected = [TEXT] + [0] * first.sum() + [TEXT] * 2 + [1] * second.sum() + [TEXT] * 2
     assert runs == expected
-    for column in selection.merge.column[0].tolist():
+    columns = merged_columns(selection, layout)
+    assert len(columns) == 4
+    for column in columns:
         # Patches 0..8 are the first image's, 9..22 the second's.
         assert (after.patch[0, column] >= 9) == (runs[column] == 1)
         behind = [c for c in range(column + 1, after.n) if runs[c] == runs[column]]
-        assert set(behind) <= set(selection.merge.column[0].tolist())
+        assert set(behind) <= set(columns)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -230,59 +305,3 @@ def test_a_batch_gives_what_its_samples_give_alone(seed: int, keep, pools, clust
         for name in ("image", "patch", "position", "valid"):
             own = getattr(after, name)[i, after.n - length :]
             assert torch.equal(own, getattr(expected, name)[0]), name
-
-
-def reference(points: list[list[float]], k: int) -> tuple[list[int], list[int]]:
-    """Density peaks in plain Python: (cluster of each point, centres)."""
-    n, d = len(points), len(points[0])
-    distance = [[math.dist(a, b) / math.sqrt(d) for b in points] for a in points]
-    density = [math.exp(-sum(x * x for x in sorted(row)[:k]) / k) for row in distance]
-    widest = max(map(max, distance))
-    peak = []
-    for i in range(n):
-        denser = [j for j in range(n) if (-density[j], j) < (-density[i], i)]
-        peak.append(density[i] * min([distance[i][j] for j in denser], default=widest))
-    centres = sorted(range(n), key=lambda i: (-peak[i], i))[:k]
-    cluster = [min(range(k), key=lambda c: distance[i][centres[c]]) for i in range(n)]
-    for c, i in enumerate(centres):
-        cluster[i] = c
-    return cluster, centres
-
-
-@given(st.integers(0, 10_000), st.integers(2, 24), st.integers(1, 6), st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
-def test_density_peaks(seed: int, n: int, d: int, k: int) -> None:
-    k = min(k, n)
-    points = torch.randn(1, n, d, generator=torch.Generator().manual_seed(seed))
-    cluster, centre = density_peaks(points, torch.ones(1, n, dtype=torch.bool), [k])
-    if k == 1:
-        assert (cluster.tolist(), centre.tolist()) == ([[0] * n], [[0]])
-    else:
-        assert (cluster[0].tolist(), centre[0].tolist()) == reference(points[0].tolist(), k)
-
-
-def test_density_peaks_finds_groups_that_stand_apart() -> None:
-    groups = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]]).repeat_interleave(4, 0)
-    points = groups + 0.1 * torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
-    cluster, _ = density_peaks(points[None], torch.ones(1, 12, dtype=torch.bool), [3])
-    found = cluster.view(3, 4)
-    assert (found == found[:, :1]).all()
-    assert sorted(found[:, 0].tolist()) == [0, 1, 2]
-
-
-def test_density_peaks_of_a_padded_batch() -> None:
-    sizes, wanted = [9, 4, 0, 1], [3, 2, 0, 1]
-    points = torch.randn(4, 9, 3, generator=torch.Generator().manual_seed(3))
-    member = torch.arange(9)[None] < torch.tensor(sizes)[:, None]
-    cluster, centre = density_peaks(points, member, wanted)
-    for i, (n, k) in enumerate(zip(sizes, wanted)):
-        assert (cluster[i, n:] == 3).all()
-        if k:
-            expected = reference(points[i, :n].tolist(), k)
-            assert (cluster[i, :n].tolist(), centre[i, :k].tolist()) == expected
-
-
-def test_equal_points_make_clusters_of_the_lowest_indices() -> None:
-    cluster, centre = density_peaks(torch.zeros(1, 5, 2), torch.ones(1, 5, dtype=torch.bool), [2])
-    assert centre.tolist() == [[0, 1]]
-    assert cluster.tolist() == [[0, 1, 0, 0, 0]]

@@ -35,11 +35,12 @@ DECODING = (
     "max_new_tokens",
     "seed",
 )
-#: Device, number format and attention kernel.
+#: Device, number format, attention kernel, and whether layers are compiled.
 HARDWARE = (
     "device",
     "dtype",
     "attn_implementation",
+    "compile",
     "load_4bit",
     "load_8bit",
 )

@@ -31,9 +31,11 @@ def load_checkpoint(settings: RunSettings) -> tuple[Any, Any, Any, int]:
     command line with the same names.
 
     Raises:
-        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
+        ValueError, OSError, ImportError: no such checkpoint, device, kernel or compiler; says
+            which.
     """
-    from llava.model.builder import load_pretrained_model
+    from llava.model.builder import default_device, load_pretrained_model
+    from llava.model.compilation import check_compiler, compile_layers
 
     if settings.device is not None:
         try:
@@ -41,7 +43,9 @@ def load_checkpoint(settings: RunSettings) -> tuple[Any, Any, Any, int]:
         except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
             reason = str(error).splitlines()[0]
             raise ValueError(f"--device {settings.device} cannot be used here: {reason}") from None
-    return load_pretrained_model(
+    if settings.compile:
+        check_compiler(settings.device or default_device())
+    loaded = load_pretrained_model(
         settings.model_path,
         settings.model_base,
         vision_tower=settings.vision_tower,
@@ -54,6 +58,9 @@ def load_checkpoint(settings: RunSettings) -> tuple[Any, Any, Any, int]:
         processing=settings.processing,
         offline=settings.offline,
     )
+    if settings.compile:
+        compile_layers(loaded[1])
+    return loaded
 
 
 class ModelOnce:
@@ -165,6 +172,7 @@ _OF_THE_MODEL = (
     "device",
     "dtype",
     "attn_implementation",
+    "compile",
     "load_8bit",
     "load_4bit",
     "feature_cache_gb",

@@ -95,6 +95,14 @@ class RunSettings:
         default="sdpa",
         metadata=_flag(choices=("sdpa", "eager", "flash_attention_2"), metavar="KERNEL"),
     )
+    compile: bool = field(
+        default=False,
+        metadata=_flag(
+            "compile the decoder's layers: fewer kernels for a GPU to launch, of little use on a "
+            "CPU; the first answers wait for it",
+            decides=NEVER,
+        ),
+    )
     merge_type: str | None = field(
         default=None,
         metadata=_flag(

@@ -261,7 +261,7 @@ def pool_into(layout: TokenLayout, selection: Selection, goes_to: Tensor) -> Sel
         source=torch.arange(layout.n, device=device).expand(layout.batch, -1),
         pools=tuple(old - left for old, left in zip(layout.lengths, selection.lengths)),
         cluster=column.gather(1, goes_to),
-        index=new + layout.n,
         clusters=width,
+        place=0,
     )
     return replace(selection, merge=merge)

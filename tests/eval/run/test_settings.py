@@ -24,6 +24,7 @@ OTHER = {
     "load_8bit": (True, ALWAYS),
     "dtype": ("float16", ALWAYS),
     "attn_implementation": ("eager", ALWAYS),
+    "compile": (True, NEVER),
     "merge_type": ("spatial", ALWAYS),
     "processing": ("llava-hf", ALWAYS),
     "offline": (True, NEVER),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
 from llava.eval.model_vqa_loader import main
 from llava.mm_utils import load_image_processor
+from llava.model import compilation
 
 from ... import tiny
 from ..stub import StubTokenizer, command, read_answers, read_record, write_data
@@ -57,6 +62,29 @@ def test_batches_answer_as_single_questions_do(tmp_path):
     assert answer(tmp_path, *budget, "--batch-size", "4", name="batch") == single
     assert [entry["metadata"]["cost"] for entry in read_answers(tmp_path)] == costs
     assert len(set(single)) > 1
+
+
+def test_compiled_layers_answer_the_same(tmp_path, monkeypatch):
+    write_data(tmp_path, 2)
+    budget = ("--target-token-num", "6", "--x0", "2")
+    expected = answer(tmp_path, *budget, name="plain")
+    # Graphs as in a real run, but no compiler behind them, which would take half a minute.
+    traced = partial(compilation.compile_layers, backend="eager")
+    monkeypatch.setattr(compilation, "compile_layers", traced)
+    monkeypatch.setattr(compilation, "check_compiler", lambda device: None)
+    counters.clear()
+    assert answer(tmp_path, *budget, "--compile", name="compiled") == expected
+    assert counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
+
+
+def test_a_missing_compiler_ends_a_run_before_it_starts(tmp_path, monkeypatch, capsys):
+    write_data(tmp_path, 1)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("llava.model.builder.load_pretrained_model", lambda *_, **__: pytest.fail())
+    assert main(command(tmp_path, "--compile", "--device", "cpu")) == 2
+    assert "error: compiling for cpu needs a C++ compiler" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
 def test_the_record_tells_dense_from_pruned(tmp_path):
