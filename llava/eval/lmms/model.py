@@ -124,15 +124,16 @@ class AutoPruneModel(lmms):
         Raises:
             ValueError: none of them could be answered; says why the first was not.
         """
-        groups: dict[str, list[int]] = defaultdict(list)
+        # In the order of the task, as a program asks its file: the last bits of an answer's numbers
+        # depend on what shares its batch.
+        groups: dict[tuple[str, str], list[int]] = defaultdict(list)
         for i, instance in enumerate(requests):
-            groups[json.dumps(instance.args[1], sort_keys=True, default=str)].append(i)
+            _, options, _, _, task, _ = instance.args
+            groups[task, json.dumps(options, sort_keys=True, default=str)].append(i)
         results: dict[int, GenerationResult] = {}
         failures: list[str] = []
         with tqdm(total=len(requests), disable=self.rank != 0, unit="question") as progress:
             for members in groups.values():
-                # The longest first: what does not fit into memory is found out at once.
-                members.sort(key=lambda i: -len(requests[i].args[0]))
                 for start in range(0, len(members), self.batch_size):
                     part = members[start : start + self.batch_size]
                     options = requests[part[0]].args[1] or {}

@@ -28,13 +28,10 @@ class StockModel:
     def __init__(self, settings: RunSettings) -> None:
         folder = resolve(settings.model_path, offline=settings.offline)
         device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = settings.dtype
-        if dtype == "auto" and torch.device(device).type == "cpu":
-            dtype = "float32"
         self._processor = AutoProcessor.from_pretrained(folder)
         self._processor.tokenizer.padding_side = "left"
         self.model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, attn_implementation=settings.attn_implementation
+            folder, dtype=settings.dtype, attn_implementation=settings.attn_implementation
         )
         self.model.to(device).eval()
         self._pruner = settings.pruner
@@ -59,7 +56,7 @@ class StockModel:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            padding=True,
+            processor_kwargs={"padding": True},
         ).to(self.model.device, self.model.dtype)
         sampled = generation["temperature"] > 0
         options = {key: generation[key] for key in ("max_new_tokens", "num_beams")}
