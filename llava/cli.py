@@ -37,6 +37,7 @@ SUB_COMMANDS = {
     "attention": SubCommand("llava.analysis.attention", "draw where text looks, by layer"),
     "curves": SubCommand("llava.analysis.curves", "draw the retention curve of each sample"),
     "tradeoff": SubCommand("llava.analysis.tradeoff", "draw accuracy over tokens, FLOPs and time"),
+    "verify": SubCommand("llava.analysis.verify", "is it right about a checkpoint of yours?"),
     "bench": SubCommand("llava.analysis.latency", "time a prefill, pruned and not"),
     "convert": SubCommand("llava.model.checkpoint", "a checkpoint in another format", shared=True),
     "merge": SubCommand("llava.model.checkpoint", "a LoRA adapter into its base", shared=True),

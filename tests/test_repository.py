@@ -59,6 +59,7 @@ FLOORS = (
     ("llava.pruning.methods", "llava.pruning.__init__"),
     ("llava", "llava.common"),
     ("llava.model",),
+    ("llava.hf",),
     ("llava.eval.run",),
     ("llava.eval.benchmarks",),
     ("llava.eval.compare",),

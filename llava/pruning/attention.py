@@ -33,6 +33,10 @@ ROW_LAYERS = {
     "qwen3_moe": "Qwen3MoeAttention",
     "gemma": "GemmaAttention",
     "granite": "GraniteAttention",
+    "gemma3": "Gemma3Attention",
+    "qwen2_vl": "Qwen2VLAttention",
+    "qwen2_5_vl": "Qwen2_5_VLAttention",
+    "qwen3_vl": "Qwen3VLTextAttention",
 }
 
 Rope = tuple[Tensor, Tensor]
@@ -61,6 +65,11 @@ def _same(size: int, device: torch.device) -> Tensor:
         return torch.eye(size, dtype=torch.bool, device=device)
 
 
+def themselves(queries: int, keys: int, device: torch.device) -> Tensor:
+    """(queries, keys): True where one of the last `queries` of `keys` tokens meets itself."""
+    return _same(rounded(keys), device)[keys - queries : keys, :keys]
+
+
 @lru_cache(maxsize=16)
 def _hidden_future(
     count: int, size: int, heads: int, dtype: torch.dtype, device: torch.device
@@ -81,11 +90,10 @@ def visible(valid: Tensor | None, queries: int, keys: int, device: torch.device)
     """
     if valid is not None and queries == 1:
         return valid[:, None, None, :]
-    size = rounded(keys)
-    past = _past(size, device)[keys - queries : keys, :keys]
+    past = _past(rounded(keys), device)[keys - queries : keys, :keys]
     if valid is None:
         return past[None, None]
-    return (past & valid[:, None, None, :]) | _same(size, device)[keys - queries : keys, :keys]
+    return (past & valid[:, None, None, :]) | themselves(queries, keys, device)
 
 
 def causal_mask(
@@ -174,7 +182,7 @@ def check_rows(attention: Any, keys: int) -> None:
 
 def _known(attention: nn.Module) -> bool:
     kind: Any = type(attention)
-    return _known_kind(kind)
+    return _known_kind(kind) and not getattr(attention, "attn_logit_softcapping", None)
 
 
 @lru_cache
@@ -207,14 +215,15 @@ def moved(values: Tensor, device: torch.device) -> Tensor:
 class Projections:
     """What a stock layer's own weights make of the tokens before it runs.
 
-    hidden: (batch, n, d), what enters the layer; rope: (batch or 1, n, head_dim) each.
+    hidden: (batch, n, d), what enters the layer; rope: (batch or 1, n, head_dim) each; keys: that a
+    window may be too narrow for, None for n.
 
     Raises ValueError for a layer that `check_rows` refuses.
     """
 
-    def __init__(self, layer: Any, hidden: Tensor, rope: Rope) -> None:
+    def __init__(self, layer: Any, hidden: Tensor, rope: Rope, keys: int | None = None) -> None:
         self.attention = layer.self_attn
-        check_rows(self.attention, hidden.shape[1])
+        check_rows(self.attention, hidden.shape[1] if keys is None else keys)
         device = device_of(layer, hidden)
         self._normed = layer.input_layernorm(moved(hidden, device))
         cos, sin = (moved(table, device)[:, :, None] for table in rope)
@@ -249,14 +258,21 @@ class Projections:
 class LayersAhead:
     """What a method may ask after a layer, see `base.Ahead`: of the norms and of the next layer.
 
-    `rows_computed` is the number of rows of the next layer that were computed.
+    `rows_computed` is the number of rows of the next layer that were computed. inputs: a
+    `LayerInputs` that knows of the next layer, where it may have another mask and other tables.
     """
 
     def __init__(
-        self, decoder: Any, index: int, hidden: Tensor, layout: TokenLayout, rope: Rope
+        self,
+        decoder: Any,
+        index: int,
+        hidden: Tensor,
+        layout: TokenLayout,
+        rope: Rope,
+        inputs: Any = None,
     ) -> None:
         self._decoder, self._index, self._hidden = decoder, index, hidden
-        self._layout, self._rope = layout, rope
+        self._layout, self._rope, self._inputs = layout, rope, inputs
         self.rows_computed = 0
 
     def _next(self) -> Any:
@@ -267,12 +283,18 @@ class LayersAhead:
 
     @torch.no_grad()
     def rows(self, count: int) -> Tensor:
-        ahead = Projections(self._next(), self._hidden, self._rope)
-        keys, layout = ahead.keys(), self._layout
+        layer, layout, inputs = self._next(), self._layout, self._inputs
         seen = None
-        if layout.padded:
-            seen = visible(layout.valid, count, layout.n, layout.device)
-            seen = moved(seen, keys.device)
+        if inputs is not None and inputs.windowed:
+            inputs.enter(layout, self._hidden)
+            ahead = Projections(layer, self._hidden, inputs.rope, 0)
+            seen = inputs.rows_seen(layout, count)
+        else:
+            ahead = Projections(layer, self._hidden, self._rope)
+            if layout.padded:
+                seen = visible(layout.valid, count, layout.n, layout.device)
+        keys = ahead.keys()
+        seen = seen if seen is None else moved(seen, keys.device)
         self.rows_computed = max(self.rows_computed, count)
         rows = attention_rows(ahead.queries(count), keys, ahead.attention.scaling, seen)
         return moved(rows, self._hidden.device)

@@ -19,8 +19,10 @@ from .selection import take
 
 class LayerInputs(Protocol):
     """Of the layer under way: rotary tables `rope`, (batch or 1, n, head_dim) each, and `mask` of
-    the tokens that enter it, as its attention wants it."""
+    the tokens that enter it, as its attention wants it. `windowed`: whether masks show the windows
+    of layers that have one."""
 
+    windowed: bool
     rope: Rope
     mask: Tensor | None
 
@@ -43,7 +45,7 @@ class LayerInputs(Protocol):
         ...
 
 
-class _RopeTables:
+class RopeTables:
     """Rotary tables of what is left, from those of the unpruned sequence.
 
     rope: cosines and sines (batch or 1, n, head_dim) at the original positions of `first`
@@ -97,10 +99,12 @@ class OwnInputs:
     backend: of the attention, see `attention.causal_mask`
     """
 
+    windowed = False
+
     def __init__(self, rope: Rope, first: TokenLayout, policy: str, backend: str) -> None:
         self.rope = rope
         self.mask: Tensor | None = None
-        self._tables = _RopeTables(rope, first, policy)
+        self._tables = RopeTables(rope, first, policy)
         self._backend = backend
         self._layout: TokenLayout | None = None
 

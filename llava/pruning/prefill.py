@@ -49,11 +49,11 @@ MANY, LEAST = 0.1, 64
 
 
 class Handed:
-    """In place of a cache, for a layer that runs on a part of its tokens: gives its attention the
+    """In place of `cache`, for a layer that runs on a part of its tokens: gives its attention the
     keys and values of all of them, which the cache has already."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+    def __init__(self, cache: PrunedCache, keys: Tensor, values: Tensor) -> None:
+        self.cache, self.keys, self.values = cache, keys, values
 
     def update(self, *ignored: Any, **also: Any) -> tuple[Tensor, Tensor]:
         return self.keys, self.values
@@ -138,6 +138,12 @@ class Prefill:
         self._step.watch = watch if rows else None
         return hidden, arguments
 
+    @property
+    def returned(self) -> TokenLayout:
+        """The tokens that the layer under way runs for; where only the last is wanted, all."""
+        selection = self._step.selection
+        return self.layout if selection is None else self.layout.select(selection)
+
     def leave(self, hidden: Tensor) -> Tensor:
         """What goes on to the next layer of what the layer returned."""
         if self.cache is None:
@@ -145,7 +151,8 @@ class Prefill:
         step, before, ahead_rows = self._step, self.layout, 0
         selection, source = step.selection, before
         if not step.projected:
-            ahead = LayersAhead(self.decoder, step.index, hidden, before, self.inputs.rope)
+            rope = self.inputs.rope
+            ahead = LayersAhead(self.decoder, step.index, hidden, before, rope, self.inputs)
             keys = self.cache.held(step.index)
             rows = self._rows(step.watch.queries, keys) if step.watch else None
             mask = self._row_mask(step.rows)
@@ -179,10 +186,14 @@ class Prefill:
             trace = self.cache.trace
             trace.complexity, trace.scoring = self.run.complexity(), self.run.scoring_flops()
 
+    def _keys(self) -> int:
+        """Keys that an attention's window may be too narrow for."""
+        return 0 if self.inputs.windowed else self.layout.n
+
     def _chooses_first(self, layer: Any) -> bool:
         layout, index = self.layout, self._step.index
         leaving = self.run.leaving(index, layout)
-        if leaving is None or not has_rows(layer.self_attn, layout.n):
+        if leaving is None or not has_rows(layer.self_attn, self._keys()):
             return False
         tokens = sum(leaving)
         return index == self._last or (tokens > MANY * sum(layout.lengths) and tokens >= LEAST)
@@ -192,14 +203,14 @@ class Prefill:
     ) -> tuple[Tensor, dict[str, Any]]:
         """`enter` of a layer whose choice needs nothing that it returns."""
         step, layout, inputs = self._step, self.layout, self.inputs
-        ahead = Projections(layer, hidden, inputs.rope)
+        ahead = Projections(layer, hidden, inputs.rope, self._keys())
         keys, values = cache.update(ahead.keys(), ahead.values(), step.index)
         rows = self._rows(ahead.queries(step.rows), keys) if step.rows else None
         step.selection = selection = self.run.after_layer(
             Observation(step.index, layout, None, rows, self._row_mask(step.rows), keys)
         )
         step.projected = True
-        arguments["past_key_values"] = Handed(keys, values)
+        arguments["past_key_values"] = Handed(cache, keys, values)
         if step.index == self._last and (selection is None or selection.then is None):
             step.ran = (1,) * layout.batch
             mask, rope = inputs.of_last(layout, hidden)
@@ -216,7 +227,7 @@ class Prefill:
         """Attention rows of the last tokens in the layer under way."""
         layout, count = self.layout, self._step.rows
         attention = self.decoder.layers[self._step.index].self_attn
-        check_rows(attention, layout.n)
+        check_rows(attention, self._keys())
         if queries is None:
             raise ValueError(
                 "the layers' attention shows no queries: it has to be one of "

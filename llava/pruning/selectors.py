@@ -71,8 +71,7 @@ def keep_top(
     order = (scores + layout.rank_bias).sort(dim=1, descending=True, stable=True).indices
     if targets is not None:
         order = order_within_images(layout, order, keep, targets)
-    # Of each sample's ranks the first that go on as they are: text is ranked before all others.
-    stay = _sums(layout.lengths, [-n for n in layout.n_visual], keep)
+    stay = _stay(layout, keep)
     added = clusters or [0] * layout.batch
     if not any(added):
         return Selection(in_sequence(order, stay), tuple(stay), tuple(keep))
@@ -93,7 +92,7 @@ def _with_merged(
     positions: str,
 ) -> Selection:
     """Of the ranks `order` (batch, n) text and the first `keep[i]`, and merged the pool behind."""
-    stay = _sums(layout.lengths, [-n for n in layout.n_visual], keep)
+    stay = _stay(layout, keep)
     source = _pooled(order, stay, pools)
     cluster, centre = None, source[:, :1]
     if max(added) > 1:
@@ -117,6 +116,11 @@ def in_sequence(order: Tensor, counts: Sequence[int]) -> Tensor:
     blank = _zeros(most, order.device)
     parts = [(blank[: most - count], row[:count]) for row, count in zip(_rows(order), counts)]
     return _joined(parts).sort(dim=1).values
+
+
+def _stay(layout: TokenLayout, keep: Sequence[int]) -> list[int]:
+    """How many of each sample's first ranks go on as they are: text ranks before all others."""
+    return _sums(layout.lengths, [-n for n in layout.n_visual], keep)
 
 
 def _sums(*counts: Sequence[int]) -> list[int]:
@@ -165,7 +169,7 @@ def _merged_later(
 ) -> Selection:
     """What stays and behind it, by rank, what is to be merged; `then` merges it."""
     visual = tuple(_sums(keep, pools))
-    stay = _sums(layout.lengths, [-n for n in layout.n_visual], keep)
+    stay = _stay(layout, keep)
     lengths = tuple(_sums(stay, pools))
     apart = _in_front(positions, layout)
     index = in_sequence(order, stay if apart else lengths)
@@ -213,16 +217,14 @@ def _arranged(
     device, most = order.device, max(stay)
     width, clusters = max(_sums(stay, added)), max(added)
     kept = in_sequence(order, stay)
-    spans = list(zip(stay, added, layout.tail))
-    if _in_front(positions, layout) and spans.count(spans[0]) == len(spans):
-        place = most - layout.tail[0]
-        index = torch.cat([kept[:, :place], centre, kept[:, place:]], 1)
-        return index, {"place": place} if merging else {}
+    in_front, spans = _in_front(positions, layout), list(zip(stay, added, layout.tail))
+    if in_front and merging and _alike(spans):
+        return _in_front_of_tails(kept, centre, spans), {"place": most - layout.tail[0]}
     tokens = [centre]
     if merging:
         number = torch.arange(layout.n, layout.n + clusters, device=device)
         tokens.append(number.expand(layout.batch, -1))
-    if _in_front(positions, layout):
+    if in_front:
         index, *merged = (_in_front_of_tails(kept, token, spans) for token in tokens)
         return index, {"index": merged[0]} if merging else {}
 
@@ -246,6 +248,11 @@ def _arranged(
     return index, {"index": merged[0]} if merging else {}
 
 
+def _alike(spans: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether all samples have the same."""
+    return spans.count(spans[0]) == len(spans)
+
+
 def _in_front_of_tails(
     kept: Tensor, merged: Tensor, spans: Sequence[tuple[int, int, int]]
 ) -> Tensor:
@@ -255,7 +262,7 @@ def _in_front_of_tails(
     ones, and how many of the former stand behind the latter.
     """
     most = kept.shape[1]
-    if spans.count(spans[0]) == len(spans):
+    if _alike(spans):
         place = most - spans[0][2]
         return torch.cat([kept[:, :place], merged, kept[:, place:]], 1)
     width = max(count + new for count, new, _ in spans)

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from llava import pruning
+from llava.analysis.oracle import masked_states
 from llava.constants import IMAGE_TOKEN_INDEX
 from tests import tiny
 from tests.closeness import ROUNDED, assert_close
-
-from .oracle import oracle
 
 QUESTIONS = (torch.tensor([11, 12, 13, 14]), torch.tensor([21, 22]))
 PRUNERS = {
@@ -62,7 +61,7 @@ def test_three_turns_equal_one_masked_forward(model, name) -> None:
     kept = cache.trace.kept_patches(0)
     seen = [text | {patch.index(p) for p in patches} for patches in kept]
     assert name == "dense" or len(kept[-1]) < len(kept[0]) == 16
-    full = model.lm_head(oracle(model, embeds, seen, cache.positions))
+    full = model.lm_head(masked_states(model.model, embeds, seen, cache.positions))
     first = len(patch) - 1  # its logits are the first answer's first
     starts = [first, first + 4 + 4, first + 4 + 4 + 4 + 2]
     assert starts[-1] + 4 == embeds.shape[1] - 1

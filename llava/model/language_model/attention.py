@@ -63,7 +63,8 @@ class Unwatched:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self.config = module.config.unwatched
+        # Hooks may come off a stock model while another thread is in here.
+        self.config = getattr(module.config, "unwatched", module.config)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
