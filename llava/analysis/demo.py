@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from llava.common import program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.compare import sweep
-from llava.eval.compare.comparison import compare
+from llava.eval.compare.comparison import accuracy, compare
 from llava.eval.compare.report import budget_text, collect, row_label
 from llava.eval.compare.results import Result
 from llava.eval.run.runner import EXIT_COMPLETE
@@ -60,7 +58,9 @@ def main(
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"\nWritten: {args.picture} (which patches go on) and {args.page} (answers that changed).")
+    print(
+        f"\nWritten: {args.picture} (which patches go on) and {args.page} (answers that changed)."
+    )
     print("Open them, or ask the model yourself, in a browser:")
     print(f"    .venv/bin/autoprune view --model-path {args.model_path}")
     return EXIT_COMPLETE
@@ -95,26 +95,15 @@ def label(row: Mapping[str, Any]) -> str:
     return f"{shown}, {settings}" if settings else shown
 
 
-def accuracy(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Mean of the benchmarks' scores in percent, and half its 95 % interval.
-
-    The interval is 1.96 standard errors: those of the benchmarks (`standard_error`) as of
-    independent scores.
+def accuracy_text(row: Mapping[str, Any]) -> str:
+    """Such as `92.1 ± 2.4`: see `llava.eval.compare.comparison.accuracy`.
 
     Raises:
-        ValueError: a benchmark is missing or has no score.
+        ValueError: a benchmark has no score.
     """
-    cells = [cell or {} for cell in row["benchmarks"].values()]
-    scores = [cell.get("percent") for cell in cells]
-    errors = [cell.get("standard_error") for cell in cells]
-    if None in scores or None in errors:
-        raise ValueError(f"{label(row)}: a benchmark has no score; ask more questions (--limit)")
-    return fmean(scores), 1.96 * sqrt(sum(error * error for error in errors)) / len(errors)
-
-
-def accuracy_text(row: Mapping[str, Any]) -> str:
-    """Such as `92.1 ± 2.4`."""
     mean, half = accuracy(row)
+    if mean is None or half is None:
+        raise ValueError(f"{label(row)}: a benchmark has no score; ask more questions (--limit)")
     return f"{mean:.1f} ± {half:.1f}"
 
 
@@ -124,7 +113,7 @@ def bars(table: Mapping[str, Any]) -> Iterator[str]:
     width = max(len(label(row)) for row in rows)
     yield f"{'':{width}}  {'accuracy':{_BAR + 6}}FLOPs"
     for row in rows:
-        right, cost = accuracy(row)[0], 100 * row["prefill_flops_ratio_with_scoring"]
+        right, cost = accuracy(row)[0] or 0, 100 * row["prefill_flops_ratio_with_scoring"]
         yield f"{label(row):{width}}  {_bar(right):{_BAR}} {right:3.0f}  {_bar(cost)} {cost:.0f} %"
 
 
