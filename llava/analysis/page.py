@@ -36,7 +36,7 @@ from . import traced
 from .differences import Difference, budget_of, find, method_of, most_different
 from .page_html import Card, Content, render
 from .traced import TracedAnswer
-from .tradeoff import series
+from .tradeoff import foremost, series
 
 _MOST = 120
 _NOT_SHOWN = (
@@ -128,7 +128,8 @@ def gather(
     """
     table = compare(results)
     table["rows"].sort(key=natural_order)
-    drawn, left_out = series(table)
+    lines, left_out = series(table)
+    drawn, others = foremost(lines)
     differences, changes = find(results, data)
     chosen = most_different(differences, most)
     shown = chosen if ask is None else tqdm(chosen, unit="question", desc="asked again")
@@ -143,6 +144,7 @@ def gather(
         table=table,
         drawn=drawn,
         left_out=left_out,
+        others=others,
         settings={_name(result): _settings(result) for result in results},
         changes=changes,
         cards=cards,

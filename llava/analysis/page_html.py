@@ -39,7 +39,8 @@ class Content:
     """What a page shows.
 
     table:      a comparison (`llava.eval.compare.comparison.compare`)
-    drawn:      its series (`tradeoff.series`); left_out: its rows that are not drawn
+    drawn:      its series (`tradeoff.series`); left_out: its rows that cannot be drawn;
+                others: the series that keep less (`tradeoff.foremost`)
     settings:   by the name of a run, what it ran with
     """
 
@@ -47,6 +48,7 @@ class Content:
     table: Mapping[str, Any]
     drawn: Sequence[Series]
     left_out: Sequence[str]
+    others: Sequence[str]
     settings: Mapping[str, Mapping[str, Any]]
     changes: Sequence[Changes]
     cards: Sequence[Card]
@@ -61,10 +63,10 @@ def render(content: Content) -> str:
     pictures, ids = _pictures(content.cards)
     traces = {f"card-{n}": _trace(c.trace) for n, c in enumerate(content.cards) if c.trace}
     sections = [
+        ("answers", "Answers that differ most", _cards(content, ids)),
         ("scores", "Scores and costs", _scores(content)),
         ("plots", "Accuracy against cost", _plots(content)),
         ("changes", "What pruning changed", _changes(content.changes)),
-        ("answers", "Answers that differ most", _cards(content, ids)),
         ("settings", "Settings", _settings(content)),
     ]
     links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections)
@@ -111,6 +113,8 @@ def _plots(content: Content) -> str:
         f"<li>Left out, for it lacks a benchmark or tokens: {escape(row)}.</li>"
         for row in content.left_out
     )
+    if content.others:
+        note += f"<li>Not drawn, for they keep less: {escape(', '.join(content.others))}.</li>"
     return (
         f'<ul class="legend">{legend}</ul><div class="charts">{charts}</div>'
         '<ul class="notes"><li>Accuracy: mean of the scores, in percent of the best. Level lines '
@@ -120,29 +124,43 @@ def _plots(content: Content) -> str:
 
 
 def _changes(changes: Sequence[Changes]) -> str:
+    """A row a run, a column a benchmark; folded, for the answers say more."""
     if not changes:
         return f"<p>{_ALONE}</p>"
-    headings = ["method", "budget", "benchmark", "questions", "asked"]
-    headings += ["right → wrong", "wrong → right", "another answer"]
-    rows = [
-        [
-            change.method,
-            change.budget,
-            change.benchmark,
-            change.hardness,
-            str(change.questions),
-            str(change.lost),
-            str(change.gained),
-            str(change.other),
-        ]
-        for change in changes
-    ]
-    return (
-        _table("What pruning changed", headings, rows)
-        + '<ul class="notes"><li>Questions about a picture; simple ones take one step, complex '
-        "ones more. Right is what equals the reference of the benchmark's metadata; where there is "
-        "none, every change is another answer.</li></ul>"
+    benchmarks = list(dict.fromkeys(change.benchmark for change in changes))
+    rows: dict[str, dict[str, list[Changes]]] = {}
+    for change in changes:
+        run = f"{change.method} {change.budget}".strip()
+        rows.setdefault(run, {}).setdefault(change.benchmark, []).append(change)
+    table = _table(
+        "What pruning changed",
+        ["run", *benchmarks],
+        ([run, *(_change(of.get(name, [])) for name in benchmarks)] for run, of in rows.items()),
     )
+    return (
+        f"<details><summary>Right answers lost and gained, by run and benchmark</summary>{table}"
+        '<ul class="notes"><li>−3 +1 ~2 of 40: of 40 questions about a picture three right answers '
+        "became wrong, one wrong one right, and two changed otherwise. Behind it the same of "
+        "complex questions, which take more than one step. Right is what equals the reference of "
+        "the benchmark's metadata; where there is none, every change is another.</li></ul>"
+        "</details>"
+    )
+
+
+def _change(changes: Sequence[Changes]) -> str:
+    """A cell of the matrix; empty where nothing was asked."""
+    if not changes:
+        return ""
+    hard = [change for change in changes if change.hardness == "complex"]
+    return _counts(changes) + (f" ({_counts(hard)} complex)" if hard else "")
+
+
+def _counts(changes: Sequence[Changes]) -> str:
+    lost, gained, other, asked = (
+        sum(getattr(change, name) for change in changes)
+        for name in ("lost", "gained", "other", "questions")
+    )
+    return f"−{lost} +{gained} ~{other} of {asked}"
 
 
 def _cards(content: Content, pictures: Mapping[int, str]) -> str:

@@ -25,10 +25,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from llava.common import json_files, program
+from llava.common import flags, json_files, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.compare.comparison import compare
+from llava.eval.compare.comparison import accuracy, compare
 from llava.eval.compare.report import budget_text, collect, natural_order, row_label, start_logging
 
 from . import plotting
@@ -40,6 +40,9 @@ FLOPS_HEADING = "prefill FLOPs (published counting), % of unpruned"
 
 Kind = Literal["method", "floor", "level"]
 
+#: Lines beside the unpruned model and no picture; more cannot be told apart.
+MOST = 8
+
 _LEVELS = ("none", "no-image")
 _FLOORS = ("random", "uniform-grid")
 _NAMES = {"none": "unpruned", "no-image": "no image"}
@@ -49,13 +52,14 @@ _NAMES = {"none": "unpruned", "no-image": "no image"}
 class Point:
     """A row: mean tokens entering a layer, prefill FLOPs by the published counting and accuracy in
     percent, its budget, and milliseconds of a prefill, None where its runs measured different
-    things."""
+    things; `interval` is half of the accuracy's 95 % interval, None where it is not known."""
 
     tokens: float
     flops: float
     accuracy: float
     budget: str
     prefill_ms: float | None
+    interval: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,14 @@ def series(table: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
     for row in sorted(table["rows"], key=natural_order):
         name = row_label(row)
         label = _NAMES.get(name, name)
-        scores = [cell and cell["percent"] for cell in row["benchmarks"].values()]
+        score, interval = accuracy(row)
         costs = row["tokens_entering"], row["prefill_flops_ratio"]
-        if None in scores or None in costs:
+        if score is None or None in costs:
             left_out.append(f"{label} {budget_text(row['budget'])}".strip())
             continue
         kinds[label] = _kind(row["method"])
         budget, time = budget_text(row["budget"]), row["prefill_ms"]
-        point = Point(costs[0], 100 * costs[1], fmean(scores), budget, time)
+        point = Point(costs[0], 100 * costs[1], score, budget, time, interval)
         points.setdefault(label, []).append(point)
     drawn = [
         Series(label, kinds[label], sorted(points_of, key=lambda point: point.tokens))
@@ -96,7 +100,14 @@ def series(table: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
     return sorted(drawn, key=lambda line: order.index(line.kind)), left_out
 
 
-_MARKERS = "osD^v"
+def foremost(drawn: Sequence[Series], most: int = MOST) -> tuple[list[Series], list[str]]:
+    """Levels, floors and the methods that keep most accuracy, at most `most` lines beside levels;
+    and the labels of the others."""
+    methods = [line for line in drawn if line.kind == "method"]
+    room = max(most - sum(line.kind == "floor" for line in drawn), 0)
+    methods.sort(key=lambda line: -fmean(point.accuracy for point in line.points))
+    others = {line.label for line in methods[room:]}
+    return [line for line in drawn if line.label not in others], sorted(others)
 
 
 def figure(drawn: Sequence[Series], title: str, vision_apart: bool | None) -> Figure:
@@ -107,7 +118,7 @@ def figure(drawn: Sequence[Series], title: str, vision_apart: bool | None) -> Fi
     Raises:
         ImportError: matplotlib is not installed; says how to get it.
     """
-    result = plotting.new_figure(14, 4.8)
+    result = plotting.new_figure(17, 4.8)
     panels = result.subplots(1, 3, sharey=True)
     tower = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
     for axes, name, heading in zip(
@@ -120,14 +131,12 @@ def figure(drawn: Sequence[Series], title: str, vision_apart: bool | None) -> Fi
         ),
     ):
         for number, line in enumerate(drawn):
-            # after ten colours the next marker tells lines of the same colour apart
-            look = f"C{number % 10}", _MARKERS[number // 10 % len(_MARKERS)]
-            _draw(axes, line, name, *look)
+            _draw(axes, line, name, f"C{number % 10}")
         axes.set_xlabel(heading)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy, % of the best")
-    handles, labels = panels[0].get_legend_handles_labels()
-    result.legend(handles, labels, fontsize="small", loc="outside right upper")
+        axes.spines[["top", "right"]].set_visible(False)
+        _name(axes)
+    panels[0].set_ylabel("accuracy, % of the best, with 95 % intervals")
     result.suptitle(title, x=0.02, ha="left")
     return result
 
@@ -181,8 +190,10 @@ def _check_table(table: Mapping[str, Any], path: Path) -> None:
         for name, cell in row["benchmarks"].items():
             if cell is not None:
                 place = f"{where}, {name!r}"
-                json_files.check(cell, place, {"percent": (float, type(None))})
-                json_files.check_plain({"percent": cell["percent"]}, place)
+                number = {"percent": (float, type(None))}
+                json_files.check(cell, place, number, {"standard_error": float})
+                numbers = {name: cell.get(name) for name in ("percent", "standard_error")}
+                json_files.check_plain(numbers, place)
 
 
 _COLUMNS = frozenset(
@@ -219,6 +230,13 @@ def main(
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="png, jpg, pdf or svg"
     )
+    parser.add_argument(
+        "--most",
+        type=flags.whole(1),
+        default=MOST,
+        metavar="N",
+        help="lines beside the unpruned model: those that keep most (default: %(default)s)",
+    )
     parser.add_argument("--dpi", type=plotting.dpi, default=plotting.DPI)
     args = parser.parse_args(argv)
     try:
@@ -226,6 +244,9 @@ def main(
         drawn, left_out = series(table)
         for row in left_out:
             print(f"Left out: {row}, which lacks a benchmark or tokens.", file=sys.stderr)
+        drawn, others = foremost(drawn, args.most)
+        if others:
+            print(f"Not drawn (--most): {', '.join(others)}.", file=sys.stderr)
         if not drawn:
             raise ValueError("no row has every benchmark: nothing to draw.")
         models = ", ".join(table["made_with"]["model"])
@@ -253,7 +274,7 @@ def _comparison(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -
     return compare(collect(args.runs, args.data, benchmarks))
 
 
-def _draw(axes: Any, line: Series, name: str, colour: str, marker: str) -> None:
+def _draw(axes: Any, line: Series, name: str, colour: str) -> None:
     points = [point for point in line.points if getattr(point, name) is not None]
     if not points:
         return
@@ -263,7 +284,35 @@ def _draw(axes: Any, line: Series, name: str, colour: str, marker: str) -> None:
         axes.plot(x, y, color=colour, marker="*", linestyle="none", label=line.label)
         return
     style = "--" if line.kind == "floor" else "-"
-    axes.plot(x, y, color=colour, marker=marker, linestyle=style, label=line.label)
+    axes.plot(x, y, color=colour, marker="o", linestyle=style, label=line.label)
+    bars = [point.interval or 0 for point in points]
+    axes.errorbar(x, y, bars, color=colour, linestyle="none", linewidth=1, capsize=2, alpha=0.6)
+
+
+def _name(axes: Any) -> None:
+    """Write each line's label right of the panel, at the height of its last point, apart from
+    the others, in its colour."""
+    low, high = axes.get_ylim()
+    apart = (high - low) / 20
+    ends = sorted(
+        (line.get_ydata()[-1], line.get_xdata()[-1], line)
+        for line in axes.lines
+        if not str(line.get_label()).startswith("_")
+    )
+    height = low - apart
+    for y, x, line in ends:
+        height = max(y, height + apart)
+        axes.annotate(
+            line.get_label(),
+            (x, y),
+            (1.02, height),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            fontsize="small",
+            color=line.get_color(),
+            arrowprops={"arrowstyle": "-", "color": line.get_color(), "alpha": 0.3},
+            annotation_clip=False,
+        )
 
 
 def _kind(method: str) -> Kind:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import builtins
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from llava import pruning
-from llava.analysis.tradeoff import Point, Series, figure, main, series
+from llava.analysis.tradeoff import Point, Series, figure, foremost, main, series
 from llava.eval.compare.comparison import compare
 from llava.eval.compare.report import collect
 from llava.eval.compare.report import main as report
@@ -92,9 +93,31 @@ def test_the_figure_has_the_series(data) -> None:
     assert left.get_xlabel().startswith("visual tokens entering")
     assert middle.get_xlabel().startswith("prefill FLOPs (published counting)")
     assert right.get_xlabel() == "prefill, ms a question, with the vision tower"
-    (legend,) = made.legends
-    assert [text.get_text() for text in legend.get_texts()] == [one.label for one in found]
+    for axes in made.axes:  # each line has its name beside it, in its colour, apart from the others
+        names = {text.get_text(): text for text in axes.texts}
+        assert names.keys() == {one.label for one in found}
+        heights = sorted(text.xyann[1] for text in names.values())
+        low, high = axes.get_ylim()
+        assert min(b - a for a, b in pairwise(heights)) >= (high - low) / 21
+        random = next(line for line in axes.lines if line.get_label() == "random")
+        assert names["random"].get_color() == random.get_color()
     assert made.get_suptitle() == "a title"
+
+
+def test_the_lines_that_keep_most_are_drawn_and_the_others_named(data) -> None:
+    lines = [Series("unpruned", "level", [Point(600, 100, 90, "", None)])]
+    lines += [Series(f"m{n}", "method", [Point(60, 10, n, "64", None)]) for n in range(10)]
+    lines += [Series("random", "floor", [Point(60, 10, 1, "64", None)])]
+    few, others = foremost(lines, most=3)
+    assert [line.label for line in few] == ["unpruned", "m8", "m9", "random"]
+    assert others == [f"m{n}" for n in range(8)]
+
+
+def test_a_point_has_the_interval_of_its_benchmarks(data) -> None:
+    found, _ = drawn(data)
+    point = next(one for one in found if one.label == "unpruned").points[0]
+    # 100 % of 4 questions have no error; 50 % of 8 have sqrt(50 * 50 / 8), half in the mean of two.
+    assert point.interval == pytest.approx(1.96 * (2500 / 8) ** 0.5 / 2)
 
 
 def test_a_row_whose_runs_measured_different_times_is_not_in_the_panel_of_times(data) -> None:

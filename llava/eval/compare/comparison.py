@@ -62,6 +62,22 @@ def standard_error(percent: float | None, counted: int) -> float | None:
     return None if percent is None or not counted else sqrt(percent * (100 - percent) / counted)
 
 
+def accuracy(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Mean of a row's scores in percent of the best, and half of its 95 % interval.
+
+    The interval is 1.96 standard errors, those of the benchmarks taken as independent. None where a
+    benchmark has no score, or its error is not known.
+    """
+    cells = [cell or {} for cell in row["benchmarks"].values()]
+    scores = [cell["percent"] for cell in cells if cell.get("percent") is not None]
+    errors = [cell["standard_error"] for cell in cells if cell.get("standard_error") is not None]
+    if len(scores) < len(cells):
+        return None, None
+    if len(errors) < len(cells):
+        return fmean(scores), None
+    return fmean(scores), 1.96 * sqrt(sum(error**2 for error in errors)) / len(errors)
+
+
 def compare(results: Sequence[Result]) -> dict[str, Any]:
     """The comparison as JSON: benchmarks, rows in the order of the results, and how it was made.
 

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from llava.common import program
@@ -54,6 +53,7 @@ from ..run.runner import (
 from ..run.settings import RunSettings
 from ..run.subset import take
 from ..run.watched import LOADING
+from .progress import LiveLine, Steps
 from .report import add_output_arguments, report, start_logging
 from .runs import (
     CURVE,
@@ -153,9 +153,13 @@ def run_all(
     benchmarks: Mapping[str, Benchmark],
     runs: Sequence[PlannedRun] | None = None,
     model: ModelOnce | None = None,
+    *,
+    live: bool = False,
 ) -> Outcome:
-    """Do what the parsed command line asks for; `runs` are in place of its --runs, and `model` is
-    one that may be loaded already."""
+    """Do what the parsed command line asks for; `runs` are in place of its --runs.
+
+    `model` may be loaded already. `live` shows one line for all runs, and nothing of what went well.
+    """
     model, read_before = model or ModelOnce(), LOADING.seconds
     try:
         shared = {name: getattr(args, name) for name in CURVE}
@@ -165,15 +169,16 @@ def run_all(
         _say(f"error: {error}")
         return Outcome(EXIT_USAGE)
     try:
-        code, problems = _answer(tasks, model)
+        code, problems = _answer(tasks, model, LiveLine(tasks) if live else Steps(tasks))
     except KeyboardInterrupt:
         _say("Interrupted between two runs; the same command continues.")
         return Outcome(EXIT_INTERRUPTED)
     seconds = {"files": LOADING.seconds - read_before, "model": model.seconds}
-    _say(
-        f"Loading took {seconds['files']:.1f} s for questions and annotations, "
-        f"{seconds['model']:.1f} s for the model."
-    )
+    if not live:
+        _say(
+            f"Loading took {seconds['files']:.1f} s for questions and annotations, "
+            f"{seconds['model']:.1f} s for the model."
+        )
     for problem in problems:
         _say(problem)
     complete = [task.settings.answers_file for task in tasks if _is_complete(task)]
@@ -233,19 +238,20 @@ def _chosen(args: argparse.Namespace, benchmarks: Mapping[str, Benchmark]) -> li
     return there
 
 
-def _answer(tasks: Sequence[Task], model: ModelOnce) -> tuple[int, list[str]]:
+def _answer(
+    tasks: Sequence[Task], model: ModelOnce, progress: Steps | LiveLine
+) -> tuple[int, list[str]]:
     """Do the tasks in their order; the exit status of the first that was not completed, and lines
     about what is not in the table.
 
     One that fails does not keep the others from being done, unless the model cannot be loaded.
     """
-    progress = _Progress(tasks)
     first_failure = EXIT_COMPLETE
     refused: list[str] = []
     holes: list[str] = []
     for task in tasks:
         progress.begin(task)
-        code, summaries = _perform(task, model)
+        code, summaries = _perform(task, model, progress.bar)
         progress.end(task, summaries)
         first_failure = first_failure or code
         for summary in summaries:
@@ -261,6 +267,7 @@ def _answer(tasks: Sequence[Task], model: ModelOnce) -> tuple[int, list[str]]:
                 )
         if code in (EXIT_USAGE, EXIT_INTERRUPTED):
             break
+    progress.close()
     if model.features_dropped:
         _say(
             f"The feature cache was full and dropped {model.features_dropped} images, which later "
@@ -269,46 +276,12 @@ def _answer(tasks: Sequence[Task], model: ModelOnce) -> tuple[int, list[str]]:
     return first_failure, [*holes, *refused]
 
 
-def _perform(task: Task, model: ModelOnce) -> tuple[int, list[dict[str, Any]]]:
+def _perform(task: Task, model: ModelOnce, bar: Any) -> tuple[int, list[dict[str, Any]]]:
     """Exit status of a run and its summary, none if it could not begin."""
     summaries: list[dict[str, Any]] = []
-    code = run(task.settings, lambda: task.questions, load=model, report=summaries.append)
+    told = summaries.append
+    code = run(task.settings, lambda: task.questions, load=model, report=told, bar=bar)
     return code, summaries
-
-
-class _Progress:
-    """Says on stderr which run of how many this is, and about how long the rest takes."""
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._count = len(tasks)
-        self._number = 0
-        self._left = sum(task.left for task in tasks)
-        self._answered = 0
-        self._seconds = 0.0
-        self._since = 0.0
-
-    def begin(self, task: Task) -> None:
-        self._number += 1
-        self._since = perf_counter()
-        about = f", about {_duration(self._estimate())} left" if self._answered else ""
-        _say(f"[{self._number}/{self._count}] {task.benchmark.name}: {task.planned.name}{about}")
-
-    def end(self, task: Task, summaries: Sequence[Mapping[str, Any]]) -> None:
-        self._left -= task.left
-        for summary in summaries:
-            if new := summary["counts"]["answered"] - summary["counts"]["resumed"]:
-                self._answered += new
-                self._seconds += perf_counter() - self._since
-
-    def _estimate(self) -> float:
-        return self._left * self._seconds / self._answered
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _record(task: Task) -> RunRecord:

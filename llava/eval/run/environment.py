@@ -138,3 +138,15 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def shortage_in(error: BaseException) -> str | None:
+    """What ran out, None if the error is something else."""
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "out of memory"
+    if "out of memory" in text or "can't allocate memory" in text:  # MPS and CPU allocators
+        return "out of memory"
+    if "DataLoader worker" in text:
+        return f"an image worker died, as they do when memory runs out ({text.splitlines()[0]})"
+    return None

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm import tqdm
 
 from llava.common.signals import EXIT_INTERRUPTED
 
 from .answers import AnswerFile, FailureFile, QuestionSource
-from .environment import devices_of, environment, peak_memory_bytes, reset_peak_memory
+from .environment import devices_of, environment, peak_memory_bytes, reset_peak_memory, shortage_in
 from .interruption import Interruption
 from .linefile import LostError, WriteError
 from .models import LoadModel, load_model
@@ -51,15 +51,17 @@ def run(
     *,
     load: LoadModel = load_model,
     report: Callable[[dict[str, Any]], None] | None = None,
+    bar: tqdm | None = None,
 ) -> int:
     """Answer what has no answer yet and return the exit status.
 
     `load` gives the model, if one is needed. Messages and a progress bar go to stderr. `report`
-    gets the record's summary; without it, the summary is the last line on stdout.
+    gets the record's summary; without it, the summary is the last line on stdout. `bar` is shared
+    with other runs: it moves on with this one's questions, and nothing is said of what went well.
     """
     with Interruption() as stop:
         try:
-            session = Session(settings, read_questions(), load)
+            session = Session(settings, read_questions(), load, bar)
             session.prepare()
         except BaseException as error:
             # Libraries that a signal hits on their way in may make something else of it.
@@ -69,7 +71,7 @@ def run(
             if isinstance(error, (ValueError, OSError, ImportError, NotImplementedError)):
                 _say(f"error: {error}")
                 return EXIT_USAGE
-            if (shortage := _shortage(error)) is None:
+            if (shortage := shortage_in(error)) is None:
                 raise
             _say(f"error: {shortage} while the model was loaded. {_LOAD_SMALLER}")
             return EXIT_STOPPED
@@ -86,9 +88,14 @@ class Session:
     """
 
     def __init__(
-        self, settings: RunSettings, questions: QuestionSource, load: LoadModel = load_model
+        self,
+        settings: RunSettings,
+        questions: QuestionSource,
+        load: LoadModel = load_model,
+        bar: tqdm | None = None,
     ) -> None:
         self._settings = settings
+        self._bar = bar
         self._questions = questions
         self._load = load
         self._requested = settings.to_dict(questions.sha256)
@@ -170,7 +177,7 @@ class Session:
         except (MemoryError, RuntimeError) as error:
             if stop.seen:  # a worker that ends with the others is no shortage
                 status, code, message = INTERRUPTED, EXIT_INTERRUPTED, "Interrupted."
-            elif (shortage := _shortage(error)) is None:
+            elif (shortage := shortage_in(error)) is None:
                 raise
             else:
                 message = f"error: {shortage}. {_RUN_SMALLER}"
@@ -188,7 +195,8 @@ class Session:
             if (loss := self._close()) is not None:
                 status, message = INCOMPLETE, f"error: {loss}"
                 code = EXIT_INTERRUPTED if code == EXIT_INTERRUPTED else EXIT_STOPPED
-            _say(message)
+            if code != EXIT_COMPLETE or self._bar is None:
+                _say(message)
             saved = self._save_finally(status)
         return code if saved else code or EXIT_STOPPED
 
@@ -211,7 +219,7 @@ class Session:
     def _answer_pending(self, stop: Interruption) -> None:
         if self._model is not None:
             self._save(RUNNING)
-            if self._resumed:
+            if self._resumed and self._bar is None:
                 _say(f"Continuing: {self._resumed} of {len(self._questions)} are answered.")
             self._answer_with(*self._model, stop)
         with stop.hold():
@@ -231,9 +239,7 @@ class Session:
         # Pictures that a model tiles differ in their tokens, so the next may fit the budget.
         tiled = getattr(model.config, "image_aspect_ratio", None) == "anyres"
         tries = len(self._questions) if tiled else _TRIES
-        with tqdm(
-            total=len(self._questions), initial=self._resumed, unit="question", smoothing=0.1
-        ) as progress:
+        with self._progress() as progress:
             idle_since = perf_counter()
             with stop.hold():  # half an iterator cannot shut its workers down
                 loading = batches(self._dataset, settings.batch_size, settings.num_workers)
@@ -261,11 +267,17 @@ class Session:
                     if refusal and not answers.answered and failures.count >= tries:
                         raise refusal
                     idle_since = perf_counter()
-                if answers.totals.entering is not None:
+                if answers.totals.entering is not None and self._bar is None:
                     progress.set_postfix_str(f"{answers.totals.entering:.1f} visual tokens a layer")
                 progress.update(len(batch))
         if refusal and not answers.answered:
             raise refusal
+
+    def _progress(self) -> AbstractContextManager[tqdm]:
+        if self._bar is not None:
+            return nullcontext(self._bar)
+        total, done = len(self._questions), self._resumed
+        return tqdm(total=total, initial=done, unit="question", smoothing=0.1)
 
     def _note_once(self, item: LoadedQuestion, answer: dict[str, Any], progress: tqdm) -> None:
         """Say once a run that pictures were scaled, or that an answer met the context's end."""
@@ -322,18 +334,6 @@ class Session:
 _TRIES = 8
 _LOAD_SMALLER = "Try --dtype float16, --load-4bit or another --device."
 _RUN_SMALLER = "Try a smaller --batch-size (or --num-beams), or fewer --num-workers."
-
-
-def _shortage(error: BaseException) -> str | None:
-    """What ran out, None if the error is something else."""
-    text = str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return "out of memory"
-    if "out of memory" in text or "can't allocate memory" in text:  # MPS and CPU allocators
-        return "out of memory"
-    if "DataLoader worker" in text:
-        return f"an image worker died, as they do when memory runs out ({text.splitlines()[0]})"
-    return None
 
 
 def _print(summary: dict[str, Any]) -> None:
