@@ -158,7 +158,7 @@ def run_all(
 ) -> Outcome:
     """Do what the parsed command line asks for; `runs` are in place of its --runs.
 
-    `model` may be loaded already. `live` shows one line for all runs, and nothing of what went well.
+    `model` may be loaded already. `live` shows one line for all runs, nothing of what went well.
     """
     model, read_before = model or ModelOnce(), LOADING.seconds
     try:

@@ -172,7 +172,8 @@ class Folder:
         self, questions: Iterable[tuple[str | int, Question, Scene | None, str]]
     ) -> None:
         """Write `metadata.jsonl`, a line a question in the order of the question file: its scene
-        and how that is framed, kind, answer and how hard it is. Each comes as (id, question, scene if any, answer)."""
+        and how that is framed, kind, answer and how hard it is. Each comes as (id, question, scene
+        if any, answer)."""
         self.write_lines(
             "metadata.jsonl",
             (

@@ -1,4 +1,4 @@
-"""The embedded checkpoint as a folder that `AutoProcessor` and `AutoModelForImageTextToText` read."""
+"""The embedded checkpoint as a folder of `AutoProcessor` and `AutoModelForImageTextToText`."""
 
 from __future__ import annotations
 
