@@ -172,7 +172,7 @@ def test_a_person_asks_and_looks(page, served, picture) -> None:
     # A method without a budget says so.
     choose(page, "method-1", "no-image")
     assert answers(page) == 7 and text(page, "#side-1 h2") == "no-image"
-    assert text(page, "#budget-1") == "none to set" and page.evaluate("at('tokens-1').disabled")
+    assert text(page, "#budget-1") == "no budget" and page.evaluate("at('tokens-1').disabled")
     choose(page, "method-1", "autoprune")
 
     # Light and dark, wide and narrow.

@@ -65,7 +65,7 @@ function showBudget(side) {
   const { method, tokens } = chosen(side);
   const { given } = state.settings;
   at(`tokens-${side}`).disabled = tokens === null;
-  at(`budget-${side}`).textContent = tokens === null ? "none to set" : `${tokens} tokens`;
+  at(`budget-${side}`).textContent = tokens === null ? "no budget" : `${tokens} tokens`;
   at(`settings-${side}`).disabled = method === "none";
   at(`settings-${side}`).placeholder =
     method === "none" ? "" : method === state.settings.method && given ? given : "FIELD=VALUE, ...";
@@ -222,10 +222,11 @@ function showLayers() {
   });
   at("bars").replaceChildren(...bars);
   for (const side of SIDES) {
-    const images = both[side].views.map(({ columns }) => {
-      const image = document.createElement("img");
-      image.style.flexGrow = columns;
-      return image;
+    const images = both[side].views.map(({ columns, title }) => {
+      const figure = document.createElement("figure");
+      figure.style.flexGrow = columns; // patches of all views are equally large
+      figure.append(document.createElement("img"), element("figcaption", title));
+      return figure;
     });
     const none = element("p", "The tokens of this model have no places to draw.", {
       className: "hint",
@@ -243,7 +244,7 @@ function showLayer() {
   const where = layer < last ? `Layer ${layer}` : "After the last layer";
   const told = answers().map(({ panels, pictures, views, n_visual }, side) => {
     const { kept, merged, nowhere, pictures: numbers } = panels[layer];
-    const notes = [merged && `${merged} merged`, nowhere && `${nowhere} nowhere`].filter(Boolean);
+    const notes = [merged && `${merged} merged`, nowhere && `${nowhere} not drawn`].filter(Boolean);
     const more = views.length && notes.length ? `, ${notes.join(", ")}` : "";
     const text = `${where}: ${kept} of ${n_visual}${more}`;
     const card = at(`side-${side}`);
