@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from llava.analysis import overlay, traced
+from llava.analysis.stock_answers import is_stock
 from llava.anyres import fixed_canvas, read_pinpoints
 from llava.common.images import note
 from llava.common.json_files import check, shorten
@@ -35,6 +36,7 @@ MOST_WAITING = 8
 MOST_CHARACTERS = 2000
 _MOST_TOKENS = 10**6  # more than any picture has
 _MOST_SETTINGS = 200
+_STOCK_TOKENS = 1024  # the slider's first range where no config says how many there may be
 _LOOK = 0.2  # seconds between two looks at whether a waiting sender is still there
 
 
@@ -130,6 +132,7 @@ class Viewer:
             "methods": [
                 {"name": name, "budget": cls.takes_budget()}
                 for name, cls in sorted(METHODS.items())
+                if not (is_stock(self._loaded.model) and cls().needs_patches)
             ],
             "method": self._pruner.method if self._pruner.method != "none" else "autoprune",
             "given": self._given(),
@@ -253,7 +256,10 @@ class Viewer:
 
 def tokens_of(loaded: Loaded) -> tuple[int, str]:
     """The most visual tokens that a picture has, newlines aside, and that in words."""
-    config, side = loaded.model.config, loaded.model.get_vision_tower().grid
+    config = loaded.model.config
+    if is_stock(loaded.model):
+        return _STOCK_TOKENS, f"{config.model_type} of transformers"
+    side = loaded.model.get_vision_tower().grid
     if (adapter := getattr(config, "mm_token_adapter", None)) is not None:
         return adapter[1], f"{adapter[1]} tokens a picture, none of which has a place on it"
     if config.image_aspect_ratio != "anyres":

@@ -102,7 +102,7 @@ def test_a_signal_ends_the_viewer_and_its_answers(demo, endless, monkeypatch, ca
         answered.set()
 
     answered = threading.Event()
-    monkeypatch.setattr(viewer, "load", lambda args: demo)
+    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
     monkeypatch.setattr(viewer, "ViewerServer", Observed)
     before = set(threading.enumerate())
     thread = threading.Thread(target=ask)
@@ -153,7 +153,7 @@ def test_the_process_of_the_viewer_ends_cleanly_during_an_answer() -> None:
 
 
 def test_a_stdout_that_is_full_ends_the_viewer(demo, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(viewer, "load", lambda args: demo)
+    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
     with open("/dev/full", "w") as full:
         monkeypatch.setattr("sys.stdout", full)
         assert viewer.main(["--model-path", str(DEMO), "--port", "0"]) == 1

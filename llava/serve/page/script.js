@@ -222,6 +222,8 @@ function showLayers() {
   });
   at("bars").replaceChildren(...bars);
   for (const side of SIDES) {
+    const range = at(`tokens-${side}`);
+    range.max = Math.max(range.max, most);
     const images = both[side].views.map(({ columns, title }) => {
       const figure = document.createElement("figure");
       figure.style.flexGrow = columns; // patches of all views are equally large
