@@ -140,7 +140,7 @@ def test_the_chat_and_settings_of_llava_refuse_it(folder, tmp_path, capsys) -> N
 @pytest.mark.parametrize("name", ["internvl", "idefics3", "smolvlm"])
 def test_shuffled_pixels_stand_row_by_row(name: str) -> None:
     """Four patches become a token; the tokens of the first row come first."""
-    numbers = torch.arange(64.0)[:, None].expand(64, 4)
+    numbers = torch.arange(64.0)[:, None].repeat(1, 4)
     model = zoo.shared(name).model
     if name == "internvl":
         tokens = model.pixel_shuffle(numbers.reshape(1, 8, 8, 4), scale_factor=0.5)

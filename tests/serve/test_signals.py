@@ -46,7 +46,7 @@ def test_a_signal_during_the_imports_ends_a_program(tmp_path, program, number) -
 def test_a_signal_during_the_loading_ends_a_program(program, monkeypatch) -> None:
     handlers, before = [], [signal.getsignal(number) for number in ALL]
 
-    def load(args):
+    def load(args, **_):
         handlers.extend(signal.getsignal(number) for number in ALL)
         raise ValueError("no such checkpoint")
 
@@ -121,8 +121,8 @@ def test_the_process_of_the_viewer_ends_cleanly_during_an_answer() -> None:
     """What only a process shows: the interpreter's end with a thread that was inside torch."""
     program = (
         "import sys; from llava.serve import viewer; load = viewer.load\n"
-        "def endless(args):\n"
-        "    loaded = load(args)\n"
+        "def endless(args, stock):\n"
+        "    loaded = load(args, stock)\n"
         "    loaded.model.generation_config.eos_token_id = None\n"
         "    return loaded\n"
         "viewer.load = endless\n"
