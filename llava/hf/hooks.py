@@ -169,6 +169,8 @@ class Hooks:
                 "per-layer outputs are not collected, since layers hold different tokens; what was "
                 "kept is in past_key_values.trace"
             )
+        if self.model.training and getattr(self.model, "is_gradient_checkpointing", False):
+            raise ValueError("gradient checkpointing runs layers without a cache: switch it off")
         labels = kwargs.get("labels")
         if labels is not None and (labels != -100).any():  # PaliGemma's processor gives only these
             raise ValueError("labels need every token: train without a pruner")
@@ -266,11 +268,12 @@ def _demand_plain(given: Any, kwargs: Mapping[str, Any]) -> None:
     if kwargs.get("use_cache") is False:
         raise ValueError("use_cache=False: a pruned model keeps what is left in its cache")
     plain = given is None or type(given) is DynamicCache
-    if not plain or getattr(given, "offloading", False):
+    offloaded = "an offloaded " if getattr(given, "offloading", False) else ""
+    if not plain or offloaded:
         raise ValueError(
             "pruning keeps keys and values in a cache of its own, in place of a DynamicCache and "
-            f"not of {type(given).__name__} (cache_implementation: static, quantized and "
-            "offloaded caches are not pruned)"
+            f"not of {offloaded}{type(given).__name__} (cache_implementation: static, quantized "
+            "and offloaded caches are not pruned)"
         )
 
 

@@ -102,6 +102,8 @@ def cost(
     Takes and raises what `pruning` does.
     """
     pruner, config = _pruner(model, method, settings), model.get_decoder().config
+    if inputs.get("input_ids") is None:
+        raise ValueError("a cost needs input_ids, to know visual tokens from text")
     ids, mask = inputs["input_ids"].cpu(), inputs.get("attention_mask")
     mask = None if mask is None else mask.cpu()
     layout = layout_of(model.config, family_of(model).pictures, ids, mask, inputs)

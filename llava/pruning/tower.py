@@ -25,7 +25,7 @@ from .budget import Budgeted
 from .cost import DecoderShape, TowerShape
 from .images import divide
 from .layout import TokenLayout
-from .vision import Groups, Reduced, VisionFeatures
+from .vision import Groups, Reduced, VisionFeatures, ranking_layer
 
 
 def view_counts(config: Budgeted, patches: int, groups: Groups) -> list[int]:
@@ -55,7 +55,7 @@ class TowerPruner(Budgeted):
 
     def tower_layers(self, ran: int) -> tuple[int, ...]:
         """By default the last layer that ran, whose CLS attention most methods rank by."""
-        return (ran - 1,)
+        return (ranking_layer(self, ran),)
 
     def reduce(self, features: VisionFeatures, groups: Groups) -> list[Reduced] | None:
         """All patches of an image that may keep them, none of one that may keep none (a sample may
@@ -112,8 +112,9 @@ class TowerPruned(PrunerRun):
 
 
 def cls_attention(features: VisionFeatures, image: int) -> Tensor:
-    """Attention of the CLS token of an image in the last layer that ran: (heads, patches)."""
-    return features.probes[features.ran - 1].of_image(image).cls_attention()[0]
+    """Attention of the CLS token of an image in the last layer that ran, or what patches receive
+    there (`tower_scores`): (heads, patches)."""
+    return features.ranking.of_image(image).cls_attention()[0]
 
 
 def keep_patches(features: VisionFeatures, image: int, indices: Tensor) -> Reduced:

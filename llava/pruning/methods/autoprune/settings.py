@@ -50,9 +50,11 @@ Two more fields, the same in both presets, are the ablations of the paper's Tabl
 4a  indicator  mutual_information, mean_attention, cosine_similarity (see `indicators`), or static:
                nothing is measured, k = k0 and the inflection is x0 for every sample
 4b  curve      logistic, linear, tanh, exponential (see `schedules`)
-Two more fields, the same in both presets, are of neither the paper nor the code:
+Three more fields, the same in both presets, are of neither the paper nor the code:
 preselect_at  "layer_0": after layer 0, which all tokens run, by CLS and text attention; "entry":
                before it, by CLS attention alone. What layer 0 costs then goes to later layers.
+tower_scores   "received": the pre-selection ranks by the mean attention that patches receive from
+               patches in place of the CLS token's, for towers that have no such token
 prune_every    tokens leave after every n-th layer only, by `schedules` from the first layer of the
                curve on (mi_layer, or 1 where that is the pre-selection's); 1 is the paper. The
                pre-selection stands apart. Layers between the steps measure and drop nothing.
@@ -173,6 +175,7 @@ class AutoPruneSettings(CostBudgeted):
     letterbox_mask: bool = True
     border_mask: bool = False
     tile_scores: Literal["raw", "normalised"] = "raw"
+    tower_scores: Literal["cls", "received"] = "cls"
     recycle_ratio: float = 0.3
     rank_rows: Literal["text", "last"] = "text"
     positions: Literal["compact", "original"] = "compact"
