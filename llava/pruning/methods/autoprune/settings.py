@@ -35,7 +35,7 @@ from it). The two differ; every difference is a field of `AutoPrune`, and two pr
 24  black border of their canvas    border_mask         no: ranked like   no
                                                         the picture
 
-25  solver of the budget            to_the_letter       yes              no (a bisection)
+25  solver of the budget            to_the_letter       yes              - (rounds down)
 
 to_the_letter: a published budget of the logistic curve with counts rounded up is solved as in the
 code. The scale is at most 20, so that an early inflection misses its budget (x0 = -4, k = 1.07,
@@ -124,7 +124,6 @@ class AutoPruneSettings(CostBudgeted):
             "inflection": "beta",
             "amplitude": 1.0,
             "analytic_area": True,
-            "to_the_letter": False,
             "rounding": "floor",
             "recycle_ratio": 0.0,
             "positions": "original",
