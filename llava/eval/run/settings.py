@@ -19,6 +19,9 @@ from llava.conversation import conv_templates
 OLDER = {
     "merge_type": "flat",
     "processing": "llava",
+    "pruner.pivot_order": "norm",
+    "pruner.raters": "reference",
+    "pruner.to_the_letter": False,
     "pruner.budget_per": "sample",
     "pruner.tile_scores": "raw",
     "pruner.border_mask": False,
