@@ -56,7 +56,7 @@ from ..run.subset import take
 from ..run.watched import LOADING
 from .report import add_output_arguments, report, start_logging
 from .runs import (
-    CURVE,
+    SHARED,
     PlannedRun,
     add_curve_arguments,
     parse_runs,
@@ -156,7 +156,7 @@ def run_all(
     """Do what the parsed command line asks for; `runs` are in place of its --runs."""
     model, read_before = ModelOnce(), LOADING.seconds
     try:
-        shared = {name: getattr(args, name) for name in CURVE}
+        shared = {name: getattr(args, name) for name in SHARED}
         runs = parse_runs(args.runs, shared) if runs is None else with_shared(runs, shared)
         tasks = list(_tasks(args, benchmarks, runs))
     except (ValueError, OSError) as error:
