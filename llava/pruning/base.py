@@ -200,6 +200,10 @@ class Pruner(abc.ABC):
         """The same for a batch whose samples ask these `texts`."""
         return self
 
+    def demand_complete(self) -> None:  # noqa: B027, most methods have a default for everything
+        """Raise ValueError where something is missing for which there is no default. A run asks
+        before it starts; settings alone, as records have them, need not be complete."""
+
     def tower_layers(self, ran: int) -> tuple[int, ...]:
         """Which layers of the vision tower to probe, 0 .. `ran`, the number of layers that run."""
         return (ranking_layer(self, ran),) if self.needs_cls else ()

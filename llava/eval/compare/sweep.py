@@ -56,7 +56,7 @@ from ..run.watched import LOADING
 from .progress import LiveLine, Steps
 from .report import add_output_arguments, report, start_logging
 from .runs import (
-    CURVE,
+    SHARED,
     PlannedRun,
     add_curve_arguments,
     parse_runs,
@@ -162,7 +162,7 @@ def run_all(
     """
     model, read_before = model or ModelOnce(), LOADING.seconds
     try:
-        shared = {name: getattr(args, name) for name in CURVE}
+        shared = {name: getattr(args, name) for name in SHARED}
         runs = parse_runs(args.runs, shared) if runs is None else with_shared(runs, shared)
         tasks = list(tasks_of(args, benchmarks, runs))
     except (ValueError, OSError) as error:
