@@ -156,11 +156,11 @@ def _change(changes: Sequence[Changes]) -> str:
 
 
 def _counts(changes: Sequence[Changes]) -> str:
-    lost, gained, other, asked = (
+    lost, gained, other, questions = (
         sum(getattr(change, name) for change in changes)
         for name in ("lost", "gained", "other", "questions")
     )
-    return f"−{lost} +{gained} ~{other} of {asked}"
+    return f"−{lost} +{gained} ~{other} of {questions}"
 
 
 def _cards(content: Content, pictures: Mapping[int, str]) -> str:

@@ -70,6 +70,8 @@ COMMON = {
     "mi_rows": "text",
     "prune_every": 1,
     "to_the_letter": True,
+    "preselect_at": "layer_0",
+    "tower_scores": "cls",
 }
 
 

@@ -28,7 +28,6 @@ from llava.common import program
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
-from ..run.answers import QuestionSource
 from ..run.arguments import (
     CHECKPOINT,
     DECODING,
@@ -53,7 +52,7 @@ from ..run.runner import (
 from ..run.settings import RunSettings
 from ..run.subset import take
 from ..run.watched import LOADING
-from .progress import LiveLine, Steps
+from .progress import LiveLine, Steps, Task
 from .report import add_output_arguments, report, start_logging
 from .runs import (
     SHARED,
@@ -63,17 +62,6 @@ from .runs import (
     runs_in_decoder,
     with_shared,
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run on one benchmark, and how many of its questions had no answer at the start."""
-
-    benchmark: Benchmark
-    planned: PlannedRun
-    settings: RunSettings
-    questions: QuestionSource
-    left: int
 
 
 @dataclass(frozen=True)
