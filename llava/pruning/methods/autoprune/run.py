@@ -130,7 +130,7 @@ class AutoPruneRun(PrunerRun):
         """
         layout, config = observation.layout, self.config
         rows, mask = observation.measured()
-        if layout.mixed:
+        if layout.mixed and layout.cls is None:
             return text_relevance(rows, mask)
         assert layout.cls is not None, "a prefill that needs it begins with it"
         scores = layout.cls
