@@ -69,6 +69,7 @@ COMMON = {
     "rank_rows": "text",
     "mi_rows": "text",
     "prune_every": 1,
+    "tower_scores": "cls",
 }
 
 
