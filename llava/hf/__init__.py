@@ -15,8 +15,8 @@ caches of this package alone and go when the last of these is gone.
 Which models: `families`. Positions are those of the unpruned sequence unless a setting says
 `positions="compact"`. No CLS attention is read and no place of a patch is known: methods that need
 these are refused, and AutoPrune's pre-selection ranks by text attention, as it does wherever
-`TokenLayout.mixed` says that tokens are no patches. With `tower_scores="received"` it, FasterVLM and
-VisPruner rank by the mean attention that a token's patches receive in the tower, see `tower`.
+`TokenLayout.mixed` says that tokens are no patches. With `tower_scores="received"` it, FasterVLM
+and VisPruner rank by the mean attention that a token's patches receive in the tower, see `tower`.
 """
 
 from .session import Pruned, cache, cost, pruning
