@@ -31,6 +31,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from ..registry import register
 from ..tower import TowerPruner, cls_attention, keep_patches, top
 from ..vision import Reduced, VisionFeatures
@@ -47,4 +49,8 @@ class FasterVLM(TowerPruner):
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         scores = cls_attention(features, image).mean(0)
-        return keep_patches(features, image, top(scores, count))
+        chosen = self.chosen(scores, features.patches[image], count)
+        return keep_patches(features, image, chosen)
+
+    def chosen(self, scores: Tensor, features: Tensor, count: int) -> Tensor:
+        return top(scores, count)

@@ -75,10 +75,14 @@ class VisPruner(TowerPruner):
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         scores = cls_attention(features, image).mean(0)
+        chosen = self.chosen(scores, features.patches[image], count)
+        return keep_patches(features, image, chosen)
+
+    def chosen(self, scores: Tensor, features: Tensor, count: int) -> Tensor:
         order, important = top(scores, len(scores)), self._important(count)
         rest = order[important:]
-        diverse = rest[least_alike(features.patches[image, rest], count - important)]
-        return keep_patches(features, image, torch.cat([order[:important], diverse]))
+        diverse = rest[least_alike(features[rest], count - important)]
+        return torch.cat([order[:important], diverse])
 
     def scoring(self, count: int, tower: TowerShape) -> int:
         important = self._important(count)
