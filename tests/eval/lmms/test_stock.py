@@ -65,7 +65,8 @@ def test_other_architectures(model_class, tmp_path, name):
         max_new_tokens=4,
     )
     texts = [answer.text for answer in together]
-    assert texts == [answer.text for answer in alone] and all(texts)
+    assert texts == [answer.text for answer in alone]
+    assert len(set(texts)) > 1
     for pruned, whole in zip(together, dense):
         counts, dense_counts = pruned.token_counts.spent, whole.token_counts.spent
         assert counts["n_visual"] == dense_counts["n_visual"] == dense_counts["tokens_leaving"]
