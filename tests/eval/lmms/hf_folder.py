@@ -73,8 +73,9 @@ TINY: dict[str, Callable[[Any], Any]] = {"llava_next": _llava_next, "gemma3": _g
 def write_tiny(name: str, target: Path) -> Path:
     """Of a random model of `tests.hf.zoo`, whose tokens are words."""
     words = {f"w{i}": i for i in range(zoo.VOCAB)}
-    reserved = (zoo.IMAGE, zoo.START, zoo.END)
-    words = {word: i for word, i in words.items() if i > 3 and i not in reserved}
+    words = {
+        word: i for word, i in words.items() if i > 3 and i not in (zoo.IMAGE, zoo.START, zoo.END)
+    }
     special = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
     marks = {"<image>": zoo.IMAGE, "<start>": zoo.START, "<end>": zoo.END}
     tokens = Tokenizer(WordLevel({**special, **words, **marks}, unk_token="<unk>"))
