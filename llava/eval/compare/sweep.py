@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.common import program
+from llava.common import flags, program
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
@@ -103,6 +103,12 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
         help="what to compare",
     )
     add_settings(comparison, ["limit"])
+    comparison.add_argument(
+        "--sample-seed",
+        type=flags.whole(0),
+        metavar="SEED",
+        help="draw the questions of --limit at random with this seed",
+    )
     add_output_arguments(comparison)
 
     curve = parser.add_argument_group("settings of every run that has them and says no other")
@@ -191,7 +197,7 @@ def tasks_of(
     for benchmark in _chosen(args, benchmarks):
         folder = args.data / benchmark.folder
         whole = benchmark.load_questions(folder)
-        questions = take(whole, args.limit, benchmark.group)
+        questions = take(whole, args.limit, benchmark.group, args.sample_seed)
         # Annotations that are missing or wrong would otherwise come to light after the last answer.
         benchmark.score(folder, [], allow_missing=True)
         for planned in runs:
