@@ -26,6 +26,7 @@ from llava.eval.compare import sweep
 from llava.eval.compare.comparison import accuracy, compare
 from llava.eval.compare.report import budget_text, collect, row_label
 from llava.eval.compare.results import Result
+from llava.eval.compare.runs import CURVE
 from llava.eval.run.runner import EXIT_COMPLETE
 
 _NAMES = {"none": "unpruned", "no-image": "no picture", "uniform-grid": "uniform grid"}
@@ -93,11 +94,12 @@ def short_table(table: Mapping[str, Any]) -> str:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """A row's name for a reader, such as `autoprune 64, balanced`."""
+    """A row's name for a reader, such as `autoprune 64, balanced`; without scaled depths."""
+    settings = {name: value for name, value in row["settings"].items() if name not in CURVE}
     name = row_label(row | {"settings": {}})
-    settings = row_label(row)[len(name) :].replace("preset=", "").strip()
+    more = row_label(row | {"settings": settings})[len(name) :].replace("preset=", "").strip()
     shown = " ".join([_NAMES.get(name, name), budget_text(row["budget"])]).strip()
-    return f"{shown}, {settings}" if settings else shown
+    return f"{shown}, {more}" if more else shown
 
 
 def accuracy_text(row: Mapping[str, Any]) -> str:
