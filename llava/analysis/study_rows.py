@@ -94,8 +94,8 @@ def methods() -> Iterator[Row]:
 
 
 def _other_positions(pruner: Pruner) -> str:
-    own: Any = getattr(pruner, "positions", None)
-    return "compact" if own == "original" else "original"
+    usual: Any = getattr(pruner, "positions", None)
+    return "compact" if usual == "original" else "original"
 
 
 def _run(name: str, settings: Sequence[str]) -> str:
