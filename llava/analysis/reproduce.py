@@ -243,7 +243,15 @@ def save(args: argparse.Namespace, state: Mapping[str, Any]) -> None:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What a report has one of."""
-    names = ("model_path", "questions", "sample_seed", "device", "batch_size", "others")
+    names = (
+        "model_path",
+        "benchmarks",
+        "questions",
+        "sample_seed",
+        "device",
+        "batch_size",
+        "others",
+    )
     return {name: getattr(args, name) for name in names} | {"data": str(args.data)}
 
 

@@ -50,7 +50,7 @@ def seconds_of_answers(folder: Path) -> dict[str, float]:
 
 
 def published(benchmark: str, method: str, tokens: float | None) -> tuple[float, str] | None:
-    """The published number of a run of LLaVA-1.5-7B, and the name of its table."""
+    """The published number of a run of LLaVA-1.5-7B, and its source."""
     metrics = (None, BENCHMARKS[benchmark].metric)
     for name in PUBLISHED:
         columns = [c for c in TABLES[name].columns if c.benchmark == benchmark]
@@ -58,7 +58,7 @@ def published(benchmark: str, method: str, tokens: float | None) -> tuple[float,
             for row in TABLES[name].rows:
                 same = row.method == method and not row.settings and row.budget() == tokens
                 if same and column.key in row.values:
-                    return row.values[column.key], name
+                    return row.values[column.key], row.source or TABLES[name].source
     return None
 
 
@@ -66,7 +66,7 @@ def scores(folder: Path, data: Path) -> Iterator[str]:
     """The table of a sweep: measured with its 95 % interval, and published."""
     results = collect([folder], data, BENCHMARKS)
     compared = compare(results)
-    names, sources = list(compared["benchmarks"]), set()
+    names, sources = list(compared["benchmarks"]), dict[str, None]()
     headings = ["run"]
     for name in names:
         title = compared["benchmarks"][name]["title"].partition(" (")[0]
@@ -84,7 +84,7 @@ def scores(folder: Path, data: Path) -> Iterator[str]:
             cells.append(text if error is None else f"{text} ± {1.96 * scale * error:.1f}")
             number = published(name, row["method"], tokens)
             cells.append("–" if number is None else f"{number[0]:g}")
-            sources |= {number[1]} if number else set()
+            sources |= {number[1]: None} if number else {}
         relative, milliseconds = row["relative"], row["prefill_ms"]
         cells.append("" if relative is None else f"{relative:.1f}")
         cells.append(f"{row['tokens_entering']:.1f}")
@@ -103,9 +103,8 @@ def scores(folder: Path, data: Path) -> Iterator[str]:
         "- ±: 1.96 standard errors of a share, 95 % of samples; for F1 and MME an approximation. "
         "Rows have the same questions, so their differences vary less."
     )
-    for name in PUBLISHED:
-        if name in sources:
-            yield f"- Published: {TABLES[name].title}, {TABLES[name].source}."
+    if sources:
+        yield f"- Published, of LLaVA-1.5-7B on all questions: {'; '.join(sources)}."
     yield "- FLOPs: of the prefill, to the unpruned one, by the published counting and scoring."
     made = "; ".join(f"{key} {' and '.join(v)}" for key, v in compared["made_with"].items())
     yield f"- Made with {made}."
@@ -128,6 +127,7 @@ def section(args: argparse.Namespace, step: str) -> Iterator[str]:
     file = args.out / ("bench.md" if step == "bench" else "verify.log")
     text = file.read_text(encoding="utf-8").strip() if file.is_file() else "Nothing was written."
     if step == "verify":
+        text = text.replace(args.model_path, Path(args.model_path).name)
         yield f"```\n{text}\n```"
     else:
         yield text.removeprefix("# Time to first token").strip()
