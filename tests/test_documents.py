@@ -22,10 +22,8 @@ OUTSIDE = re.compile(
     r"models/|data/eval|RUNS|PICTURE|ANSWERS|\.\.\.|questions\.jsonl|OUT\b|DIR\b|FRAMES"
 )
 # Programs that take minutes, or run until they are stopped.
-LONG = (
-    *("llava.serve.viewer", "llava.eval.compare", "llava.train"),
-    *("llava.analysis.latency", "llava.analysis.loading"),
-)
+LONG = ("llava.serve.viewer", "llava.eval.compare", "llava.train",
+        "llava.analysis.latency", "llava.analysis.loading")  # fmt: skip
 
 
 def commands() -> list[tuple[str, str]]:

@@ -127,13 +127,9 @@ def commands(args: argparse.Namespace, step: str) -> list[list[str]]:
         tiny = [] if args.device.startswith("cuda") else ["--shape", "tiny", "--repeats", "1"]
         return [[*bench, "--device", args.device, *tiny]]
     sample = ["--limit", str(args.questions), "--sample-seed", str(args.sample_seed)]
-    fixed = [
-        *("llava.eval.compare.sweep", *checkpoint),
-        *("--data", str(args.data), "--out", str(args.out / step)),
-        *("--batch-size", str(args.batch_size)),
-        *(sample if step == "sample" else []),
-        *args.others,
-    ]
+    fixed = ["llava.eval.compare.sweep", *checkpoint, "--batch-size", str(args.batch_size)]
+    fixed += ["--data", str(args.data), "--out", str(args.out / step), *args.others]
+    fixed += sample if step == "sample" else []
     return [
         [*fixed, "--benchmarks", *names, "--runs", *runs]
         for names, runs in shares(list(benchmarks_of(args, step)), RUNS, len(devices(args)))

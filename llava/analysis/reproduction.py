@@ -106,8 +106,8 @@ def scores(folder: Path, data: Path) -> Iterator[str]:
     if sources:
         yield f"- Published, of LLaVA-1.5-7B on all questions: {'; '.join(sources)}."
     yield "- FLOPs: of the prefill, to the unpruned one, by the published counting and scoring."
-    made = "; ".join(f"{key} {' and '.join(v)}" for key, v in compared["made_with"].items())
-    yield f"- Made with {made}."
+    origins = "; ".join(f"{key} {' and '.join(v)}" for key, v in compared["made_with"].items())
+    yield f"- Made with {origins}."
 
 
 def section(args: argparse.Namespace, step: str) -> Iterator[str]:
