@@ -39,6 +39,7 @@ from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.run import information
 
 from . import asking, plotting, traced
+from .views import demand_square
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,9 +146,11 @@ def look(
     """Ask the unpruned model each question, named by its kind, and look at its attention.
 
     Raises:
-        ValueError: a layer that the decoder does not have, or what `traced.run` raises.
+        ValueError: a layer that the decoder does not have, or what `demand_square` and `traced.run`
+            raise.
     """
     tokenizer, model, image_processor = loaded
+    demand_square(model.config)
     rows = []
     for kind, question in questions.items():
         probe = AttentionProbe(layers=tuple(layers), measure=measure)

@@ -5,7 +5,8 @@
 
 A row a method, a panel a layer, titled with the number of visual tokens that enter it. Dropped
 patches are dark, patches that only show padding are hatched; a frame is a token averaged from
-several, tinted patches are what is in it. png, jpg and pdf are a sheet of some layers (--layers),
+several, tinted patches are what is in it. Of a tiled picture (LLaVA-1.6) a panel is the overview
+and the tiles at their places; newlines are nowhere. png, jpg and pdf are a sheet of some layers (--layers),
 gif and webp run through all of them. json is the ids of the patches instead of a picture, for
 programs that prune by them (docs/serving.md). The last line of stdout is what was drawn as JSON.
 Needs no matplotlib.
@@ -28,7 +29,7 @@ from llava.eval.run.models import load_model
 from llava.mm_utils import load_image
 
 from . import asking, plotting, traced
-from .overlay import draw, stack, strip
+from .overlay import beside, panels, stack, strip
 from .traced import TracedAnswer
 
 STILL, MOVING, IDS = (".png", ".jpg", ".pdf"), (".gif", ".webp"), (".json",)
@@ -45,15 +46,11 @@ def some_layers(layers: int, count: int = _PANELS) -> list[int]:
 
 
 def panel(answer: TracedAnswer, layer: int, cell: int = _CELL) -> Image.Image:
-    """What enters `layer`, drawn over the picture; the number of layers is what is left at last."""
-    return draw(
-        answer.picture,
-        answer.grid,
-        answer.kept[layer],
-        merged=answer.merged[layer],
-        letterbox=answer.letterbox,
-        cell=cell,
-    )
+    """What enters `layer`, drawn over the picture; the number of layers is what is left at last.
+
+    Of a tiled picture the overview, and beside it the tiles at their places.
+    """
+    return beside(panels(answer, layer, cell))
 
 
 def title(answer: TracedAnswer, layer: int) -> str:
@@ -122,8 +119,21 @@ def frames(
     ]
 
 
+def places(answer: TracedAnswer) -> dict[str, Any]:
+    """Where the ids are, as plain JSON: {"grid": patches a side} of one square; else {"views": ...}
+    with the columns and rows of each view, and the id of each of its patches, row by row."""
+    if len(answer.views) == 1 and answer.views[0].columns == answer.views[0].rows:
+        return {"grid": answer.grid}
+    names = ("title", "columns", "rows")
+    of_views = [
+        {**{name: getattr(view, name) for name in names}, "tokens": list(view.tokens)}
+        for view in answer.views
+    ]
+    return {"views": of_views}
+
+
 def kept_ids(answers: Mapping[str, TracedAnswer]) -> dict[str, dict[str, Any]]:
-    """Of each method the ids of the patches, row by row from 0, as plain JSON.
+    """Of each method the ids of the tokens, of a square row by row from 0, as plain JSON.
 
     kept: by layer what enters it, and what is left after the last. merged: of these the means, by
     layer id -> ids. before_decoder: whether all of it was decided before layer 0, so that `kept`
@@ -185,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = {} if args.cell is None else {"cell": args.cell}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.out.suffix.lower() in IDS:
-            ids = {"grid": next(iter(answers.values())).grid, "methods": kept_ids(answers)}
+            ids = {**places(next(iter(answers.values()))), "methods": kept_ids(answers)}
             args.out.write_text(json.dumps(ids) + "\n", encoding="utf-8")
         elif args.out.suffix.lower() in MOVING:
             first, *rest = frames(answers, args.question, **size)

@@ -1,4 +1,4 @@
-"""Which patches of a picture are kept, drawn over it. Needs Pillow only.
+"""Which patches of a picture are kept, drawn over it.
 
 A kept patch shows the picture as it is, a dropped one is grey and dark. A patch that stands for
 several merged ones has a frame, and the patches merged into it are tinted in the frame's colour.
@@ -11,8 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .traced import TracedAnswer
+from .views import View
+
 MERGED = (0, 225, 225)  # cyan: frame of a merged token, tint of what was merged into it
 LETTERBOX = (175, 175, 175)
+ELSEWHERE = -1  # in place of a merged token's patch: it is on another view, or none
 CELL = 14  # pixels of a patch: CLIP ViT-L/14 at 336 px is drawn 1 : 1
 
 _DIM = 0.28  # brightness of what was dropped
@@ -23,54 +27,102 @@ _FONT = 13
 
 def draw(
     picture: Image.Image,
-    grid: int,
+    grid: int | tuple[int, int],
     kept: Iterable[int],
     *,
     merged: Mapping[int, Sequence[int]] | None = None,
     letterbox: Iterable[int] = (),
     cell: int = CELL,
 ) -> Image.Image:
-    """The picture with its dropped patches dimmed, RGB, grid * cell pixels a side.
+    """The picture with its dropped patches dimmed, RGB, `cell` pixels a patch.
 
     Args:
-        picture: what the model saw, a square (`traced.seen`); resized where it is not that large.
-        grid: patches a side; patch ids count row by row from 0. The id grid * grid is the CLS
-            token, which is nowhere on the picture, and is left out.
+        picture: what the model saw (`llava.analysis.views`); resized where it is not that large.
+        grid: patches a side of a square, or (columns, rows); patch ids count row by row from 0.
+            The id behind the last is the CLS token, which is nowhere on the picture, and is left
+            out.
         kept: ids of the patches that are there.
-        merged: of these, the ones that stand for several, with the ids merged into each.
+        merged: of these, the ones that stand for several, with the ids merged into each;
+            ELSEWHERE is one that is not on this picture.
         letterbox: ids of the patches that show only padding.
 
     Raises:
-        ValueError: the picture is no square, or an id is not on it.
+        ValueError: the picture is no square though its grid is, or an id is not on it.
     """
-    if picture.width != picture.height:
+    if isinstance(grid, int) and picture.width != picture.height:
         raise ValueError(
             f"expected the square picture that the model saw, got {picture.size}: pad or crop it "
-            "first (llava.analysis.traced.seen)"
+            "first (llava.analysis.views.seen)"
         )
-    cls = grid * grid
+    columns, rows = (grid, grid) if isinstance(grid, int) else grid
+    cls = columns * rows
     merged = {} if merged is None else {k: list(v) for k, v in merged.items() if k != cls}
     kept, letterbox = [patch for patch in kept if patch != cls], list(letterbox)
     members = [patch for group in merged.values() for patch in group if patch != cls]
+    merged.pop(ELSEWHERE, None)
     for patch in [*kept, *merged, *members, *letterbox]:
         if not 0 <= patch < cls:
-            raise ValueError(f"patch {patch} is not on a picture of {grid} x {grid} patches")
-    side = grid * cell
+            raise ValueError(f"patch {patch} is not on a picture of {columns} x {rows} patches")
+    size = columns * cell, rows * cell
     whole = picture.convert("RGB")
-    if whole.size != (side, side):
-        whole = whole.resize((side, side), Image.Resampling.BICUBIC)
+    if whole.size != size:
+        whole = whole.resize(size, Image.Resampling.BICUBIC)
     dark = whole.convert("L").point(lambda value: value * _DIM).convert("RGB")
     tinted = Image.blend(dark, Image.new("RGB", dark.size, MERGED), _TINT)
-    result = Image.composite(tinted, dark, _mask(members, grid, cell))
-    result.paste(whole, mask=_mask(kept, grid, cell))
+    result = Image.composite(tinted, dark, _mask(members, (columns, rows), cell))
+    result.paste(whole, mask=_mask(kept, (columns, rows), cell))
     pen = ImageDraw.Draw(result)
     for patch in letterbox:
-        left, top = patch % grid * cell, patch // grid * cell
+        left, top = patch % columns * cell, patch // columns * cell
         pen.line((left, top + cell - 1, left + cell - 1, top), fill=LETTERBOX)
     for patch in merged:
-        left, top = patch % grid * cell, patch // grid * cell
+        left, top = patch % columns * cell, patch // columns * cell
         box = (left, top, left + cell - 1, top + cell - 1)
         pen.rectangle(box, outline=MERGED, width=max(cell // 7, 1))
+    return result
+
+
+def panels(answer: TracedAnswer, layer: int, cell: int = CELL) -> list[Image.Image]:
+    """What enters `layer`, drawn over each view; the number of layers is what is left at last.
+
+    Raises:
+        ValueError: no token has a place on the picture.
+    """
+    if not answer.views:
+        raise ValueError(
+            "no visual token of this checkpoint has a place on the picture (Senna's adapter, for "
+            "one, mixes all its patches), so nothing can be drawn over it"
+        )
+    return [
+        draw(
+            view.picture,
+            (view.columns, view.rows),
+            view.patches(answer.kept[layer]),
+            merged=merged_on(view, answer.merged[layer]),
+            letterbox=view.patches(view.padding),
+            cell=cell,
+        )
+        for view in answer.views
+    ]
+
+
+def merged_on(view: View, merged: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """Merged tokens on a view by their patches; -1 holds what is in tokens of other views."""
+    result: dict[int, list[int]] = {}
+    for centre, members in merged.items():
+        place = next(iter(view.patches([centre])), ELSEWHERE)
+        result.setdefault(place, []).extend(view.patches(members))
+    return result
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side on white, flush at their tops."""
+    width = sum(picture.width + _GAP for picture in pictures) - _GAP
+    result = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        result.paste(picture, (left, 0))
+        left += picture.width + _GAP
     return result
 
 
@@ -125,11 +177,11 @@ def stack(sheets: Sequence[Image.Image]) -> Image.Image:
     return result
 
 
-def _mask(patches: Iterable[int], grid: int, cell: int) -> Image.Image:
-    small = Image.new("L", (grid, grid))
+def _mask(patches: Iterable[int], grid: tuple[int, int], cell: int) -> Image.Image:
+    small = Image.new("L", grid)
     for patch in patches:
-        small.putpixel((patch % grid, patch // grid), 255)
-    return small.resize((grid * cell, grid * cell), Image.Resampling.NEAREST)
+        small.putpixel((patch % grid[0], patch // grid[0]), 255)
+    return small.resize((grid[0] * cell, grid[1] * cell), Image.Resampling.NEAREST)
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -26,36 +26,46 @@ if (filters) {
 const has = (bits, patch) => (parseInt(bits[patch >> 2], 16) >> (patch & 3)) & 1;
 
 // A path of the cells for which `inside` holds, neighbours in a row joined.
-function cells(grid, inside) {
+function cells({ columns, rows }, inside) {
   let path = "";
-  for (let row = 0; row < grid; row++) {
-    for (let column = 0; column < grid; column++) {
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
       const start = column;
-      while (column < grid && inside(row * grid + column)) column++;
+      while (column < columns && inside(row * columns + column)) column++;
       if (column > start) path += `M${start} ${row}h${column - start}v1H${start}z`;
     }
   }
   return path;
 }
 
-function show(card, data, layer) {
-  const { grid, kept, merged, padding } = data;
+function showView(svg, view, layer) {
+  const { columns, rows, kept, merged, padding } = view;
   const groups = merged[layer];
   const tinted = new Set(groups.flatMap(([, members]) => members));
-  const centres = new Set(groups.map(([centre]) => centre));
-  const draw = (name, path) => card.querySelector(`.${name}`).setAttribute("d", path);
+  const centres = groups.map(([centre]) => centre).filter((centre) => centre >= 0);
+  const draw = (name, path) => svg.querySelector(`.${name}`).setAttribute("d", path);
+  const at = (patch) => [patch % columns, Math.floor(patch / columns)];
   const dropped = (patch) => !has(kept[layer], patch);
-  draw("dropped", cells(grid, dropped));
-  draw("tint", cells(grid, (patch) => tinted.has(patch) && dropped(patch)));
-  draw("frame", [...centres].map((p) => `M${p % grid} ${Math.floor(p / grid)}h1v1h-1z`).join(""));
+  draw("dropped", cells(view, dropped));
+  draw("tint", cells(view, (patch) => tinted.has(patch) && dropped(patch)));
+  draw("frame", centres.map((patch) => `M${at(patch).join(" ")}h1v1h-1z`).join(""));
   let lines = "";
-  for (let patch = 0; patch < grid * grid; patch++) {
-    if (has(padding, patch)) lines += `M${patch % grid} ${Math.floor(patch / grid) + 1}l1 -1`;
+  for (let patch = 0; patch < columns * rows; patch++) {
+    const [x, y] = at(patch);
+    if (has(padding, patch)) lines += `M${x} ${y + 1}l1 -1`;
   }
   draw("padding", lines);
-  const where = layer < kept.length - 1 ? `layer ${layer}` : "at last";
-  const more = centres.size ? `, ${centres.size} merged` : "";
-  card.querySelector("output").textContent = `${where}: ${data.counts[layer]}${more}`;
+  return centres.length;
+}
+
+function show(card, { counts, views }, layer) {
+  const drawings = card.querySelectorAll(".seen");
+  const merged = views
+    .map((view, number) => showView(drawings[number], view, layer))
+    .reduce((sum, count) => sum + count, 0);
+  const where = layer < counts.length - 1 ? `layer ${layer}` : "at last";
+  const more = merged ? `, ${merged} merged` : "";
+  card.querySelector("output").textContent = `${where}: ${counts[layer]}${more}`;
 }
 
 const traces = JSON.parse(document.getElementById("traces").textContent);

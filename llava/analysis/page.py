@@ -55,8 +55,7 @@ class Asker:
     `model_path`, `device` and `offline` replace the record's.
 
     Raises:
-        ValueError, OSError, ImportError: no such checkpoint, device or kernel, or one whose tokens
-            are no patches of one square; says which.
+        ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
     """
 
     def __init__(
@@ -71,10 +70,6 @@ class Asker:
         if model_path is not None:
             settings["model_path"] = model_path
         self._tokenizer, self._model, self._processor = load_model(SimpleNamespace(**settings))
-        try:
-            traced.demand_square(self._model.config)
-        except ValueError as error:
-            raise ValueError(f"{error}. Give --no-model for a report without pictures.") from None
         self._data = data
         self._questions: dict[str, Any] = {}
 

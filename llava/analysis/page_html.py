@@ -17,8 +17,10 @@ from llava.eval.compare.report import cells, notes
 
 from .chart import chart, line_class
 from .differences import GAINED, LOST, Changes, Difference
+from .overlay import merged_on
 from .traced import TracedAnswer
 from .tradeoff import FLOPS_HEADING, Series
+from .views import View
 
 _QUALITY = 80  # of the JPEG pictures
 _TOWER = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
@@ -156,14 +158,14 @@ def _change(changes: Sequence[Changes]) -> str:
 
 
 def _counts(changes: Sequence[Changes]) -> str:
-    lost, gained, other, asked = (
+    lost, gained, other, questions = (
         sum(getattr(change, name) for change in changes)
         for name in ("lost", "gained", "other", "questions")
     )
-    return f"−{lost} +{gained} ~{other} of {asked}"
+    return f"−{lost} +{gained} ~{other} of {questions}"
 
 
-def _cards(content: Content, pictures: Mapping[int, str]) -> str:
+def _cards(content: Content, pictures: Mapping[int, Sequence[str]]) -> str:
     if not content.changes:
         return f"<p>{_ALONE}</p>"
     if not content.cards:
@@ -180,7 +182,7 @@ def _cards(content: Content, pictures: Mapping[int, str]) -> str:
     }
     selects = "".join(_select(name, values) for name, values in options.items())
     articles = "".join(
-        _card(number, card, pictures.get(number)) for number, card in enumerate(content.cards)
+        _card(number, card, pictures.get(number, ())) for number, card in enumerate(content.cards)
     )
     return (
         f"<p>{len(shown)} of {content.differences} answers that differ from the unpruned model's. "
@@ -203,7 +205,7 @@ def _select(name: str, values: Iterable[str]) -> str:
     return f'<label>{name}<select name="{name}">{every}{options}</select></label>'
 
 
-def _card(number: int, card: Card, picture: str | None) -> str:
+def _card(number: int, card: Card, pictures: Sequence[str]) -> str:
     difference, trace = card.difference, card.trace
     data = {
         "benchmark": difference.result.benchmark.name,
@@ -236,7 +238,7 @@ def _card(number: int, card: Card, picture: str | None) -> str:
         f"<h3>{escape(difference.result.benchmark.name)}, {escape(difference.hardness)}, "
         f"{escape(heading)}: "
         f'<span class="{difference.change}">{_CHANGE[difference.change]}</span></h3>'
-        f"{_seen(number, card, picture)}"
+        f"{_seen(number, card, pictures)}"
         f'<p class="question">{escape(difference.question.model_text)}</p>'
         f"<dl>{reference}<dt>unpruned</dt><dd>{escape(difference.dense.text)}</dd>"
         f"<dt>pruned</dt><dd>{escape(difference.pruned.text)}</dd>{asked_again}</dl>"
@@ -244,16 +246,20 @@ def _card(number: int, card: Card, picture: str | None) -> str:
     )
 
 
-def _seen(number: int, card: Card, picture: str | None) -> str:
-    if card.trace is None or picture is None:
+def _seen(number: int, card: Card, pictures: Sequence[str]) -> str:
+    if card.trace is None or not pictures:
         names = ", ".join(card.difference.question.images)
         return f'<p class="small">Picture: {escape(names)}</p>'
-    grid, layers = card.trace.grid, card.trace.layers
+    layers = card.trace.layers
     paths = "".join(f'<path class="{n}" d=""/>' for n in ("dropped", "tint", "frame", "padding"))
+    views = "".join(
+        f'<svg class="seen" viewBox="0 0 {view.columns} {view.rows}" role="img" aria-label="The '
+        f"picture{', ' if view.title else ''}{view.title}, with the patches kept in the layer of "
+        f'the slider"><use href="#{picture}"/>{paths}</svg>'
+        for view, picture in zip(card.trace.views, pictures, strict=True)
+    )
     return (
-        f'<svg class="seen" viewBox="0 0 {grid} {grid}" role="img" aria-label="The picture, with '
-        f'the patches kept in the layer of the slider"><use href="#{picture}"/>{paths}</svg>'
-        f'<div class="layer"><label for="layer-{number}">layer</label>'
+        f'{views}<div class="layer"><label for="layer-{number}">layer</label>'
         f'<input type="range" id="layer-{number}" min="0" max="{layers}" '
         f'value="{min(layers // 3, layers)}" autocomplete="off"><output for="layer-{number}">'
         "</output></div>"
@@ -292,22 +298,24 @@ def _table(name: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) ->
     )
 
 
-def _pictures(cards: Sequence[Card]) -> tuple[str, dict[int, str]]:
-    """The pictures, each once, and by the number of a card the id of its picture."""
-    ids: dict[tuple[str, str | None], str] = {}
-    of_card: dict[int, str] = {}
-    parts = []
+def _pictures(cards: Sequence[Card]) -> tuple[str, dict[int, list[str]]]:
+    """The pictures, each once, and by the number of a card the ids of what was seen of its own."""
+    ids: dict[tuple[str, str | None], list[str]] = {}
+    of_card: dict[int, list[str]] = {}
+    parts: list[str] = []
     for number, card in enumerate(cards):
         if card.trace is None:
             continue
-        difference, grid = card.difference, card.trace.grid
+        difference = card.difference
         key = difference.result.benchmark.folder, difference.question.image
         if key not in ids:
-            ids[key] = f"picture-{len(ids)}"
-            parts.append(
-                f'<image id="{ids[key]}" width="{grid}" height="{grid}" '
-                f'preserveAspectRatio="none" href="{_data_uri(card.trace.picture)}"/>'
-            )
+            ids[key] = []
+            for view in card.trace.views:
+                ids[key].append(f"picture-{len(parts)}")
+                parts.append(
+                    f'<image id="{ids[key][-1]}" width="{view.columns}" height="{view.rows}" '
+                    f'preserveAspectRatio="none" href="{_data_uri(view.picture)}"/>'
+                )
         of_card[number] = ids[key]
     return f'<svg class="pictures" aria-hidden="true"><defs>{"".join(parts)}</defs></svg>', of_card
 
@@ -319,17 +327,22 @@ def _data_uri(picture: Image.Image) -> str:
 
 
 def _trace(trace: TracedAnswer) -> dict[str, Any]:
-    """What `page.js` draws: by layer, kept patches as bits, counts, and merged tokens."""
-    patches = trace.grid**2
+    """What `page.js` draws: counts by layer, and of each view by layer the kept patches as bits and
+    the merged ones with what is in them (-1 for those of other views)."""
     return {
-        "grid": trace.grid,
-        "kept": [_bits(kept, patches) for kept in trace.kept],
         "counts": [len(kept) for kept in trace.kept],
-        "merged": [
-            [[centre, [m for m in members if m < patches]] for centre, members in groups.items()]
-            for groups in trace.merged
-        ],
-        "padding": _bits(trace.letterbox, patches),
+        "views": [_view(view, trace) for view in trace.views],
+    }
+
+
+def _view(view: View, trace: TracedAnswer) -> dict[str, Any]:
+    count = view.columns * view.rows
+    return {
+        "columns": view.columns,
+        "rows": view.rows,
+        "kept": [_bits(view.patches(kept), count) for kept in trace.kept],
+        "merged": [list(merged_on(view, groups).items()) for groups in trace.merged],
+        "padding": _bits(view.patches(view.padding), count),
     }
 
 

@@ -53,8 +53,8 @@ class StockSubject(Subject):
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        own = ("model_base", "vision_tower", "merge_type", "load_4bit", "load_8bit", "compile")
-        if named := [name for name in own if getattr(args, name, None)]:
+        without = ("model_base", "vision_tower", "merge_type", "load_4bit", "load_8bit", "compile")
+        if named := [name for name in without if getattr(args, name, None)]:
             flags = ", ".join("--" + name.replace("_", "-") for name in named)
             raise ValueError(f"{flags}: not for a model that transformers loads by itself")
         model = AutoModelForImageTextToText.from_pretrained(

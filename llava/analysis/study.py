@@ -151,7 +151,8 @@ def plan(
     budgets = _Budgets(args, swept, benchmarks, model)
     rows = list(methods()) if args.methods else list(ABLATIONS)
     pairs = [(row, budgets.in_decoder(parse_runs([row.run])[0])) for row in rows]
-    if not args.methods:
+    adapts = {"adaptation", *INDICATORS}
+    if not args.methods and (not args.only or adapts & {n.partition(",")[0] for n in args.only}):
         pairs += _adaptation(budgets)
     base = budgets.in_decoder(parse_runs([BASE])[0])
     result, seen = [], []

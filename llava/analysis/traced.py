@@ -4,8 +4,7 @@ Everything comes from the trace of the prefill (`llava.pruning.trace`); pictures
 elsewhere (`overlay`, `keep`).
 
     answer = traced.run(model, tokenizer, image_processor, image, "What is red?", pruner)
-    overlay.draw(answer.picture, answer.grid, answer.kept[5], merged=answer.merged[5],
-                 letterbox=answer.letterbox)
+    overlay.panels(answer, 5)
 
 A method that merges inside or behind the vision tower shows its merged tokens as their centre: the
 trace begins before the decoder.
@@ -22,13 +21,14 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList
 
-from llava.common.images import resized_square, to_rgb
 from llava.eval.run.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.run.environment import synchronize
-from llava.mm_utils import ask, letterbox_mask
+from llava.mm_utils import ask
 from llava.pruning.base import Pruner
 from llava.pruning.cost import Cost, DecoderShape, measure
 from llava.pruning.trace import PruneTrace, SampleTrace
+
+from .views import View, views
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class TracedAnswer:
     has layers: what entered each layer, then what is left after the last.
 
     text, new_tokens: the answer, and how many tokens it took (the end token included)
-    picture:   the square that the model saw, RGB, at the size of the vision tower
-    grid:      patches a side; patch ids count row by row from 0
-    letterbox: ids of patches that show only padding around the picture
-    kept:      by layer, ids of the patches that are there. A merged token has its centre's id, and
-               a CLS token that a method keeps has the id grid * grid
-    merged:    by layer, of these the merged ones: id -> the original patches averaged in it
+    views:     what the model saw of the picture, and where its tokens are on that: a square, an
+               overview and tiles, or nothing where tokens are no patches (`llava.analysis.views`)
+    kept:      by layer, ids of the tokens that are there: of a square its patches row by row from
+               0, else places in the picture's sequence. A merged token has its centre's id, and a
+               CLS token that a method keeps has one behind all others
+    merged:    by layer, of these the merged ones: id -> the original tokens averaged in it
     complexity: what the method measured and what followed from it, such as mi, k, x0
     cost:      tokens, FLOPs and bytes (`llava.pruning.cost`)
     seconds:   prefill (vision tower included, to the first token) and decode, wall clock
@@ -51,15 +51,28 @@ class TracedAnswer:
 
     text: str
     new_tokens: int
-    picture: Image.Image
-    grid: int
-    letterbox: tuple[int, ...]
+    views: tuple[View, ...]
     kept: tuple[tuple[int, ...], ...]
     merged: tuple[Mapping[int, tuple[int, ...]], ...]
     complexity: Mapping[str, float]
     cost: Cost
     seconds: Mapping[str, float]
     sample: SampleTrace
+
+    @property
+    def picture(self) -> Image.Image:
+        """What the model saw where that is one square, RGB, at the size of the vision tower."""
+        return self.views[0].picture
+
+    @property
+    def grid(self) -> int:
+        """Patches a side of that square."""
+        return self.views[0].columns
+
+    @property
+    def letterbox(self) -> tuple[int, ...]:
+        """Ids of that square's patches that show only padding around the picture."""
+        return self.views[0].padding
 
     @property
     def mutual_information(self) -> float | None:
@@ -90,10 +103,8 @@ def run(
     `model.generate`: a streamer, a temperature, `visual_token_num`.
 
     Raises:
-        ValueError: the checkpoint's tokens are no patches of one square (see `demand_square`), no
-            such conversation template, or what the method raises.
+        ValueError: no such conversation template, or what the method raises.
     """
-    picture = seen(image, image_processor, model.config)
     inputs = ask(question, [image], tokenizer, image_processor, model, conv_mode)
     clock = FirstTokenClock(model.device)
     synchronize(model.device)
@@ -114,16 +125,11 @@ def run(
     said = ids[:-1] if ids[-1] in stop_ids(model, tokenizer) else ids
     trace: PruneTrace = output.past_key_values.trace
     sample, kept = trace.samples[0], trace.kept_patches(0)
-    grid = model.get_vision_tower().grid
-    padded = model.config.image_aspect_ratio == "pad"
-    box = letterbox_mask(image.size, grid).nonzero()[:, 0].tolist() if padded else []
     shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
     return TracedAnswer(
         text=tokenizer.decode(said, skip_special_tokens=True).strip(),
         new_tokens=len(ids),
-        picture=picture,
-        grid=grid,
-        letterbox=tuple(box),
+        views=views(image, image_processor, model),
         kept=tuple(map(tuple, kept)),
         merged=tuple(groups(kept, trace.merged_patches(0))),
         complexity=sample.complexity,
@@ -155,40 +161,3 @@ def groups(
             now[centre] = tuple(sorted(original))
         by_layer.append(now)
     return by_layer
-
-
-def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Image:
-    """The square that the vision tower sees of a picture, RGB, before normalisation.
-
-    Padded or cropped at the centre as `llava.mm_utils.process_images` does.
-
-    Raises:
-        ValueError: what `demand_square` raises.
-    """
-    demand_square(model_cfg)
-    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    side = image_processor.crop_size["height"]
-    picture = to_rgb(image)
-    if aspect_ratio == "pad":
-        background = tuple(int(m * 255) for m in image_processor.image_mean)
-        return resized_square(picture, background, side)
-    short = min(picture.size)
-    left, top = (picture.width - short) // 2, (picture.height - short) // 2
-    picture = picture.crop((left, top, left + short, top + short))
-    return picture.resize((side, side), Image.Resampling.BICUBIC)
-
-
-def demand_square(model_cfg: Any) -> None:
-    """Raise ValueError for a checkpoint whose visual tokens are not the patches of one square."""
-    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    if aspect_ratio not in (None, "square", "pad"):
-        raise ValueError(
-            f"image_aspect_ratio {aspect_ratio!r} cuts a picture into tiles; patches are drawn "
-            "for checkpoints that see one square (pad or square)"
-        )
-    if (adapter := getattr(model_cfg, "mm_token_adapter", None)) is not None:
-        raise ValueError(
-            f"this checkpoint's adapter mixes the {adapter[0]} patches of a picture into "
-            f"{adapter[1]} tokens (as Senna's does); none of them has a place on the picture, so "
-            "nothing can be drawn over it"
-        )

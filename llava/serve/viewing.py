@@ -89,9 +89,6 @@ class Viewer:
     Args:
         pruner: the method of the command line; its settings hold for that method.
         depth_layers: how many layers other methods' depths are for; see `llava.eval.run.depths`.
-
-    Raises:
-        ValueError: a checkpoint whose tokens are no patches of one square.
     """
 
     def __init__(
@@ -110,7 +107,6 @@ class Viewer:
         self._depth_layers = depth_layers
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
-        traced.demand_square(loaded.model.config)
 
     def settings(self) -> dict[str, Any]:
         """What the page has to know before anything is asked."""
@@ -227,27 +223,24 @@ class Viewer:
 def drawn(answer: traced.TracedAnswer) -> dict[str, Any]:
     """The kept patches by layer, and after the last one, as pictures.
 
-    `pictures` are PNG data URLs, each once; `panels` has, a layer, `picture` (which of them),
-    `kept` (patches shown on it) and `merged` (how many of these stand for several).
+    `pictures` are PNG data URLs, each once, and `titles` what they are of, in the order of the
+    views; `panels` has, a layer, `pictures` (one of them a view), `kept` (tokens), `nowhere` (how
+    many of these are on no view, such as newlines) and `merged` (how many stand for several).
     """
     pictures: list[str] = []
-    places: dict[Any, int] = {}
+    places: dict[Any, list[int]] = {}
     panels = []
-    for kept, merged in zip(answer.kept, answer.merged):
+    for layer, (kept, merged) in enumerate(zip(answer.kept, answer.merged)):
         key = (kept, tuple(sorted(merged.items())))
-        if key not in places:
-            places[key] = len(pictures)
-            pictures.append(_data_url(_draw(answer, kept, merged)))
-        panels.append({"picture": places[key], "kept": len(kept), "merged": len(merged)})
-    return {"pictures": pictures, "panels": panels}
-
-
-def _draw(
-    answer: traced.TracedAnswer, kept: tuple[int, ...], merged: Mapping[int, tuple[int, ...]]
-) -> Image.Image:
-    return overlay.draw(
-        answer.picture, answer.grid, kept, merged=merged, letterbox=answer.letterbox
-    )
+        if key not in places and answer.views:
+            sheets = overlay.panels(answer, layer)
+            places[key] = list(range(len(pictures), len(pictures) + len(sheets)))
+            pictures += map(_data_url, sheets)
+        on_views = sum(len(view.patches(kept)) for view in answer.views)
+        counts = {"kept": len(kept), "nowhere": len(kept) - on_views, "merged": len(merged)}
+        panels.append({"pictures": places.get(key, []), **counts})
+    titles = [view.title for view in answer.views]
+    return {"pictures": pictures, "titles": titles, "panels": panels}
 
 
 def _data_url(picture: Image.Image) -> str:

@@ -7,7 +7,6 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -179,8 +178,9 @@ def test_the_patches_on_the_page_are_those_of_the_trace(with_model, demo) -> Non
         answer = traced.run(
             model, tokenizer, image_processor, image, question, pruner, max_new_tokens=4
         )
-        data = traces[card]
-        assert data["grid"] == 24 and data["counts"] == [len(kept) for kept in answer.kept]
+        counts, (data,) = traces[card]["counts"], traces[card]["views"]
+        assert (data["columns"], data["rows"]) == (24, 24)
+        assert counts == [len(kept) for kept in answer.kept]
         for kept, shown in zip(answer.kept, data["kept"], strict=True):
             bits = "".join(f"{int(digit, 16):04b}"[::-1] for digit in shown)
             assert [i for i, bit in enumerate(bits) if bit == "1"] == sorted(kept)
@@ -209,8 +209,7 @@ def test_bad_inputs_get_their_message(runs, capsys, monkeypatch) -> None:
 
     fails("--most must be 0 or more", "--most", "-1")
     fails("gone", "--model-path", str(runs / "gone"))
-    model = SimpleNamespace(config=SimpleNamespace(image_aspect_ratio="pad"))
-    monkeypatch.setattr(page, "load_model", lambda settings: (None, model, None))
+    monkeypatch.setattr(page, "load_model", lambda settings: (None, None, None))
     file = runs / "out" / "beta" / "auto-64.run.json"
     record = json.loads(file.read_text())
     settings = record["settings"]
@@ -228,10 +227,3 @@ def test_bad_inputs_get_their_message(runs, capsys, monkeypatch) -> None:
     fails("cannot read image")
     (runs / "data" / "beta" / "images" / "0.png").unlink()
     fails("no image file at")
-    for name, value, message in (
-        ("image_aspect_ratio", "anyres", "cuts a picture into tiles"),
-        ("mm_token_adapter", [576, 128], "mixes the 576 patches"),
-    ):
-        model.config = SimpleNamespace(**{name: value})
-        fails(message)
-        fails("Give --no-model for a report without pictures.")

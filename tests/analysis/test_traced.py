@@ -7,13 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from llava import pruning
-from llava.analysis import traced
+from llava.analysis import traced, views
 from llava.mm_utils import ask, process_images
 from llava.pruning.cost import DecoderShape, measure
-from tests import senna_files
 
 from .conftest import QUESTION
 
@@ -88,7 +86,7 @@ def test_the_picture_is_what_the_tower_gets(demo, wide, aspect_ratio: str) -> No
     pixels = process_images([wide], image_processor, config)[0]
     mean, std = (torch.tensor(getattr(image_processor, f"image_{k}")) for k in ("mean", "std"))
     shown = (pixels * std[:, None, None] + mean[:, None, None]).permute(1, 2, 0) * 255
-    seen = np.asarray(traced.seen(wide, image_processor, config))
+    seen = np.asarray(views.seen(wide, image_processor, config))
     difference = np.abs(seen - shown.numpy())
     if aspect_ratio == "square":
         # A crop before the resize sees less at its border than one behind it.
@@ -99,15 +97,7 @@ def test_the_picture_is_what_the_tower_gets(demo, wide, aspect_ratio: str) -> No
 
 def test_tiles_are_refused(demo, wide) -> None:
     with pytest.raises(ValueError, match="'anyres' cuts a picture into tiles"):
-        traced.seen(wide, demo[2], SimpleNamespace(image_aspect_ratio="anyres"))
-
-
-def test_mixed_tokens_are_refused_before_anything_runs() -> None:
-    """Senna's adapter: nothing is loaded but a tiny model, and no picture is encoded."""
-    model = senna_files.model()
-    picture = Image.new("RGB", (8, 8))
-    with pytest.raises(ValueError, match="mixes the 16 patches of a picture into 8 tokens"):
-        traced.run(model, None, None, picture, QUESTION)
+        views.seen(wide, demo[2], SimpleNamespace(image_aspect_ratio="anyres"))
 
 
 def test_groups_follow_merged_tokens_that_are_merged_again() -> None:

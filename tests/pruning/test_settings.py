@@ -27,7 +27,6 @@ DOCUMENTED = {
         "inflection": "slope",
         "amplitude": 0.75,
         "analytic_area": False,
-        "to_the_letter": True,
         "rounding": "ceil",
         "recycle_ratio": 0.3,
         "positions": "compact",
@@ -46,7 +45,6 @@ DOCUMENTED = {
         "beta": 0.2,
         "amplitude": 1.0,
         "analytic_area": True,
-        "to_the_letter": False,
         "rounding": "floor",
         "recycle_ratio": 0.0,
         "positions": "original",
@@ -71,6 +69,9 @@ COMMON = {
     "rank_rows": "text",
     "mi_rows": "text",
     "prune_every": 1,
+    "to_the_letter": True,
+    "preselect_at": "layer_0",
+    "tower_scores": "cls",
 }
 
 

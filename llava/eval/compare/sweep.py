@@ -28,7 +28,6 @@ from llava.common import flags, program
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
-from ..run.answers import QuestionSource
 from ..run.arguments import (
     CHECKPOINT,
     DECODING,
@@ -53,27 +52,16 @@ from ..run.runner import (
 from ..run.settings import RunSettings
 from ..run.subset import take
 from ..run.watched import LOADING
-from .progress import LiveLine, Steps
+from .progress import LiveLine, Steps, Task
 from .report import add_output_arguments, report, start_logging
 from .runs import (
-    CURVE,
+    SHARED,
     PlannedRun,
     add_curve_arguments,
     parse_runs,
     runs_in_decoder,
     with_shared,
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run on one benchmark, and how many of its questions had no answer at the start."""
-
-    benchmark: Benchmark
-    planned: PlannedRun
-    settings: RunSettings
-    questions: QuestionSource
-    left: int
 
 
 @dataclass(frozen=True)
@@ -168,7 +156,7 @@ def run_all(
     """
     model, read_before = model or ModelOnce(), LOADING.seconds
     try:
-        shared = {name: getattr(args, name) for name in CURVE}
+        shared = {name: getattr(args, name) for name in SHARED}
         runs = parse_runs(args.runs, shared) if runs is None else with_shared(runs, shared)
         tasks = list(tasks_of(args, benchmarks, runs))
     except (ValueError, OSError) as error:
