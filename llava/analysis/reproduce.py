@@ -198,7 +198,9 @@ def perform(args: argparse.Namespace, step: str) -> int:
         statuses = [process.wait() for process in processes]
     except KeyboardInterrupt:
         for process in processes:
-            process.wait()
+            process.terminate()  # a terminal tells them itself, `kill` does not
+        for process in processes:
+            process.communicate()
         return EXIT_INTERRUPTED
     finally:
         for log in logs:
@@ -222,7 +224,9 @@ def run_steps(args: argparse.Namespace, state: dict[str, Any]) -> int:
         say(f"[{step}] took {reproduction.duration(seconds)}, exit status {code}")
         state["steps"][step] = {"status": code, "seconds": seconds, "expected": expected}
         save(args, state)
-        if code:
+        if code == EXIT_INTERRUPTED:
+            say("Interrupted; the same command continues.")
+        elif code:
             say(f"[{step}] failed: docs/first-gpu-hour.md says what to do about it")
         status = status or code
         if code == EXIT_INTERRUPTED or (code and step == "verify"):
