@@ -22,7 +22,8 @@ OUTSIDE = re.compile(
     r"models/|data/eval|RUNS|PICTURE|ANSWERS|\.\.\.|questions\.jsonl|OUT\b|DIR\b|FRAMES|picture\.jpg"
 )
 # Programs that take minutes, or run until they are stopped.
-LONG = ("llava.serve.viewer", "llava.eval.compare", "llava.analysis.latency", "llava.train")
+LONG = ("llava.serve.viewer", "llava.eval.compare", "llava.train",
+        "llava.analysis.latency", "llava.analysis.loading")  # fmt: skip
 
 
 def commands() -> list[tuple[str, str]]:
