@@ -7,9 +7,9 @@ A row a method, a panel a layer, titled with the number of visual tokens that en
 patches are dark, patches that only show padding are hatched; a frame is a token averaged from
 several, tinted patches are what is in it. Of a tiled picture (LLaVA-1.6) a panel is the overview
 and the tiles at their places; newlines are nowhere. png, jpg and pdf are a sheet of some layers
-(--layers), gif and webp run through all of them. json is the ids of the patches instead of a picture, for
-programs that prune by them (docs/serving.md). The last line of stdout is what was drawn as JSON.
-Needs no matplotlib.
+(--layers), gif and webp run through all of them. json is the ids of the patches instead of a
+picture, for programs that prune by them (docs/serving.md). The last line of stdout is what was
+drawn as JSON. Needs no matplotlib.
 """
 
 from __future__ import annotations

@@ -82,7 +82,6 @@ COMMON = {
     "mi_rows": "text",
     "prune_every": 1,
     "to_the_letter": True,
-    "preselect_at": "layer_0",
     "tower_scores": "cls",
 }
 
