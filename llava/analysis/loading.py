@@ -5,7 +5,8 @@
 
 Says the most memory that this process has held until all weights had been read, as a multiple of
 the weights that are left in it. With --random a random checkpoint of LLaVA-1.5-7B's size and files
-is first written to that folder (14 GB; 3 GB with --layers 4), and removed in the end.
+is first written to that folder (14 GB; 3 GB with --layers 4), and removed in the end, unless --keep
+leaves it for other programs.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--layers", type=flags.whole(1), default=32, help="of the random one; default: %(default)d"
     )
+    parser.add_argument("--keep", action="store_true", help="do not remove the random one")
     add_checkpoint_arguments(parser)
     args = parser.parse_args(argv)
     folder = Path(args.model_path)
@@ -163,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pool.apply(write_random, (folder, args.random, args.layers))
             print(measure(args))
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not args.keep:
+                shutil.rmtree(folder, ignore_errors=True)
     except (OSError, ValueError, ImportError, torch.OutOfMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
