@@ -12,6 +12,7 @@ ALONE = "No benchmark has an unpruned run and a pruned one to compare with it."
 
 
 def html_table(name: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in a frame that scrolls; `name` is read aloud, the first cell of a row heads it."""
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>'
