@@ -30,12 +30,12 @@ TEXT = {
 def model() -> CLIPModel:
     """Random, with weights large enough that texts and patches differ."""
     config = CLIPConfig(text_config=TEXT, vision_config=tiny.vision_config(), projection_dim=8)
-    torch.manual_seed(5)
-    made = CLIPModel(config).eval()
+    made = CLIPModel(config).float().eval()
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, 0.3)
+                parameter.normal_(0, 0.3, generator=generator)
     return made
 
 

@@ -19,10 +19,11 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "EVAL.md", "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 # What stands for files of a reader, and places where nothing is until somebody puts it there.
 OUTSIDE = re.compile(
-    r"models/|data/eval|RUNS|PICTURE|ANSWERS|\.\.\.|questions\.jsonl|OUT\b|DIR\b|FRAMES"
+    r"models/|data/eval|RUNS|PICTURE|ANSWERS|\.\.\.|questions\.jsonl|OUT\b|DIR\b|FRAMES|picture\.jpg"
 )
 # Programs that take minutes, or run until they are stopped.
-LONG = ("llava.serve.viewer", "llava.eval.compare", "llava.analysis.latency", "llava.train")
+LONG = ("llava.serve.viewer", "llava.eval.compare", "llava.train",
+        "llava.analysis.latency", "llava.analysis.loading")  # fmt: skip
 
 
 def commands() -> list[tuple[str, str]]:

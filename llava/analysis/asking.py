@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from llava.common import flags
 from llava.eval.compare.runs import (
-    CURVE,
+    SHARED,
     PlannedRun,
     add_curve_arguments,
     parse_runs,
@@ -51,7 +51,7 @@ def planned(args: argparse.Namespace) -> list[PlannedRun]:
     Raises:
         ValueError: no such method, field or value, or the same method twice.
     """
-    shared = {name: getattr(args, name) for name in (*CURVE, "budget_mode")}
+    shared = {name: getattr(args, name) for name in (*SHARED, "budget_mode")}
     return parse_runs(args.method, shared, args.target_token_num)
 
 

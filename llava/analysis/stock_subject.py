@@ -35,8 +35,8 @@ def load_stock(args: Any, folder: Any) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    refused = ("model_base", "vision_tower", "merge_type", "load_4bit", "load_8bit", "compile")
-    if named := [name for name in refused if getattr(args, name, None)]:
+    without = ("model_base", "vision_tower", "merge_type", "load_4bit", "load_8bit", "compile")
+    if named := [name for name in without if getattr(args, name, None)]:
         flags = ", ".join("--" + name.replace("_", "-") for name in named)
         raise ValueError(f"{flags}: not for a model that transformers loads by itself")
     model = AutoModelForImageTextToText.from_pretrained(

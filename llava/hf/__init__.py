@@ -13,9 +13,10 @@ and columns that are left, and call the `Prefill` that this package's own LLaVA 
 caches of this package alone and go when the last of these is gone.
 
 Which models: `families`. Positions are those of the unpruned sequence unless a setting says
-`positions="compact"`. No tower is looked into: methods that rank by its CLS attention or need the
-places of patches are refused, and AutoPrune's pre-selection ranks by text attention, as it does
-wherever `TokenLayout.mixed` says that tokens are no patches.
+`positions="compact"`. No CLS attention is read and no place of a patch is known: methods that need
+these are refused, and AutoPrune's pre-selection ranks by text attention, as it does wherever
+`TokenLayout.mixed` says that tokens are no patches. With `tower_scores="received"` it, FasterVLM
+and VisPruner rank by the mean attention that a token's patches receive in the tower, see `tower`.
 """
 
 from .session import Pruned, cache, cost, pruning

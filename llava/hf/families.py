@@ -21,25 +21,27 @@ class Family:
 
     pictures:  how its placeholders are told apart by picture, see `prompts`
     uncompact: why positions cannot be compact; empty where they can
+    views: whether each view of its tower is a square that becomes a square of tokens, see `tower`
     """
 
     pictures: str = "sizes"
     uncompact: str = ""
+    views: bool = False
 
 
 #: By `model_type`; each is held to stock transformers and to a masked run by tests/hf.
 FAMILIES = {
-    "llava": Family(),
+    "llava": Family(views=True),
     "llava_next": Family(),
     "llava_onevision": Family(),
     "qwen2_vl": Family("sizes", _THREE),
     "qwen2_5_vl": Family("sizes", _THREE),
     "qwen3_vl": Family("sizes", _THREE),
-    "internvl": Family("runs"),
-    "idefics3": Family("first marks"),
-    "smolvlm": Family("first marks"),
-    "gemma3": Family("runs", _COLUMNS),
-    "paligemma": Family("sizes", _COLUMNS),
+    "internvl": Family("runs", views=True),
+    "idefics3": Family("first marks", views=True),
+    "smolvlm": Family("first marks", views=True),
+    "gemma3": Family("runs", _COLUMNS, views=True),
+    "paligemma": Family("sizes", _COLUMNS, views=True),
     "mistral3": Family("last marks"),
 }
 
@@ -50,6 +52,8 @@ _MISSING = {
     "out of",
     "gemma4": "layers share keys and values, so they would have to hold the same tokens",
     "gemma3n": "layers share keys and values, so they would have to hold the same tokens",
+    "glm4v": "attention rows by its rotation, which turns pairs in half of each head",
+    "glm4v_moe": "attention rows by its rotation, which turns pairs in half of each head",
     "mllama": "pictures are not in the sequence: cross-attention reads them",
 }
 
@@ -74,14 +78,27 @@ def family_of(model: Any) -> Family:
     )
 
 
-def demand_fitting(pruner: Pruner) -> None:
-    """Raise ValueError for a method that needs what hooks on a decoder do not see."""
-    if pruner.needs_patches:
+def by_tower(pruner: Pruner) -> bool:
+    """Whether a method ranks by what patches receive in the tower."""
+    return getattr(pruner, "tower_scores", "") == "received"
+
+
+def demand_fitting(model: Any, pruner: Pruner) -> None:
+    """Raise ValueError for a method that needs what hooks do not see of a model."""
+    if by_tower(pruner) and not family_of(model).views:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.views)
+        raise ValueError(
+            f'tower_scores="received" of {model.config.model_type}: its tower does not see square '
+            f"views, or not all of one, or its tokens are no squares of patches. Known: {known}"
+        )
+    if pruner.needs_patches and not by_tower(pruner):
         fitting = sorted(name for name, kind in METHODS.items() if not kind().needs_patches)
+        ranking = sorted(name for name, kind in METHODS.items() if hasattr(kind, "tower_scores"))
         raise ValueError(
             f"method {pruner.method} needs the vision tower's CLS attention or the places of its "
             "patches, which hooks on a stock decoder do not see. Methods that choose in or before "
-            f"the decoder: {', '.join(fitting)}"
+            f"the decoder: {', '.join(fitting)}. By what patches receive in the tower "
+            f'(tower_scores="received"): {", ".join(ranking)}'
         )
 
 

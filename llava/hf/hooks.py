@@ -32,10 +32,11 @@ from ..pruning.inputs import OwnInputs
 from ..pruning.layout import TokenLayout
 from ..pruning.methods.dense import Dense
 from ..pruning.prefill import Handed, Prefill
-from .families import demand_positions, family_of
+from .families import by_tower, demand_positions, family_of
 from .inputs import StockDecoding, StockInputs
 from .logical import ANOTHER, LogicalCache
 from .prompts import layout_of, placeholders
+from .tower import TowerScores, scored
 
 #: By id of a model, what makes the caches of its calls in this thread or task.
 suppliers: ContextVar[Mapping[int, Callable[[], LogicalCache]] | None]
@@ -135,6 +136,7 @@ class Hooks:
     def __init__(self, model: Any) -> None:
         self.model, self.family, self.users = model, family_of(model), 0
         self.decoder = model.get_decoder()
+        self.tower: TowerScores | None = None
         layers = self.decoder.layers[: self.decoder.config.num_hidden_layers]
         self._handles = [
             model.register_forward_pre_hook(self._call, with_kwargs=True),
@@ -146,6 +148,12 @@ class Hooks:
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         self._configs = [(layer.self_attn, layer.self_attn.config) for layer in layers]
         watch_attention(layers)
+
+    def look_at_tower(self) -> None:
+        """From now on, know the scores of the tower."""
+        if self.tower is None:
+            self.tower = TowerScores(self.model)
+            self._handles.append(self.tower.handle)
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -169,6 +177,8 @@ class Hooks:
                 "per-layer outputs are not collected, since layers hold different tokens; what was "
                 "kept is in past_key_values.trace"
             )
+        if self.model.training and getattr(self.model, "is_gradient_checkpointing", False):
+            raise ValueError("gradient checkpointing runs layers without a cache: switch it off")
         labels = kwargs.get("labels")
         if labels is not None and (labels != -100).any():  # PaliGemma's processor gives only these
             raise ValueError("labels need every token: train without a pruner")
@@ -228,6 +238,9 @@ class Hooks:
         layout, pruner = cache.layout, cache.pruner or Dense()
         if layout is None or (layout.batch, layout.n) != hidden.shape[:2]:
             raise ValueError("the cache knows no prompt of this shape: call the model itself")
+        if self.tower is not None:
+            scores = self.tower.take()
+            layout = scored(layout, scores) if by_tower(pruner) else layout
         run = pruner.start(layout, DecoderShape.from_config(decoder.config))
         run.positions = getattr(pruner, "positions", "original")
         demand_positions(self.family, self.model, run.positions)
@@ -266,11 +279,12 @@ def _demand_plain(given: Any, kwargs: Mapping[str, Any]) -> None:
     if kwargs.get("use_cache") is False:
         raise ValueError("use_cache=False: a pruned model keeps what is left in its cache")
     plain = given is None or type(given) is DynamicCache
-    if not plain or getattr(given, "offloading", False):
+    offloaded = "an offloaded " if getattr(given, "offloading", False) else ""
+    if not plain or offloaded:
         raise ValueError(
             "pruning keeps keys and values in a cache of its own, in place of a DynamicCache and "
-            f"not of {type(given).__name__} (cache_implementation: static, quantized and "
-            "offloaded caches are not pruned)"
+            f"not of {offloaded}{type(given).__name__} (cache_implementation: static, quantized "
+            "and offloaded caches are not pruned)"
         )
 
 
@@ -284,11 +298,13 @@ def _demand_visible(decoder: nn.Module, layout: TokenLayout, backend: str) -> No
         )
 
 
-def install(model: Any) -> Hooks:
-    """The hooks of a model, which one more user needs."""
+def install(model: Any, pruner: Pruner) -> Hooks:
+    """The hooks of a model, which one more user needs, for `pruner`."""
     with _LOCK:
         hooks = _INSTALLED.get(id(model)) or Hooks(model)
         _INSTALLED[id(model)] = hooks
+        if by_tower(pruner):
+            hooks.look_at_tower()
         hooks.users += 1
         return hooks
 
@@ -304,17 +320,17 @@ def release(hooks: Hooks) -> None:
 
 def new_cache(model: Any, pruner: Pruner) -> LogicalCache:
     """A cache whose hooks are on the model as long as it is there."""
-    hooks = install(model)
+    hooks = install(model, pruner)
     made_cache = LogicalCache(pruner, hooks.family, id(model))
     weakref.finalize(made_cache, release, hooks).atexit = False
     return made_cache
 
 
 @contextmanager
-def supplied(model: Any, supplier: Callable[[], LogicalCache]) -> Iterator[None]:
+def supplied(model: Any, pruner: Pruner, supplier: Callable[[], LogicalCache]) -> Iterator[None]:
     """Calls of the model in this thread or task that have no cache of ours get one from
     `supplier`."""
-    hooks = install(model)
+    hooks = install(model, pruner)
     token = suppliers.set({**(suppliers.get() or {}), id(model): supplier})
     try:
         yield

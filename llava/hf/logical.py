@@ -65,7 +65,11 @@ class LogicalCache(PrunedCache):
 
     def activate_past_recording(self) -> None:
         """Refuse: assisted decoding takes tokens back."""
+        self.crop(0)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse, as `activate_past_recording` does."""
         raise NotImplementedError(
             "assisted decoding (assistant_model, prompt_lookup_num_tokens) takes tokens back, "
-            "which a pruned cache cannot"
+            "which a pruned cache cannot; use greedy, sampling or beams"
         )

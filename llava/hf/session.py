@@ -19,10 +19,11 @@ from ..pruning.inputs import OwnInputs
 from ..pruning.methods.dense import Dense
 from ..pruning.prefill import Prefill
 from ..pruning.trace import PruneTrace
-from .families import demand_fitting, demand_positions, family_of
+from .families import by_tower, demand_fitting, demand_positions, family_of
 from .hooks import new_cache, supplied
 from .logical import LogicalCache
 from .prompts import layout_of
+from .tower import scored
 
 
 class Pruned:
@@ -69,7 +70,7 @@ def pruning(model: Any, method: str | Pruner = "autoprune", **settings: Any) -> 
     """
     pruner = _pruner(model, method, settings)
     pruned = Pruned(model, pruner)
-    with supplied(model, pruned._supply):
+    with supplied(model, pruner, pruned._supply):
         try:
             yield pruned
         finally:
@@ -102,9 +103,13 @@ def cost(
     Takes and raises what `pruning` does.
     """
     pruner, config = _pruner(model, method, settings), model.get_decoder().config
+    if inputs.get("input_ids") is None:
+        raise ValueError("a cost needs input_ids, to know visual tokens from text")
     ids, mask = inputs["input_ids"].cpu(), inputs.get("attention_mask")
     mask = None if mask is None else mask.cpu()
     layout = layout_of(model.config, family_of(model).pictures, ids, mask, inputs)
+    if by_tower(pruner):
+        layout = scored(layout, torch.zeros(sum(layout.n_visual), 1))
     shape = DecoderShape.from_config(config)
     run = pruner.start(layout, shape)
     run.positions = getattr(pruner, "positions", "original")
@@ -139,5 +144,5 @@ def _pruner(model: Any, method: str | Pruner, settings: Mapping[str, Any]) -> Pr
         names = {field.name for field in fields(find(method))}
         default = {"positions": "original"} if "positions" in names else {}
         pruner = build(method, **{**default, **settings})
-    demand_fitting(pruner)
+    demand_fitting(model, pruner)
     return pruner

@@ -20,6 +20,7 @@ from .hf_tokenizer import HfTokenizer
 from .image_tokens import add_image_tokens
 from .language_model.backends import check_backend
 from .language_model.llava_llama import LlavaLlamaForCausalLM
+from .mapped import cast
 from .reading import Checkpoint, read_checkpoint, resolve
 from .shapes import make_config
 from .tensor_names import rename
@@ -116,6 +117,10 @@ def load_pretrained_model(
     check_image_size(image_processor, checkpoint.processor_folder, side, aspect_ratio)
     wanted = _dtype(dtype, checkpoint.config, checkpoint.state)
 
+    state = {
+        rename(name, "original", "module"): checkpoint.state.pop(name)
+        for name in list(checkpoint.state)
+    }
     options: dict[str, Any] = {}
     if load_8bit or load_4bit:
         options["quantization_config"] = _quantisation(load_4bit, wanted)
@@ -123,10 +128,12 @@ def load_pretrained_model(
         device_map = device_map or ("auto" if device is None else {"": device})
     if device_map is not None:
         options["device_map"] = device_map
+    else:
+        cast(state, wanted)
     model, info = LlavaLlamaForCausalLM.from_pretrained(
         None,
         config=make_config(checkpoint.config),
-        state_dict={rename(k, "original", "module"): v for k, v in checkpoint.state.items()},
+        state_dict=state,
         dtype=wanted,
         attn_implementation=attn_implementation,
         output_loading_info=True,

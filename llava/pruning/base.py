@@ -28,7 +28,7 @@ from .checks import demand_declared
 from .cost import DecoderShape
 from .layout import TokenLayout
 from .selection import Selection
-from .vision import Groups, Reduced, TowerRun, VisionFeatures
+from .vision import Groups, Reduced, TowerRun, VisionFeatures, ranking_layer
 
 
 class Ahead(Protocol):
@@ -200,9 +200,13 @@ class Pruner(abc.ABC):
         """The same for a batch whose samples ask these `texts`."""
         return self
 
+    def demand_complete(self) -> None:  # noqa: B027, most methods have a default for everything
+        """Raise ValueError where something is missing for which there is no default. A run asks
+        before it starts; settings alone, as records have them, need not be complete."""
+
     def tower_layers(self, ran: int) -> tuple[int, ...]:
         """Which layers of the vision tower to probe, 0 .. `ran`, the number of layers that run."""
-        return (ran - 1,) if self.needs_cls else ()
+        return (ranking_layer(self, ran),) if self.needs_cls else ()
 
     def tower_runs(self, groups: Groups, patches: int, ran: int) -> Sequence[TowerRun] | None:
         """For each view, of `patches` patches, the run that merges its tokens in the `ran` layers

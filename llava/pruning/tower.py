@@ -23,9 +23,11 @@ from torch import Tensor
 from .base import PrunerRun
 from .budget import Budgeted
 from .cost import DecoderShape, TowerShape
+from .entry import ImageTokens, select_in_images
 from .images import divide
 from .layout import TokenLayout
-from .vision import Groups, Reduced, VisionFeatures
+from .selection import Selection
+from .vision import Groups, Reduced, VisionFeatures, ranking_layer
 
 
 def view_counts(config: Budgeted, patches: int, groups: Groups) -> list[int]:
@@ -55,7 +57,7 @@ class TowerPruner(Budgeted):
 
     def tower_layers(self, ran: int) -> tuple[int, ...]:
         """By default the last layer that ran, whose CLS attention most methods rank by."""
-        return (ran - 1,)
+        return (ranking_layer(self, ran),)
 
     def reduce(self, features: VisionFeatures, groups: Groups) -> list[Reduced] | None:
         """All patches of an image that may keep them, none of one that may keep none (a sample may
@@ -80,8 +82,15 @@ class TowerPruner(Budgeted):
         """Multiply-accumulates of the similarities that leave `count` tokens of one image."""
         return 0
 
+    def chosen(self, scores: Tensor, features: Tensor, count: int) -> Tensor:
+        """The `count` tokens of one image, by `scores` (n,) of the tower and `features` (n, d):
+        indices. For methods with `tower_scores`."""
+        raise NotImplementedError
+
     def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
-        """Nothing is left to do in the decoder."""
+        """Nothing is left to do in the decoder, unless the tower gave scores alone."""
+        if layout.mixed and layout.cls is not None:
+            return ScoredRun(self)
         return TowerPruned(self, self.scoring, layout, shape)
 
 
@@ -111,9 +120,33 @@ class TowerPruned(PrunerRun):
         return self._flops
 
 
+class ScoredRun(PrunerRun):
+    """One prefill of a stock model (`llava.hf`), whose tower gives all tokens and their scores: the
+    choice is made before layer 0, by the embeddings where a method compares features."""
+
+    def __init__(self, config: TowerPruner) -> None:
+        self.config = config
+
+    def at_entry(self, layout: TokenLayout, embeds: Tensor) -> Selection | None:
+        targets = [int(self.config.resolved(s).target_token_num) for s in layout.sizes]
+        keep = [min(target, n) for target, n in zip(targets, layout.n_visual)]
+        scores = layout.cls
+        if scores is None or keep == list(layout.n_visual):
+            return None
+
+        def choose(sample: int, image: ImageTokens, count: int) -> list[int]:
+            span = image.span
+            chosen = self.config.chosen(scores[sample, span], embeds[sample, span], count)
+            indices: list[int] = chosen.tolist()
+            return indices
+
+        return select_in_images(layout, keep, choose, self.config.targets_in_images(layout.sizes))
+
+
 def cls_attention(features: VisionFeatures, image: int) -> Tensor:
-    """Attention of the CLS token of an image in the last layer that ran: (heads, patches)."""
-    return features.probes[features.ran - 1].of_image(image).cls_attention()[0]
+    """Attention of the CLS token of an image in the last layer that ran, or what patches receive
+    there (`tower_scores`): (heads, patches)."""
+    return features.ranking.of_image(image).cls_attention()[0]
 
 
 def keep_patches(features: VisionFeatures, image: int, indices: Tensor) -> Reduced:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ Groups = Sequence[Sequence[int]]
 class Probe:
     """Queries and keys of one layer of the tower, before scaling.
 
-    query: (images, heads, head_dim), of the CLS token
+    query: (images, heads, head_dim), of the CLS token; or (images, heads, 1 + patches, head_dim),
+           of all, of a layer that was asked for as ~index
     keys:  (images, heads, 1 + patches, head_dim), CLS first
     """
 
@@ -39,9 +41,12 @@ class Probe:
     def cls_attention(self) -> Tensor:
         """Attention of the CLS token to each patch, (images, heads, patches) float32.
 
-        Softmaxed over CLS and patches, so a row sums to 1 less what CLS gives itself.
+        Softmaxed over CLS and patches, so a row sums to 1 less what CLS gives itself. With the
+        queries of all tokens: what each patch receives, mean over the patches.
         """
         query, keys = precise(self.query), precise(self.keys)
+        if query.dim() == 4:
+            return received(query[:, :, 1:], keys)[..., 1:]
         scores: Tensor = torch.einsum("ihd,ihnd->ihn", query, keys) * query.shape[-1] ** -0.5
         return scores.softmax(-1)[..., 1:]
 
@@ -54,13 +59,30 @@ class Probe:
         return Probe(self.query.flatten(1)[:, None], self.keys.transpose(1, 2).flatten(2)[:, None])
 
 
+def received(queries: Tensor, keys: Tensor) -> Tensor:
+    """Attention that each key receives, mean over the queries: (images, heads, keys) float32.
+
+    queries: (images, heads, q, head_dim), keys: (images, heads, n, head_dim), before scaling.
+    """
+    scores = precise(queries) @ precise(keys).mT * queries.shape[-1] ** -0.5
+    mean: Tensor = scores.softmax(-1).mean(2)
+    return mean
+
+
+def ranking_layer(pruner: Any, ran: int) -> int:
+    """The probe by whose attention a method ranks patches: of the last of the `ran` layers the CLS
+    token's row, or with `tower_scores` "received" the rows of all tokens."""
+    return -ran if getattr(pruner, "tower_scores", "cls") == "received" else ran - 1
+
+
 @dataclass(frozen=True)
 class VisionFeatures:
     """What the tower gives of a batch of images.
 
     patches: (images, p, d), of the layer that LLaVA uses
     token:   (images, d), the CLS token of that layer
-    probes:  by index of the layer, counted from 0, those that were asked for. The index `ran`, the
+    probes:  by index of the layer, counted from 0, those that were asked for. ~index: with the
+             queries of all tokens. The index `ran`, the
              number of layers that ran, is the layer whose input `patches` and `token` are
     ran:     number of layers that ran
     patch:   (images, p), which patch each entry shows; None: all of them, in order
@@ -80,12 +102,15 @@ class VisionFeatures:
     borders: tuple[tuple[Tensor, Tensor], ...] | None = None
 
     @property
-    def cls(self) -> Tensor:
-        """Attention of the CLS token in the last layer that ran, mean over heads: (images, p).
+    def ranking(self) -> Probe:
+        """Of the last layer that ran, which must have been probed, see `ranking_layer`."""
+        return self.probes[-self.ran if -self.ran in self.probes else self.ran - 1]
 
-        That layer must have been probed.
-        """
-        return self.probes[self.ran - 1].cls_attention().mean(1)
+    @property
+    def cls(self) -> Tensor:
+        """Attention of the CLS token in the last layer that ran, or what patches receive there if
+        that was asked for, mean over heads: (images, p)."""
+        return self.ranking.cls_attention().mean(1)
 
 
 @dataclass(frozen=True)

@@ -214,10 +214,14 @@ def test_only_runs_of_the_same_settings_are_pooled(data, run, tmp_path) -> None:
     record["settings"]["pruner"]["border_mask"] = False
     file.write_text(json.dumps(record))
     require_comparable([first, load_run("MME", path, data)])
-    record["settings"]["merge_type"] = "spatial"
-    file.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="differ in merge_type 'flat' and 'spatial'"):
-        require_comparable([first, load_run("MME", path, data)])
+    for name, older, value in (
+        ("merge_type", "flat", "spatial"),
+        ("processing", "llava", "fill"),
+    ):
+        changed = {**record, "settings": {**record["settings"], name: value}}
+        file.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"differ in {name} '{older}' and '{value}'"):
+            require_comparable([first, load_run("MME", path, data)])
     write_run(path, ASKED, target_token_num=32)
     with pytest.raises(ValueError, match="differ in target_token_num 64 and 32"):
         require_comparable([first, load_run("MME", path, data)])

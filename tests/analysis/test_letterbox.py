@@ -1,4 +1,4 @@
-"""The letterbox mask of AutoPrune's first cut on wide and tall pictures, file to kept tokens."""
+"""The letterbox mask of AutoPrune's first cut on wide and tall pictures: from file to tokens."""
 
 from __future__ import annotations
 

@@ -97,6 +97,18 @@ def test_half_numbers_and_shared_weights(tmp_path: Path, capsys) -> None:
     assert "--dtype float32" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("processing", "lacks"), [("112x168", ""), ("fill", "the canvas that a picture fills best")]
+)
+def test_another_canvas(processing: str, lacks: str, tmp_path: Path) -> None:
+    """transformers' model has a list of one canvas, but not the other rule."""
+    folder = checkpoints_next.write_original(tmp_path / "checkpoint")
+    status, report = run(folder, tmp_path, "--processing", processing)
+    assert (status, report["model"]["stock_lacks"]) == (0, lacks)
+    assert report["model"]["processing"] == processing
+    assert by_name(report)["unpruned logits = transformers'"]["difference"] == 0
+
+
 def test_what_cannot_run(tmp_path: Path, capsys) -> None:
     assert verify.main(["--model-path", str(tmp_path)]) == 2
     assert "error: " in capsys.readouterr().err

@@ -232,10 +232,10 @@ def test_a_cost_without_running(model, batch) -> None:
 
 REFUSED_CALLS: list[tuple[dict[str, Any], str]] = [
     ({"cache_implementation": "static"}, "StaticCache"),
-    ({"cache_implementation": "offloaded"}, "offloaded"),
+    ({"cache_implementation": "offloaded"}, "an offloaded DynamicCache"),
     ({"use_cache": False}, "use_cache=False"),
     ({"prefill_chunk_size": 8}, "prefill.chunk"),
-    ({"prompt_lookup_num_tokens": 2}, "assisted|cropped"),
+    ({"prompt_lookup_num_tokens": 2}, "assisted decoding"),
     ({"output_attentions": True}, "per-layer outputs"),
     ({"output_hidden_states": True}, "per-layer outputs"),
 ]
@@ -252,6 +252,27 @@ def test_calls_that_cannot_be_pruned_are_refused(model, options, message, with_c
         pytest.skip("a cache that is given is used")
     with hf.pruning(model, FASTV), pytest.raises((ValueError, NotImplementedError), match=message):
         model.generate(**batch, max_new_tokens=3, return_dict_in_generate=True, **options, **given)
+
+
+def test_gradient_checkpointing_is_refused(batch) -> None:
+    net = zoo.model("llava").train()
+    net.gradient_checkpointing_enable()
+    with hf.pruning(net, FASTV), pytest.raises(ValueError, match="gradient checkpointing"):
+        net(**batch)
+
+
+def test_an_assistant_is_refused(model) -> None:
+    batch = zoo.inputs("llava", ["tiq"])
+    assistant = zoo.model("llava")
+    with hf.pruning(model, FASTV), pytest.raises(NotImplementedError, match="assisted decoding"):
+        model.generate(**batch, max_new_tokens=3, assistant_model=assistant)
+
+
+def test_a_row_without_a_picture_is_as_alone(model) -> None:
+    batch, short = zoo.inputs("llava", ["q", "tiq"]), zoo.inputs("llava", ["q"])
+    alone = answer(model, short)
+    together = answer(model, batch, past_key_values=hf.cache(model, FASTV))
+    assert_close(together[:, 0], alone[:, 0], 2e-6)  # `generate` gives float32
 
 
 def test_quantised_caches_are_refused(model, batch) -> None:
@@ -271,6 +292,8 @@ def test_inputs_that_do_not_say_enough_are_refused(model, batch) -> None:
             model(**batch, labels=batch["input_ids"])
         nothing = torch.full_like(batch["input_ids"], -100)
         assert torch.equal(model(**batch, labels=nothing).logits, model(**batch).logits)
+    with pytest.raises(ValueError, match="a cost needs input_ids"):
+        hf.cost(model, {}, FASTV)
     cache = hf.cache(model, FASTV)
     with pytest.raises(ValueError, match="call the model itself"):
         model.get_decoder()(inputs_embeds=embeds, past_key_values=cache)

@@ -123,7 +123,7 @@ def _one_cut() -> Iterator[Case]:
     yield case("fastv", 13, 11, 2, **strict, positions="compact")
     # 4 pivots and 8 for each whole 8 of T.
     yield case("dart", 12, 4, 2, target_token_num=8)
-    yield case("dart", 12, 11, 2, **strict)
+    yield case("dart", 12, 11, 2, **strict, pivot_order="norm")
     # (48 - 16) / 5, at most; (48 - 32) / 4.
     yield case("topv", 6, 4, 2, target_token_num=8, layer=2)
     # 42 / 6; (42 - 16) / 5, at most.
@@ -162,16 +162,17 @@ def _many_cuts() -> Iterator[Case]:
 
     after_8: Runs = [(1, 16), (2, 12), (1, 8), (2, 5)]
     yield sparsevlm(8, after_8, [(1, 16), (2, 9), (1, 6), (2, 4)])
+    after_9: Runs = [(1, 16), (2, 14), (1, 10), (2, 5)]
     strict_9: Runs = [(1, 16), (2, 11), (1, 8), (2, 4)]
-    yield sparsevlm(9, [(1, 16), (2, 14), (1, 10), (2, 5)], strict_9, budget_mode="strict")
+    yield sparsevlm(9, after_9, strict_9, budget_mode="strict", raters="all")
     # The shape 300, 200, 118 and nothing merged: 24 + 8 + 15 = 47 leave, 16 + 20 + 6 + 6 = 48
     # enter. 28 + 10 + 15 = 53 leave: 14 turns to 15 and 9 to 10 at the same multiple, and in
     # floating point the 10 comes first. Of 54, 16 + 22 + 7 + 8 = 53 enter, and the second stage,
     # of one layer, has room for one more.
     plus = {"version": "plus"}
     yield sparsevlm(8, after_8, [(1, 16), (2, 10), (1, 6), (2, 3)], **plus)
-    plus |= {"top_heads": 2, "budget_mode": "strict"}
-    yield sparsevlm(9, [(1, 16), (2, 14), (1, 10), (2, 5)], strict_9, **plus)
+    plus |= {"top_heads": 2, "budget_mode": "strict", "raters": "last"}
+    yield sparsevlm(9, after_9, strict_9, **plus)
 
 
 def small_settings(cls: type[pruning.Pruner], budget: int = PATCHES // 2) -> dict[str, Any]:

@@ -157,6 +157,11 @@ def test_several_numbers_have_a_plus_between_them() -> None:
     assert pruner == PDrop(stages=(8, 16, 24), ratios=(0.5, 0.25, 0.125))
     assert parse("--method", "pdrop", "--set", "ratios=none") == PDrop()
     assert parse("--method", "sparsevlm", "--set", "version=1.5") == SparseVLM()
+    last = parse("--method", "sparsevlm", "--set", "raters=last", "--set", "newlines=last")
+    assert last == SparseVLM(raters="last", newlines="last")
+    assert parse("--set", "to_the_letter=false") == AutoPrune(to_the_letter=False)
+    with pytest.raises(ValueError, match="pivot_order must be one of set, norm, got 'falling'"):
+        parse("--method", "dart", "--set", "pivot_order=falling")
     message = r"stages must be numbers \(int\) with \+ between them, got '8,16'"
     with pytest.raises(ValueError, match=message):
         parse("--method", "pdrop", "--set", "stages=8,16")

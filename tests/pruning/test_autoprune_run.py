@@ -14,7 +14,7 @@ from llava.pruning.layout import TEXT, Segment, TokenLayout
 from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.budget import budget, solve_plan
 
-from .common import layout, observe, vicuna, walk
+from .common import kept, layout, observe, vicuna, walk
 
 
 def test_only_samples_above_their_budget_are_active() -> None:
@@ -195,3 +195,27 @@ def test_survivors_are_ranked_by_the_text_of_the_same_layer(rank_rows: str) -> N
     assert sorted(seen[1].patch[0, best].tolist()) == [
         patch for patch in seen[2].patch[0].tolist() if patch != TEXT
     ]
+
+
+def test_a_pre_selection_at_entry_spares_layer_0() -> None:
+    """By CLS attention alone; what layer 0 saves, later layers have."""
+    config = AutoPrune(
+        target_token_num=16, budget_mode="strict", preselect_at="entry", preselect_ratio=2.0
+    )
+    tokens = layout(64, 8, 0)
+    run = config.start(tokens, vicuna(8))
+    assert run.active == [True, False, False]
+    selection = run.at_entry(tokens, torch.zeros(3, tokens.n, 3))
+    assert selection is not None and tokens.cls is not None
+    best = tokens.cls.masked_fill(~tokens.is_patch, -1)[0].topk(32).indices.tolist()
+    assert kept(tokens, selection)[0] == sorted(column - 1 for column in best)
+    entered = tokens.select(selection)
+    assert list(entered.n_visual) == [32, 8, 0] and run.rows(0, entered) == 0
+    counts = [step.n_visual[0] for step in walk(run, entered, 8)]
+    assert counts[0] == 32 and sum(counts[:-1]) == 8 * 16
+
+
+def test_a_pre_selection_at_entry_needs_cls_attention() -> None:
+    bare = TokenLayout.from_segments([[Segment(8, 0, torch.arange(8)), Segment(2)]])
+    with pytest.raises(ValueError, match="preselect_ratio"):
+        AutoPrune(target_token_num=4, preselect_at="entry").start(bare, vicuna(4))

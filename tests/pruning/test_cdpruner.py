@@ -45,7 +45,7 @@ def relevance(patches: torch.Tensor, text: str) -> torch.Tensor:
         text_embed = clip.text_projection(
             clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
         )
-        image = clip.visual_projection(clip.vision_model.post_layernorm(patches))
+        image = clip.visual_projection(clip.vision_model.post_layernorm(patches.float()))
         cosines.append(torch.cosine_similarity(image, text_embed, dim=-1))
     a = -torch.stack(cosines).mean(0)
     return (a - a.min() + 1e-6) / (a.max() - a.min())

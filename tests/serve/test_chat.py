@@ -242,3 +242,14 @@ def test_a_first_prompt_beyond_the_context(demo, picture) -> None:
     with pytest.raises(PromptError, match=r"the context of this model is 2048"):
         talked.say("word " * 2000)
     assert talked.say(QUESTIONS[0]).first
+
+
+def test_the_first_question_is_what_the_method_is_told(demo, picture, monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(
+        type(PRUNER), "about", lambda pruner, texts: told.append(texts) or pruner, raising=False
+    )
+    talk = chat(demo, picture)
+    for text in ("What is red?", "And blue?"):
+        talk.say(text)
+    assert told == [["What is red?"]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from llava.eval.benchmarks import BENCHMARKS
 from llava.train.benchmarks import WRITERS
-from llava.train.benchmarks.common import collect, scenes
+from llava.train.benchmarks.common import collect, jpeg, scenes
 from llava.train.minibench import main
 from llava.train.questions import ask
 from llava.train.scenes import TEST_SEEDS, TRAINING_SEEDS, make_scene
@@ -96,6 +98,7 @@ def test_a_part_of_the_pictures_is_wide_and_another_tall(name: str) -> None:
     for entry in _metadata(name):
         if entry["image"] is not None and entry["image"] not in pictures:
             question = questions[entry["index"]]
+            question = replace(question, image=question.images[-1])  # the one it is about
             width, height = questions.open_image(question, MINI / bench.folder / bench.images).size
             known = "square" if width == height else "wide" if width > height else "tall"
             assert entry["aspect"] == known and min(width, height) >= 188
@@ -163,6 +166,21 @@ def test_scienceqa_has_questions_without_a_picture_and_mmbench_all_rotations() -
     sizes = {int(size): count for size, count in result["rotations"].items()}
     assert sum(size * count for size, count in sizes.items()) == len(_metadata("mmbench"))
     assert min(sizes) == 2 and max(sizes) == 4
+
+
+def test_six_questions_of_mmbench_come_with_two_pictures() -> None:
+    """In all their rotations, the one that they are about behind another."""
+    questions = BENCHMARKS["mmbench"].load_questions(MINI / "mmbench")
+    two = [q for q in (questions[i] for i in range(len(questions))) if len(q.images) == 2]
+    assert len({q.question_id % 1_000_000 for q in two}) == 6 and 12 <= len(two) <= 24
+    known = {entry["index"]: entry["image"] for entry in _metadata("mmbench")}
+    for question in two:
+        seed = int(known[question.index].removeprefix("scene"))
+        other, about = (
+            questions.open_image(replace(question, image=image), MINI) for image in question.images
+        )
+        assert about.tobytes() == Image.open(BytesIO(jpeg(make_scene(seed)))).tobytes()
+        assert other.tobytes() != about.tobytes()
 
 
 def test_always_the_same_letter_is_worth_nothing_in_circles() -> None:

@@ -1,16 +1,30 @@
-"""How far a comparison is: a line for each run, or one live line for all."""
+"""What a comparison has to do, and how far it is: a line for each run, or one live line for all."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from .sweep import Task
+from ..benchmarks.base import Benchmark
+from ..run.answers import QuestionSource
+from ..run.settings import RunSettings
+from .runs import PlannedRun
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run on one benchmark, and how many of its questions had no answer at the start."""
+
+    benchmark: Benchmark
+    planned: PlannedRun
+    settings: RunSettings
+    questions: QuestionSource
+    left: int
 
 
 class Steps:

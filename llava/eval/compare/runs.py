@@ -21,6 +21,8 @@ from ..run.depths import in_decoder, tell
 
 #: Settings of AutoPrune's curve.
 CURVE = ("x0", "k0", "gamma", "beta")
+#: Settings that a command gives once, for every method that has them.
+SHARED = (*CURVE, "clip")
 
 _SPEC = re.compile(r"(?P<method>[\w+-]+)(:(?P<budgets>[^@]*))?(@(?P<fields>.*))?")
 _VALUE = re.compile(r"[\w.+-]+")  # what a file may be called anywhere
@@ -41,7 +43,8 @@ class PlannedRun:
 
 
 def add_curve_arguments(group: argparse._ActionsContainer) -> None:
-    """Add a flag for each of `CURVE`."""
+    """Add a flag for each of `SHARED`."""
+    group.add_argument("--clip", metavar="DIR", help="see llava.eval.model_vqa_loader --help")
     for name in CURVE:
         group.add_argument(
             f"--{name}", type=flags.number(), help="see llava.eval.model_vqa_loader --help"

@@ -24,11 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.common import program
+from llava.common import flags, program
 
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.base import Benchmark
-from ..run.answers import QuestionSource
 from ..run.arguments import (
     CHECKPOINT,
     DECODING,
@@ -53,27 +52,16 @@ from ..run.runner import (
 from ..run.settings import RunSettings
 from ..run.subset import take
 from ..run.watched import LOADING
-from .progress import LiveLine, Steps
+from .progress import LiveLine, Steps, Task
 from .report import add_output_arguments, report, start_logging
 from .runs import (
-    CURVE,
+    SHARED,
     PlannedRun,
     add_curve_arguments,
     parse_runs,
     runs_in_decoder,
     with_shared,
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run on one benchmark, and how many of its questions had no answer at the start."""
-
-    benchmark: Benchmark
-    planned: PlannedRun
-    settings: RunSettings
-    questions: QuestionSource
-    left: int
 
 
 @dataclass(frozen=True)
@@ -115,6 +103,12 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
         help="what to compare",
     )
     add_settings(comparison, ["limit"])
+    comparison.add_argument(
+        "--sample-seed",
+        type=flags.whole(0),
+        metavar="SEED",
+        help="draw the questions of --limit at random with this seed",
+    )
     add_output_arguments(comparison)
 
     curve = parser.add_argument_group("settings of every run that has them and says no other")
@@ -162,7 +156,7 @@ def run_all(
     """
     model, read_before = model or ModelOnce(), LOADING.seconds
     try:
-        shared = {name: getattr(args, name) for name in CURVE}
+        shared = {name: getattr(args, name) for name in SHARED}
         runs = parse_runs(args.runs, shared) if runs is None else with_shared(runs, shared)
         tasks = list(tasks_of(args, benchmarks, runs))
     except (ValueError, OSError) as error:
@@ -203,7 +197,7 @@ def tasks_of(
     for benchmark in _chosen(args, benchmarks):
         folder = args.data / benchmark.folder
         whole = benchmark.load_questions(folder)
-        questions = take(whole, args.limit, benchmark.group)
+        questions = take(whole, args.limit, benchmark.group, args.sample_seed)
         # Annotations that are missing or wrong would otherwise come to light after the last answer.
         benchmark.score(folder, [], allow_missing=True)
         for planned in runs:

@@ -19,6 +19,9 @@ from llava.conversation import conv_templates
 OLDER = {
     "merge_type": "flat",
     "processing": "llava",
+    "pruner.pivot_order": "norm",
+    "pruner.raters": "reference",
+    "pruner.to_the_letter": False,
     "pruner.budget_per": "sample",
     "pruner.tile_scores": "raw",
     "pruner.border_mask": False,
@@ -214,6 +217,8 @@ class RunSettings:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
         if self.load_4bit and self.load_8bit:
             raise ValueError("load_4bit and load_8bit exclude each other; give one of them.")
+        if self.pruner is not None:
+            self.pruner.demand_complete()
 
     @property
     def sampling(self) -> bool:

@@ -5,6 +5,8 @@ part is neither the beginning of the file nor every k-th question, which could b
 the file is cut into as many equal stretches as questions are wanted, and within its stretch each
 question is chosen by the fractional parts of multiples of the golden ratio, which keep no step with
 anything. Nothing is random; the same file and limit always give the same questions.
+
+With a seed they are drawn at random instead, each as likely as any other.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from .answers import QuestionSource
@@ -28,11 +31,15 @@ _GOLDEN = 0x9E3779B97F4A7C15  # the golden ratio's fractional part, times 2^64
 
 
 def take(
-    questions: QuestionSource, limit: int | None, group: Group | None = None
+    questions: QuestionSource,
+    limit: int | None,
+    group: Group | None = None,
+    seed: int | None = None,
 ) -> QuestionSource:
     """At most `limit` of the questions, or all if there are no more; None for no limit.
 
     Questions with the same `group` come together or not at all; at least one group always comes.
+    `seed`: drawn at random, not spread.
 
     Raises:
         ValueError: a limit below 1.
@@ -41,7 +48,7 @@ def take(
         return questions
     if limit < 1:
         raise ValueError(f"the limit must be at least 1 question, got {limit}.")
-    return Subset(questions, limit, group)
+    return Subset(questions, limit, group, seed)
 
 
 class Subset:
@@ -51,12 +58,18 @@ class Subset:
     `sha256` of what was chosen.
     """
 
-    def __init__(self, questions: QuestionSource, limit: int, group: Group | None = None) -> None:
+    def __init__(
+        self,
+        questions: QuestionSource,
+        limit: int,
+        group: Group | None = None,
+        seed: int | None = None,
+    ) -> None:
         self._questions = questions
         self.path: Path = questions.path
         self.images_inside = questions.images_inside
         self.total = len(questions)
-        self._positions = array("Q", _choose(questions, limit, group))
+        self._positions = array("Q", _choose(questions, limit, group, seed))
         chosen = hashlib.sha256(f"{questions.sha256} of {self.total}:".encode())
         chosen.update(" ".join(map(str, self._positions)).encode())
         self.sha256 = chosen.hexdigest()
@@ -100,10 +113,16 @@ def spread(count: int, total: int) -> list[int]:
     return chosen
 
 
-def _choose(questions: QuestionSource, limit: int, group: Group | None) -> list[int]:
+def _choose(
+    questions: QuestionSource, limit: int, group: Group | None, seed: int | None
+) -> list[int]:
     """Positions, ascending."""
+
+    def some(count: int, total: int) -> list[int]:
+        return spread(count, total) if seed is None else Random(seed).sample(range(total), count)
+
     if group is None:
-        return spread(limit, len(questions))
+        return sorted(some(limit, len(questions)))
     groups: dict[object, list[int]] = {}
     for position in range(len(questions)):
         groups.setdefault(group(questions[position]), []).append(position)
@@ -111,7 +130,7 @@ def _choose(questions: QuestionSource, limit: int, group: Group | None) -> list[
     # As many groups as fit if all were of mean size, and fewer if the chosen are larger.
     count = max(limit * len(members) // len(questions), 1)
     while True:
-        chosen = sorted(p for i in spread(count, len(members)) for p in members[i])
+        chosen = sorted(p for i in some(count, len(members)) for p in members[i])
         if len(chosen) <= limit or count == 1:
             return chosen
         count -= 1

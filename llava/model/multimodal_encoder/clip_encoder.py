@@ -59,7 +59,7 @@ class CLIPVisionTower(nn.Module):
         """Encode `images` (images, 3, h, w), already normalised; features in the tower's dtype.
 
         probe: indices of layers to look into, 0 .. `run_layers`; the last of these does not run,
-            its input are the features themselves.
+            its input are the features themselves. ~index: with the queries of all tokens.
 
         Raises ValueError for a layer that the tower does not have.
         """
@@ -73,6 +73,8 @@ class CLIPVisionTower(nn.Module):
         for index in range(self.run_layers):
             if index in probe:
                 probes[index] = _probe(layers[index], hidden)
+            if ~index in probe:
+                probes[~index] = _probe(layers[index], hidden, every=True)
             hidden = layers[index](hidden, None)
         if self.run_layers in probe:
             probes[self.run_layers] = _probe(layers[self.run_layers], hidden)
@@ -105,9 +107,12 @@ class CLIPVisionTower(nn.Module):
 
 
 @torch.no_grad()
-def _probe(layer: nn.Module, entering: Tensor) -> Probe:
+def _probe(layer: nn.Module, entering: Tensor, every: bool = False) -> Probe:
     attention, hidden = layer.self_attn, layer.layer_norm1(entering)
-    query = attention.q_proj(hidden[:, 0]).unflatten(-1, (-1, attention.head_dim))
+    if every:
+        query = _heads(attention, attention.q_proj(hidden))
+    else:
+        query = attention.q_proj(hidden[:, 0]).unflatten(-1, (-1, attention.head_dim))
     return Probe(query, _heads(attention, attention.k_proj(hidden)))
 
 

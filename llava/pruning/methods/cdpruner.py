@@ -125,13 +125,19 @@ class CDPruner(Budgeted):
             )
         return texts
 
-    def loaded(self, device: torch.device) -> Clip:
-        """CLIP on a device. Raises ValueError without a folder, or for one that lacks a part."""
+    def demand_complete(self) -> None:
         if self.clip is None:
             raise ValueError(
                 "method cdpruner needs CLIP's text tower and projections, which LLaVA checkpoints "
                 "lack: give the folder of the CLIP that the vision tower is from (--clip DIR)"
             )
+        if not Path(self.clip).is_dir():
+            raise ValueError(f"--clip {self.clip}: no such folder")
+
+    def loaded(self, device: torch.device) -> Clip:
+        """CLIP on a device. Raises ValueError without a folder, or for one that lacks a part."""
+        self.demand_complete()
+        assert self.clip is not None, "it is complete"
         return load_clip(self.clip, device)
 
 

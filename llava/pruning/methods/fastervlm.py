@@ -10,6 +10,9 @@ A is the attention of the layer whose output LLaVA uses (`attentions[-2]`, layer
 is merged, and rotary positions are contiguous. Exactly T tokens are in every layer, so the two
 ways of counting T, `published` and `strict`, mean the same.
 
+tower_scores "received" is for towers that have no CLS token, as the author advises for VisPruner:
+score_j is then the mean over the heads and over all patches i of A[i, j].
+
 Deviations from the reference:
 - Only the CLS row of this one layer is computed, in float32, beside any attention backend. The
   reference asks for the attention matrices of all layers in the model's dtype.
@@ -26,7 +29,9 @@ Deviations from the reference:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+from torch import Tensor
 
 from ..registry import register
 from ..tower import TowerPruner, cls_attention, keep_patches, top
@@ -36,10 +41,16 @@ from ..vision import Reduced, VisionFeatures
 @register
 @dataclass(frozen=True, kw_only=True)
 class FasterVLM(TowerPruner):
-    """Settings of `TowerPruner`."""
+    """Settings of `TowerPruner`, and `tower_scores`, see the module."""
 
     method: ClassVar[str] = "fastervlm"
 
+    tower_scores: Literal["cls", "received"] = "cls"
+
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         scores = cls_attention(features, image).mean(0)
-        return keep_patches(features, image, top(scores, count))
+        chosen = self.chosen(scores, features.patches[image], count)
+        return keep_patches(features, image, chosen)
+
+    def chosen(self, scores: Tensor, features: Tensor, count: int) -> Tensor:
+        return top(scores, count)

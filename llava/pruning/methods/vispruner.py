@@ -4,8 +4,9 @@ Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effectiv
 VLMs", arXiv 2412.01818 (later versions), ICCV 2025; reference: github.com/Theia-4869/VisPruner at
 aefa01a (2025-07-01).
 
-    1. score_j = mean over heads of A[CLS, j], as in FasterVLM. The int(T * important_ratio) patches
-       of highest score are kept; the others stand in a list, highest score first.
+    1. score_j = mean over heads of A[CLS, j], or with tower_scores "received" of what patches
+       receive, as in FasterVLM. The int(T * important_ratio) patches of highest score are kept;
+       the others stand in a list, highest score first.
     2. Until T_div = T - int(T * important_ratio) are left, a round: of the R in the list, those at
        even places are A, at odd places B. Each of A has its highest cosine to any of B. The
        min(8, R - T_div) of A with the highest go. The list of the next round is what is left of A,
@@ -38,7 +39,7 @@ About (N - T) / 8 rounds of small operations: on a GPU their launches take the t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ _A_ROUND = 8
 @dataclass(frozen=True, kw_only=True)
 class VisPruner(TowerPruner):
     """Settings of `TowerPruner`, and `important_ratio`, 0 to 1: the share of T that attention picks
-    (0.5 is the reference's default, 0.75 stands in an example of its README).
+    (0.5 is the reference's default, 0.75 stands in an example of its README), and `tower_scores`.
 
     Raises ValueError on values that make no sense.
     """
@@ -66,6 +67,7 @@ class VisPruner(TowerPruner):
     method: ClassVar[str] = "vispruner"
 
     important_ratio: float = 0.5
+    tower_scores: Literal["cls", "received"] = "cls"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,10 +75,14 @@ class VisPruner(TowerPruner):
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
         scores = cls_attention(features, image).mean(0)
+        chosen = self.chosen(scores, features.patches[image], count)
+        return keep_patches(features, image, chosen)
+
+    def chosen(self, scores: Tensor, features: Tensor, count: int) -> Tensor:
         order, important = top(scores, len(scores)), self._important(count)
         rest = order[important:]
-        diverse = rest[least_alike(features.patches[image, rest], count - important)]
-        return keep_patches(features, image, torch.cat([order[:important], diverse]))
+        diverse = rest[least_alike(features[rest], count - important)]
+        return torch.cat([order[:important], diverse])
 
     def scoring(self, count: int, tower: TowerShape) -> int:
         important = self._important(count)

@@ -171,9 +171,9 @@ class Folder:
     def write_metadata(
         self, questions: Iterable[tuple[str | int, Question, Scene | None, str]]
     ) -> None:
-        """Write `metadata.jsonl`, a line a question in the order of the question file: its scene
-        and how that is framed, kind, answer and how hard it is. Each comes as (id, question, scene
-        if any, answer)."""
+        """Write `metadata.jsonl`, a line a question in the order of the question file: its scene,
+        kind, answer, how hard it is, and whether the picture is square, wide or tall. Each comes
+        as (id, question, scene if any, answer)."""
         self.write_lines(
             "metadata.jsonl",
             (

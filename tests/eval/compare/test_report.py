@@ -277,6 +277,16 @@ def test_several_numbers_are_written_as_the_command_line_takes_them(data, capsys
     assert rows[2].split("|")[1].strip() == "pdrop stages=1+3+6"
 
 
+def test_a_row_says_whose_constants_a_method_has_and_not_where_a_folder_lies(data, capsys) -> None:
+    write_run(data, "alpha/0", 1, pruning.build("topv", layer=1))
+    clip = pruning.build("cdpruner", clip="/there/and/not/here")
+    write_run(data, "alpha/1", 1, clip)
+    assert report(data) == 0
+    rows, *_ = printed(capsys)
+    named = [row.split("|")[1].strip() for row in rows[2:]]
+    assert sorted(named) == ["cdpruner", "topv (own constants) layer=1"]
+
+
 def test_a_setting_of_all_rows_stands_below_and_others_in_the_row(data, capsys) -> None:
     for i, changes in enumerate([{}, {"budget_mode": "strict"}, {"gamma": 0.1}]):
         pruner = pruning.build("autoprune", x0=5.5875, **changes)

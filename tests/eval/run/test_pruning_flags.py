@@ -16,8 +16,10 @@ from llava.eval.run.arguments import add_depth_argument
 from llava.pruning import Pruner, build
 from llava.pruning.arguments import add_pruning_arguments
 from llava.pruning.methods.autoprune import AutoPrune
+from llava.pruning.methods.cdpruner import CDPruner
 from llava.pruning.methods.fastv import FastV
 
+from ... import clip_files
 from ...checkpoints import published_config
 
 PROGRAMS = [model_vqa, model_vqa_loader, model_vqa_science, model_vqa_mmbench]
@@ -45,6 +47,7 @@ LINES = {
     "--method fastv --target-token-num 64 --set depth=8 --depth-layers 32": FastV(
         target_token_num=64.0, depth=3
     ),
+    f"--method cdpruner --clip {clip_files.folder()}": CDPruner(clip=clip_files.folder()),
 }
 
 

@@ -96,3 +96,15 @@ def test_pictures_of_mme_and_rotations_of_mmbench_are_groups():
     rotations = [Question(i, 7 + i * 1_000_000, "?", f"image of {i}") for i in range(4)]
     for name in ("mmbench", "mmbench_cn"):
         assert {BENCHMARKS[name].group(row) for row in rotations} == {7}
+
+
+def test_a_seed_draws_at_random_and_always_the_same(questions):
+    draws = {tuple(ids(take(questions, 4, seed=seed))) for seed in range(40)}
+    assert tuple(ids(take(questions, 4, seed=7))) in draws and len(draws) > 20
+    assert all(list(draw) == sorted(set(draw)) and len(draw) == 4 for draw in draws)
+    # Each question about as often as any other: 40 x 4 / 12 is 13.
+    counts = [sum(i in draw for draw in draws) for i in ids(questions)]
+    assert min(counts) >= 4 and max(counts) <= 24
+    assert take(questions, 4, seed=1).sha256 != take(questions, 4, seed=2).sha256
+    images = {i // 3 for i in ids(take(questions, 6, lambda question: question.image, seed=3))}
+    assert len(images) == 2

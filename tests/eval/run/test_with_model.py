@@ -11,8 +11,9 @@ from torch._dynamo.utils import counters
 from llava.eval.model_vqa_loader import main
 from llava.mm_utils import load_image_processor
 from llava.model import compilation
+from llava.pruning.methods.cdpruner import CDPruner
 
-from ... import tiny
+from ... import clip_files, tiny
 from ..stub import StubTokenizer, command, read_answers, read_record, write_data
 
 LAYERS, VISUAL = 6, 16
@@ -62,6 +63,30 @@ def test_batches_answer_as_single_questions_do(tmp_path):
     assert answer(tmp_path, *budget, "--batch-size", "4", name="batch") == single
     assert [entry["metadata"]["cost"] for entry in read_answers(tmp_path)] == costs
     assert len(set(single)) > 1
+
+
+def test_a_method_that_reads_the_question_gets_that_of_each_sample(tmp_path, monkeypatch, capsys):
+    write_data(tmp_path, 4)
+    told, about = [], CDPruner.about
+
+    def note(pruner, texts):
+        told.append(texts)
+        return about(pruner, texts)
+
+    monkeypatch.setattr(CDPruner, "about", note)
+    flags = ("--method", "cdpruner", "--target-token-num", "6", "--clip", clip_files.folder())
+    single = answer(tmp_path, *flags, name="single")
+    texts = [f"What is {'this ' * i}?" for i in range(4)]
+    assert told == [[text] for text in texts]
+    assert answer(tmp_path, *flags, "--batch-size", "4", name="batch") == single
+    assert told[4:] == [texts]
+    costs = [entry["metadata"]["cost"] for entry in read_answers(tmp_path)]
+    assert all(cost["tokens_entering"] == 6 for cost in costs)
+    # Without the folder the run does not start.
+    for missing, message in ((), "needs CLIP's text tower"), (("--clip", "/nowhere"), "no such"):
+        with pytest.raises(SystemExit):
+            main(command(tmp_path, "--method", "cdpruner", *missing))
+        assert message in capsys.readouterr().err
 
 
 def test_compiled_layers_answer_the_same(tmp_path, monkeypatch):

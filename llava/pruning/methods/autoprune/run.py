@@ -138,7 +138,7 @@ class AutoPruneRun(PrunerRun):
         """
         layout, config = observation.layout, self.config
         rows, mask = observation.measured()
-        if layout.mixed:
+        if layout.mixed and layout.cls is None:
             return text_relevance(rows, mask)
         n_text = rows.shape[2] if mask is None else mask.sum(-1).clamp(min=1)
         weight = config.preselect_text * information(config, observation) / n_text
