@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "EVAL.md", "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 # What stands for files of a reader, and places where nothing is until somebody puts it there.
 OUTSIDE = re.compile(
-    r"models/|data/eval|RUNS|PICTURE|ANSWERS|\.\.\.|questions\.jsonl|OUT\b|DIR\b|FRAMES|picture\.jpg"
+    r"models/|data/eval|RUNS|\$|PICTURE|ANSWERS|\.\.\.|questions\.jsonl|OUT\b|DIR\b|FRAMES|picture\.jpg"
 )
 # Programs that take minutes, or run until they are stopped.
 LONG = ("llava.serve.viewer", "llava.eval.compare", "llava.train",
@@ -42,6 +42,8 @@ def program_of(command: str) -> tuple[str, list[str]] | None:
     """The module that a command runs, and its arguments; None where it is no program of this
     package, or one of those that a script names."""
     words = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
+    if not words:
+        return None
     if "-m" in words[:4] and words[words.index("-m") + 1].startswith("llava"):
         at = words.index("-m") + 1
         return words[at], words[at + 1 :]
@@ -57,8 +59,9 @@ def help_of(module: str, first: str | None) -> str:
     text = io.StringIO()
     with redirect_stdout(text), suppress(SystemExit):
         import_module(module).main([*([first] if first else []), "--help"])
-    # What `tables` does not know itself it hands on.
-    more = help_of(SUB_COMMANDS["sweep"].module, None) if module.endswith(".tables") else ""
+    # What these do not know themselves they hand on.
+    handing_on = module.endswith((".tables", ".study", ".reproduce"))
+    more = help_of(SUB_COMMANDS["sweep"].module, None) if handing_on else ""
     return text.getvalue() + more
 
 

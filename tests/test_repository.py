@@ -217,17 +217,34 @@ def test_a_reader_finds_the_way_of_a_picture_and_of_a_budget() -> None:
     assert len(text.splitlines()) <= 110  # two screens
 
 
+DOCUMENTS = [ROOT / f"{name}.md" for name in ("README", "EVAL", "CONTRIBUTING")]
+DOCUMENTS += ROOT.glob("docs/*.md")
+
+
 def test_the_commands_of_the_documents_exist() -> None:
-    """Modules, sub-commands, scripts and pictures that the documents name can be found."""
-    for document in ("README.md", "EVAL.md", "docs/architecture.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
+    """Modules, sub-commands, scripts, files and headings that the documents name can be found."""
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
         for module in set(re.findall(r"python -m (llava[\w.]*)", text)):
             path = ROOT / module.replace(".", "/")
             assert any(p.is_file() for p in (path.with_suffix(".py"), path / "__main__.py")), module
         commands = set(re.findall(r"^autoprune (\w+)|`autoprune (\w+) ", text, re.MULTILINE))
         assert {first or second for first, second in commands} <= SUB_COMMANDS.keys()
-        assert commands or document.startswith("docs/")
         for script in set(re.findall(r"bash (scripts/[\w/.]+\.sh)", text)):
             assert (ROOT / script).is_file(), (document, script)
-        for picture in re.findall(r"!\[[^\]]*\]\(([^)#]+)\)", text):
-            assert (ROOT / picture).is_file(), (document, picture)
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            name, _, heading = link.partition("#")
+            target = document.parent / name if name else document
+            assert target.exists(), (document, link)
+            assert not heading or heading in headings(target), (document, link)
+
+
+def headings(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def test_the_front_page_is_short() -> None:
+    sizes = {name: (ROOT / name).stat().st_size for name in ("README.md", "EVAL.md")}
+    assert sizes["README.md"] <= 9 * 1024 and sizes["EVAL.md"] <= 20 * 1024

@@ -8,7 +8,7 @@ a turn. Dense is transformers' own LlamaModel on the same weights. "FLOPs allow"
 prefill FLOPs by the published counting: tokens entering a layer, scoring and merging not counted.
 "Share" is the speed-up divided by it. "Operators" do work for a device (views left out), each a
 launch on a GPU; "waits" are where a GPU would stop for the host (see llava.analysis.launches). The
-command above measures the CPU table of EVAL.md.
+command above measures the CPU table of docs/results.md.
 
 --tiny shrinks the layers to width 64 on one thread: what is left is overhead, as on a fast GPU at
 batch 1, and "pruned / dense" says what of it pruning saves. --device cuda adds the time to first

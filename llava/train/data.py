@@ -152,7 +152,7 @@ def choose_patches(weight: torch.Tensor, count: int | None, seed: int) -> torch.
     """Sorted indices (n,) of `count` patches, about equally many from each item and the ground.
 
     Steps on an eighth of the patches take half the time. What a decoder learns from them carries
-    over to all only after a stage that shows all (EVAL.md has the numbers).
+    over to all only after a stage that shows all (docs/demo-model.md has the numbers).
     """
     if count is None or count >= len(weight):
         return torch.arange(len(weight))
