@@ -19,5 +19,6 @@ exec .venv/bin/python -m llava.analysis.demo \
     --out "playground/data/mini/answers/demo-$LIMIT" \
     --runs none autoprune:192,64,32 autoprune:64@preset=balanced uniform-grid:64 no-image \
     --limit "$LIMIT" \
+    --ask playground/data/mini/textvqa/train_images/scene000000.jpg "What word is on the yellow sign?" \
     --dtype float32 --batch-size 8 \
     "$@"

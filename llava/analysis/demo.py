@@ -23,10 +23,12 @@ from llava.common import program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.compare import sweep
-from llava.eval.compare.comparison import accuracy, compare
+from llava.eval.compare.comparison import accuracy, compare, recorded_pruner
 from llava.eval.compare.report import budget_text, collect, row_label
 from llava.eval.compare.results import Result
+from llava.eval.compare.runs import CURVE
 from llava.eval.run.runner import EXIT_COMPLETE
+from llava.mm_utils import load_image
 
 _NAMES = {"none": "unpruned", "no-image": "no picture", "uniform-grid": "uniform grid"}
 _PANELS = 3
@@ -43,6 +45,9 @@ def main(
     parser.prog = program.name("llava.analysis.demo")
     parser.description = "A small comparison with a short table, bars and two files to look at."
     parser.add_argument("--picture", type=Path, default=Path("demo.png"), metavar="FILE")
+    parser.add_argument(
+        "--ask", nargs=2, metavar=("IMAGE", "QUESTION"), required=True, help="what --picture shows"
+    )
     parser.add_argument("--page", type=Path, default=Path("report.html"), metavar="FILE")
     args = parser.parse_args(argv)
     # The mini benchmarks are known, and loading them is quick: nothing to say about either.
@@ -59,7 +64,7 @@ def main(
         print("\n".join(bars(table)))
         print()
         print("\n".join(_notes(table)))
-        _draw(args, results)
+        _draw(args, results, table["rows"])
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -93,11 +98,12 @@ def short_table(table: Mapping[str, Any]) -> str:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """A row's name for a reader, such as `autoprune 64, balanced`."""
+    """A row's name for a reader, such as `autoprune 64, balanced`; without scaled depths."""
+    settings = {name: value for name, value in row["settings"].items() if name not in CURVE}
     name = row_label(row | {"settings": {}})
-    settings = row_label(row)[len(name) :].replace("preset=", "").strip()
+    more = row_label(row | {"settings": settings})[len(name) :].replace("preset=", "").strip()
     shown = " ".join([_NAMES.get(name, name), budget_text(row["budget"])]).strip()
-    return f"{shown}, {settings}" if settings else shown
+    return f"{shown}, {more}" if more else shown
 
 
 def accuracy_text(row: Mapping[str, Any]) -> str:
@@ -138,29 +144,33 @@ def _notes(table: Mapping[str, Any]) -> Iterator[str]:
     yield f"First token: mean wall clock of a prefill{tower[table['vision_apart']]}."
 
 
-def _draw(args: argparse.Namespace, results: Sequence[Result]) -> None:
+def _draw(
+    args: argparse.Namespace, results: Sequence[Result], rows: Sequence[Mapping[str, Any]]
+) -> None:
     """Write the picture and the page, unless they are younger than every answer."""
     newest = max(result.answers_file.stat().st_mtime for result in results)
     files = args.picture, args.page
     if all(file.is_file() and file.stat().st_mtime >= newest for file in files):
         return
     # Imported here because a second run needs neither model nor transformers.
-    from . import keep, page
+    from . import keep, page, traced
 
     print("Drawing ...", file=sys.stderr, flush=True)
     ask = page.Asker(results[0], args.data, None, args.device, args.offline)
     content = page.gather(results, args.data, _CARDS, ask=ask)
     args.page.parent.mkdir(parents=True, exist_ok=True)
     args.page.write_text(page.render(content), encoding="utf-8", errors="replace")
-    # The first of the answers that pruning left as they were, or changed: what a reader looks for.
-    traces = [card for card in content.cards if card.trace is not None]
-    if not traces:
-        raise ValueError("pruning changed no answer to one picture: nothing to draw")
-    card = traces[0]
-    trace = card.trace
+    pruned = [result for result in results if result.pruner["method"] not in _NAMES]
+    names = [label(row) for row in rows if row["method"] not in _NAMES]
+    if not pruned:
+        raise ValueError("no run prunes by a method: nothing to draw")
+    pruner = recorded_pruner(pruned[-1].answers_file, pruned[-1].pruner)
+    image, question = load_image(Path(args.ask[0])), args.ask[1]
+    tokenizer, model, processor = ask.model
+    trace = traced.run(model, tokenizer, processor, image, question, pruner)
     layers = [0, trace.layers // 3, trace.layers]
     args.picture.parent.mkdir(parents=True, exist_ok=True)
-    drawn = keep.sheet({card.difference.method: trace}, card.difference.question.text, layers)
+    drawn = keep.sheet({names[-1]: trace}, question, layers)
     drawn.save(args.picture, optimize=True)
 
 

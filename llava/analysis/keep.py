@@ -6,10 +6,10 @@
 A row a method, a panel a layer, titled with the number of visual tokens that enter it. Dropped
 patches are dark, patches that only show padding are hatched; a frame is a token averaged from
 several, tinted patches are what is in it. Of a tiled picture (LLaVA-1.6) a panel is the overview
-and the tiles at their places; newlines are nowhere. png, jpg and pdf are a sheet of some layers (--layers),
-gif and webp run through all of them. json is the ids of the patches instead of a picture, for
-programs that prune by them (docs/serving.md). The last line of stdout is what was drawn as JSON.
-Needs no matplotlib.
+and the tiles at their places; newlines are nowhere. png, jpg and pdf are a sheet of some layers
+(--layers), gif and webp run through all of them. json is the ids of the patches instead of a
+picture, for programs that prune by them (docs/serving.md). The last line of stdout is what was
+drawn as JSON. Needs no matplotlib.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from PIL import Image
 
 from llava.common import flags, program
 from llava.eval.run.arguments import Help
-from llava.eval.run.models import load_model
 from llava.mm_utils import load_image
 
 from . import asking, plotting, traced
 from .overlay import beside, panels, stack, strip
+from .stock_answers import load_any
 from .traced import TracedAnswer
 
 STILL, MOVING, IDS = (".png", ".jpg", ".pdf"), (".gif", ".webp"), (".json",)
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.cell is not None and args.cell < 1:
             raise ValueError(f"--cell must be at least 1, got {args.cell}")
         image, runs = load_image(args.image), asking.planned(args)
-        tokenizer, model, image_processor = load_model(args)
+        tokenizer, model, image_processor, _ = load_any(args)
         answers = {
             run.name: traced.run(
                 model,
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.conv_mode,
                 args.max_new_tokens,
             )
-            for run in asking.scaled(runs, args, model.config.num_hidden_layers)
+            for run in asking.scaled(runs, args, model.config.get_text_config().num_hidden_layers)
         }
         size = {} if args.cell is None else {"cell": args.cell}
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,8 @@ _NOT_SHOWN = (
 class Asker:
     """Asks the checkpoint of some runs again, with the settings that they recorded.
 
-    `model_path`, `device` and `offline` replace the record's.
+    `model_path`, `device` and `offline` replace the record's; `model` is tokenizer, model and image
+    processor.
 
     Raises:
         ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
@@ -69,7 +70,7 @@ class Asker:
         settings = setting_defaults() | result.settings | {"device": device, "offline": offline}
         if model_path is not None:
             settings["model_path"] = model_path
-        self._tokenizer, self._model, self._processor = load_model(SimpleNamespace(**settings))
+        self.model = load_model(SimpleNamespace(**settings))
         self._data = data
         self._questions: dict[str, Any] = {}
 
@@ -88,10 +89,11 @@ class Asker:
             difference.question, folder / benchmark.images
         )
         bound = settings.get("visual_token_num")
+        tokenizer, model, processor = self.model
         return traced.run(
-            self._model,
-            self._tokenizer,
-            self._processor,
+            model,
+            tokenizer,
+            processor,
             image,
             difference.question.model_text,
             _pruner(difference.result),

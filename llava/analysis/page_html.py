@@ -18,13 +18,13 @@ from llava.eval.compare.report import cells, notes
 from .chart import chart, line_class
 from .differences import GAINED, LOST, Changes, Difference
 from .overlay import merged_on
+from .page_tables import ALONE, changes_matrix, html_table
 from .traced import TracedAnswer
 from .tradeoff import FLOPS_HEADING, Series
 from .views import View
 
 _QUALITY = 80  # of the JPEG pictures
 _TOWER = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
-_ALONE = "No benchmark has an unpruned run and a pruned one to compare with it."
 _CHANGE = {LOST: "right → wrong", GAINED: "wrong → right", "other": "another answer"}
 
 
@@ -68,7 +68,7 @@ def render(content: Content) -> str:
         ("answers", "Answers that differ most", _cards(content, ids)),
         ("scores", "Scores and costs", _scores(content)),
         ("plots", "Accuracy against cost", _plots(content)),
-        ("changes", "What pruning changed", _changes(content.changes)),
+        ("changes", "What pruning changed", changes_matrix(content.changes)),
         ("settings", "Settings", _settings(content)),
     ]
     links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections)
@@ -91,7 +91,7 @@ def render(content: Content) -> str:
 def _scores(content: Content) -> str:
     told = (line.removeprefix("- ").replace("`", "") for line in notes(content.table))
     lines = "".join(f"<li>{escape(line)}</li>" for line in told)
-    return f'{_table("Scores and costs", *cells(content.table))}<ul class="notes">{lines}</ul>'
+    return f'{html_table("Scores and costs", *cells(content.table))}<ul class="notes">{lines}</ul>'
 
 
 def _plots(content: Content) -> str:
@@ -125,49 +125,9 @@ def _plots(content: Content) -> str:
     )
 
 
-def _changes(changes: Sequence[Changes]) -> str:
-    """A row a run, a column a benchmark; folded, for the answers say more."""
-    if not changes:
-        return f"<p>{_ALONE}</p>"
-    benchmarks = list(dict.fromkeys(change.benchmark for change in changes))
-    rows: dict[str, dict[str, list[Changes]]] = {}
-    for change in changes:
-        run = f"{change.method} {change.budget}".strip()
-        rows.setdefault(run, {}).setdefault(change.benchmark, []).append(change)
-    table = _table(
-        "What pruning changed",
-        ["run", *benchmarks],
-        ([run, *(_change(of.get(name, [])) for name in benchmarks)] for run, of in rows.items()),
-    )
-    return (
-        f"<details><summary>Right answers lost and gained, by run and benchmark</summary>{table}"
-        '<ul class="notes"><li>−3 +1 ~2 of 40: of 40 questions about a picture three right answers '
-        "became wrong, one wrong one right, and two changed otherwise. Behind it the same of "
-        "complex questions, which take more than one step. Right is what equals the reference of "
-        "the benchmark's metadata; where there is none, every change is another.</li></ul>"
-        "</details>"
-    )
-
-
-def _change(changes: Sequence[Changes]) -> str:
-    """A cell of the matrix; empty where nothing was asked."""
-    if not changes:
-        return ""
-    hard = [change for change in changes if change.hardness == "complex"]
-    return _counts(changes) + (f" ({_counts(hard)} complex)" if hard else "")
-
-
-def _counts(changes: Sequence[Changes]) -> str:
-    lost, gained, other, questions = (
-        sum(getattr(change, name) for change in changes)
-        for name in ("lost", "gained", "other", "questions")
-    )
-    return f"−{lost} +{gained} ~{other} of {questions}"
-
-
 def _cards(content: Content, pictures: Mapping[int, Sequence[str]]) -> str:
     if not content.changes:
-        return f"<p>{_ALONE}</p>"
+        return f"<p>{ALONE}</p>"
     if not content.cards:
         return (
             f"<p>{content.differences} answers differ from the unpruned model's; none is shown.</p>"
@@ -282,20 +242,6 @@ def _settings(content: Content) -> str:
     )
     folded = f"<details><summary>Settings of each run</summary>{runs}</details>"
     return f'<dl class="facts">{facts}</dl>{folded}'
-
-
-def _table(name: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}, table">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
 
 
 def _pictures(cards: Sequence[Card]) -> tuple[str, dict[int, list[str]]]:

@@ -26,6 +26,30 @@ from .subject import TOKENS, Prompt, Reply, Subject, greedy, pictures
 Inputs = Callable[[Sequence[int]], Mapping[str, Any]]
 
 
+def load_stock(args: Any, folder: Any) -> tuple[Any, Any]:
+    """Model and processor of a folder that transformers' Auto classes load.
+
+    args: of a command line, see `add_checkpoint_arguments`.
+
+    Raises ValueError for settings that only this package's own LLaVA has.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    without = ("model_base", "vision_tower", "merge_type", "load_4bit", "load_8bit", "compile")
+    if named := [name for name in without if getattr(args, name, None)]:
+        flags = ", ".join("--" + name.replace("_", "-") for name in named)
+        raise ValueError(f"{flags}: not for a model that transformers loads by itself")
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        dtype=DTYPES.get(args.dtype, "auto"),
+        attn_implementation=args.attn_implementation,
+    )
+    model.eval().to(args.device or default_device())
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.tokenizer.padding_side = "left"
+    return model, processor
+
+
 class StockSubject(Subject):
     """A model that `llava.hf` knows.
 
@@ -45,28 +69,10 @@ class StockSubject(Subject):
 
     @classmethod
     def load(cls, args: Any, folder: Any) -> StockSubject:
-        """From a folder that transformers' Auto classes load.
-
-        args: of a command line, see `add_checkpoint_arguments`.
-
-        Raises ValueError for settings that only this package's own LLaVA has.
-        """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        without = ("model_base", "vision_tower", "merge_type", "load_4bit", "load_8bit", "compile")
-        if named := [name for name in without if getattr(args, name, None)]:
-            flags = ", ".join("--" + name.replace("_", "-") for name in named)
-            raise ValueError(f"{flags}: not for a model that transformers loads by itself")
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=DTYPES.get(args.dtype, "auto"),
-            attn_implementation=args.attn_implementation,
-        )
-        model.eval().to(args.device or default_device())
-        processor = AutoProcessor.from_pretrained(folder)
-        processor.tokenizer.padding_side = "left"
+        """From a folder; takes and raises what `load_stock` does."""
+        model, processor = load_stock(args, folder)
         drawn = pictures()
-        texts = [_text(processor, question) for _, question in drawn]
+        texts = [prompt_text(processor, question) for _, question in drawn]
 
         def inputs(numbers: Sequence[int]) -> Mapping[str, Any]:
             batch = processor(
@@ -137,7 +143,7 @@ class StockSubject(Subject):
         return Prompt(inputs, torch.empty(0), layout)
 
 
-def _text(processor: Any, question: str) -> str:
+def prompt_text(processor: Any, question: str) -> str:
     """A prompt with one picture, by the model's own template where it has one."""
     if getattr(processor, "chat_template", None) is None:
         return f"{getattr(processor, 'image_token', '')}{question}"

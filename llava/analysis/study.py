@@ -186,8 +186,8 @@ def _adaptation(budgets: _Budgets) -> list[tuple[Row, PlannedRun]]:
             row = Row("adaptation", f"{name}, {word}", "")
             pairs.append((row, PlannedRun(f"adapted@{name}.{word[0]}", adapted, base.given)))
             if word == "per sample" and name == INDICATORS[0]:
-                own = {field.name: getattr(adapted, field.name) for field in fields(adapted)}
-                mixed = ShuffledAutoPrune(**own, values=tuple(values))
+                settings = {field.name: getattr(adapted, field.name) for field in fields(adapted)}
+                mixed = ShuffledAutoPrune(**settings, values=tuple(values))
                 row = Row("adaptation", f"{name}, shuffled between samples", "")
                 pairs.append((row, PlannedRun(f"adapted@{name}.s", mixed, base.given)))
     return pairs
@@ -240,8 +240,8 @@ class _Budgets:
         name = {"mutual_information": "mi"}.get(pruner.indicator, pruner.indicator)
         if name not in self._known:
             answers = self.meter.answers(pruner) or []
-            found = [answer["complexity"][name] for answer in answers if answer["complexity"]]
-            self._known[name] = [round(value, 6) for value in found]
+            numbers = [answer["complexity"][name] for answer in answers if answer["complexity"]]
+            self._known[name] = [round(value, 6) for value in numbers]
             self.save()
         values: list[float] = self._known[name]
         return values
@@ -268,18 +268,18 @@ class _Budgets:
             return None
         step = _TENTH if getattr(run.pruner, "fractional", False) else 1.0
 
-        def cost(budget: float) -> float | None:
+        def cost(tokens: float) -> float | None:
             try:
-                return self.meter.share(_with(run, round(budget, 1)))
+                return self.meter.share(_with(run, round(tokens, 1)))
             except ValueError as error:  # what the method cannot do with this model
                 raise ValueError(f"{run.name}: {error}") from None
 
         try:
-            found = tokens_for(self._known[work], cost, self.meter.most, step)
+            budget = tokens_for(self._known[work], cost, self.meter.most, step)
         except ValueError as error:
             _say(f"Cannot be run: {error}")
             return None
-        return None if found is None else round(found, 1)
+        return None if budget is None else round(budget, 1)
 
 
 def _with(run: PlannedRun, tokens: float) -> Any:

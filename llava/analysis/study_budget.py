@@ -88,10 +88,15 @@ def tokens_for(
     """
     low, high = 0, round(most / step)
     known: dict[int, float | None] = {0: None, high: 1.0}
+    halve = True  # costs are nearly linear above the floor: every other step aims at the share
     while high - low > 1:
+        under, over = known[low], known[high]
         middle = (low + high) // 2
-        known[middle] = cost(middle * step)
-        value = known[middle]
+        if not halve and under is not None and over is not None and over > under:
+            aimed = low + round((high - low) * (share - under) / (over - under))
+            middle = min(max(aimed, low + 1), high - 1)
+        halve = not halve
+        value = known[middle] = cost(middle * step)
         low, high = (middle, high) if value is None or value <= share else (low, middle)
     # An end at which the bisection never looked is `most`, and costs all.
     near = {n: abs(v - share) for n in (low, high) if (v := known[n]) is not None}

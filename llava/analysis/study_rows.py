@@ -43,6 +43,7 @@ ABLATIONS = (
     _row("staircase", "prune_every=2"),
     _row("staircase", "prune_every=4"),
     _row("curve", "k0=0"),
+    _row("curve", "k0=0.15"),
     _row("curve", "k0=0.8"),
     _row("curve", "x0=1"),
     _row("curve", "x0=6"),
@@ -77,25 +78,25 @@ class _ShuffledRun(AutoPruneRun):
 
 def methods() -> Iterator[Row]:
     """Every method that takes a budget, on tokens entering where it says how it counts, and once
-    more with the positions that are not its own; AutoPrune by its presets."""
+    more with the positions that are not its own; AutoPrune by its presets, the base first."""
+    for preset in reversed(AutoPrune.presets):
+        counted = "" if preset == "balanced" else "budget_mode=strict,"
+        yield Row("methods", f"autoprune, {preset}", f"autoprune@{counted}preset={preset}")
     for name in sorted(METHODS):
         method = METHODS[name]
         if not method.takes_budget() or name == "autoprune":
             continue
         known = {field.name for field in fields(method)}
-        counted = ["budget_mode=strict"] if "budget_mode" in known else []
-        yield Row("methods", name, _run(name, counted))
+        strict = ["budget_mode=strict"] if "budget_mode" in known else []
+        yield Row("methods", name, _run(name, strict))
         if "positions" in known:
-            kept = [*counted, f"positions={_other_positions(build(name))}"]
+            kept = [*strict, f"positions={_other_positions(build(name))}"]
             yield Row("methods", f"{name}, {kept[-1]}", _run(name, kept))
-    for preset in AutoPrune.presets:
-        counted = "" if preset == "balanced" else "budget_mode=strict,"
-        yield Row("methods", f"autoprune, {preset}", f"autoprune@{counted}preset={preset}")
 
 
 def _other_positions(pruner: Pruner) -> str:
-    own: Any = getattr(pruner, "positions", None)
-    return "compact" if own == "original" else "original"
+    usual: Any = getattr(pruner, "positions", None)
+    return "compact" if usual == "original" else "original"
 
 
 def _run(name: str, settings: Sequence[str]) -> str:

@@ -21,13 +21,16 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList
 
+from llava import hf
 from llava.eval.run.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.run.environment import synchronize
 from llava.mm_utils import ask
 from llava.pruning.base import Pruner
 from llava.pruning.cost import Cost, DecoderShape, measure
+from llava.pruning.methods.dense import Dense
 from llava.pruning.trace import PruneTrace, SampleTrace
 
+from .stock_answers import fitting, inputs_of, is_stock, stock_views
 from .views import View, views
 
 
@@ -99,20 +102,32 @@ def run(
 ) -> TracedAnswer:
     """Answer one question about one picture, greedily unless `generation` says otherwise.
 
+    Of a stock model, as `llava.hf` knows them, `image_processor` is the processor of all inputs;
+    its chat template takes the place of `conv_mode`, and positions are those of the unpruned
+    sequence.
+
     `stop` is asked after every token; True ends the answer there. `generation` goes to
     `model.generate`: a streamer, a temperature, `visual_token_num`.
 
     Raises:
         ValueError: no such conversation template, or what the method raises.
     """
-    inputs = ask(question, [image], tokenizer, image_processor, model, conv_mode)
+    stock = is_stock(model)
+    if stock:
+        inputs: dict[str, Any] = dict(inputs_of(question, image, image_processor, model))
+        drawn = stock_views(image, image_processor, model, inputs)
+        cache = hf.cache(model, Dense() if pruner is None else fitting(pruner.about([question])))
+        inputs["past_key_values"] = cache
+    else:
+        inputs = ask(question, [image], tokenizer, image_processor, model, conv_mode)
+        drawn = views(image, image_processor, model)
+        inputs["pruner"] = None if pruner is None else pruner.about([question])
     clock = FirstTokenClock(model.device)
     synchronize(model.device)
     start = perf_counter()
     with torch.inference_mode():
         output = model.generate(
             **inputs,
-            pruner=None if pruner is None else pruner.about([question]),
             max_new_tokens=max_new_tokens,
             return_dict_in_generate=True,
             stopping_criteria=StoppingCriteriaList([clock, Until(stop)]),
@@ -121,15 +136,16 @@ def run(
     synchronize(model.device)
     end = perf_counter()
     assert clock.time is not None, "generate makes at least one token"
-    ids = output.sequences[0].tolist()
+    # Stock models repeat the prompt.
+    ids = output.sequences[0, inputs["input_ids"].shape[1] if stock else 0 :].tolist()
     said = ids[:-1] if ids[-1] in stop_ids(model, tokenizer) else ids
     trace: PruneTrace = output.past_key_values.trace
     sample, kept = trace.samples[0], trace.kept_patches(0)
-    shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
+    shape = DecoderShape.from_config(model.config.get_text_config(), model.dtype.itemsize)
     return TracedAnswer(
         text=tokenizer.decode(said, skip_special_tokens=True).strip(),
         new_tokens=len(ids),
-        views=views(image, image_processor, model),
+        views=drawn,
         kept=tuple(map(tuple, kept)),
         merged=tuple(groups(kept, trace.merged_patches(0))),
         complexity=sample.complexity,

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from llava.analysis.stock_answers import load_any
 from llava.common.signals import ending_signals, leave
 from llava.eval.run import arguments
 from llava.eval.run.models import load_checkpoint
@@ -36,7 +37,7 @@ class Loaded:
     @property
     def layers(self) -> int:
         """Layers of the decoder."""
-        return self.model.config.num_hidden_layers
+        return self.model.config.get_text_config().num_hidden_layers
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,15 +47,17 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_depth_argument(parser)
 
 
-def load(args: argparse.Namespace) -> Loaded:
+def load(args: argparse.Namespace, stock: bool = False) -> Loaded:
     """The checkpoint of a parsed command line.
+
+    stock: whether it may be a model that transformers loads by itself (see `llava.hf`).
 
     Raises:
         ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
     """
     if args.load_4bit and args.load_8bit:
         raise ValueError("--load-4bit and --load-8bit exclude each other; give one of them")
-    return Loaded(*load_checkpoint(args))
+    return Loaded(*(load_any if stock else load_checkpoint)(args))
 
 
 def quiet() -> None:

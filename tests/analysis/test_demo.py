@@ -66,10 +66,11 @@ def test_one_live_line_then_the_table_and_a_second_run_asks_nothing(
 ) -> None:
     loaded = loads(monkeypatch)
     drawn: list[Path] = []
-    monkeypatch.setattr(demo, "_draw", lambda args, _: drawn.append(args.picture))
+    monkeypatch.setattr(demo, "_draw", lambda args, *_: drawn.append(args.picture))
     write_benchmark(tmp_path / "data", "alpha", 6)
     command = ["--model-path", "stub-7b", "--data", str(tmp_path / "data"), "--num-workers", "0"]
     command += ["--out", str(tmp_path / "out"), "--runs", "none", "random:8", "--no-feature-cache"]
+    command += ["--ask", "picture.jpg", "What is it?"]
     assert demo.main(command, BENCHMARKS) == 0
     out, err = capsys.readouterr()
     assert "12 of 12 answers" in err and "Complete" not in err and "visual tokens" not in err

@@ -106,7 +106,7 @@ def command(*more: str) -> list[str]:
 @pytest.fixture
 def use_demo(demo, monkeypatch):
     """Load the model that is there already."""
-    monkeypatch.setattr("llava.analysis.keep.load_model", lambda args: demo)
+    monkeypatch.setattr("llava.analysis.keep.load_any", lambda args: (*demo, 2048))
 
 
 def asked(*more: str) -> list[str]:

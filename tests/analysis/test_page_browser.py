@@ -92,6 +92,7 @@ def area(opened, card: str, name: str) -> int:
 
 def test_the_slider_shows_the_patches_of_its_layer_by_keyboard(opened) -> None:
     data = opened.evaluate("JSON.parse(document.getElementById('traces').textContent)['card-0']")
+    (view,) = data["views"]
     opened.evaluate("document.querySelector('#card-0 input').focus()")
     at = int(opened.evaluate("document.querySelector('#card-0 input').value"))
     assert at == 4 and area(opened, "card-0", "dropped") == 576 - data["counts"][4]
@@ -106,7 +107,7 @@ def test_the_slider_shows_the_patches_of_its_layer_by_keyboard(opened) -> None:
     told = opened.evaluate("document.querySelector('#card-0 output').textContent")
     assert told.startswith(f"at last: {data['counts'][12]}")
     frames = opened.evaluate("document.querySelector('#card-0 .frame').getAttribute('d')")
-    assert frames.count("M") == len(data["merged"][12])
+    assert frames.count("M") == len(view["merged"][12])
     # Another card's slider is where it was.
     assert opened.evaluate("document.querySelector('#card-1 input').value") == "4"
     shot(opened, "slider")

@@ -17,7 +17,7 @@ from .common import layout, observe, vicuna, walk
 INDICATORS = ("mutual_information", "mean_attention", "cosine_similarity", "static")
 
 
-@pytest.mark.parametrize("preset", ["released", "paper"])
+@pytest.mark.parametrize("preset", ["released", "paper", "balanced"])
 @pytest.mark.parametrize("indicator", INDICATORS)
 @pytest.mark.parametrize("curve", CURVES)
 def test_settings_survive_json(preset: str, indicator: str, curve: str) -> None:

@@ -210,7 +210,7 @@ def test_a_pre_selection_at_entry_spares_layer_0() -> None:
     best = tokens.cls.masked_fill(~tokens.is_patch, -1)[0].topk(32).indices.tolist()
     assert kept(tokens, selection)[0] == sorted(column - 1 for column in best)
     entered = tokens.select(selection)
-    assert entered.n_visual == [32, 8, 0] and run.rows(0, entered) == 0
+    assert list(entered.n_visual) == [32, 8, 0] and run.rows(0, entered) == 0
     counts = [step.n_visual[0] for step in walk(run, entered, 8)]
     assert counts[0] == 32 and sum(counts[:-1]) == 8 * 16
 

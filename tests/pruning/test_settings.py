@@ -50,8 +50,20 @@ DOCUMENTED = {
         "positions": "original",
         "prune_last_layer": False,
     },
+    "balanced": {
+        "budget_mode": "strict",
+        "indicator": "static",
+        "x0": 8.0,
+        "preselect_at": "entry",
+        "preselect_ratio": 2.0,
+        "rank_rows": "last",
+        "recycle_ratio": 0.0,
+        "positions": "original",
+        "prune_last_layer": False,
+    },
 }
 COMMON = {
+    "preselect_at": "layer_0",
     "target_token_num": 64,
     "target_fraction": None,
     "budget_per": "sample",
@@ -70,7 +82,6 @@ COMMON = {
     "mi_rows": "text",
     "prune_every": 1,
     "to_the_letter": True,
-    "preselect_at": "layer_0",
     "tower_scores": "cls",
 }
 
@@ -80,7 +91,7 @@ def test_preset_sets_what_its_table_says(preset: str) -> None:
     pruner = pruning.build("autoprune", preset=preset)
     expected = {**COMMON, **DOCUMENTED[preset]}
     assert {name: getattr(pruner, name) for name in expected} == expected
-    assert pruner.needs_cls is (preset == "released")
+    assert pruner.needs_cls is (preset != "paper")
 
 
 def test_every_field_is_documented_and_every_preset_tested() -> None:

@@ -1,4 +1,4 @@
-"""LLaVA-1.6 in chat and viewer: flags arrive, turns are right, the viewer refuses tiles."""
+"""LLaVA-1.6 in chat and viewer: flags arrive, turns are right, the viewer draws tiles."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from llava import pruning
 from llava.mm_utils import process_images
 from llava.pruning.base import Pruner
-from llava.serve import viewer
 from llava.serve.chat import Chat
 from llava.serve.startup import Loaded, add_checkpoint_arguments, load
+from llava.serve.viewing import Viewer, ViewerQuestion, tokens_of
 
 from .. import checkpoints_next, tiny_next
 
@@ -90,6 +90,24 @@ def test_turns_of_a_chat_are_those_of_one_pass(folder, pruner: Pruner) -> None:
         assert talked.ids[start:stop] == best[moved : moved + stop - start]
 
 
-def test_the_viewer_says_that_it_does_not_take_tiles(folder, capsys) -> None:
-    assert viewer.main(["--model-path", str(folder), "--device", "cpu"]) == 2
-    assert "'anyres' cuts a picture into tiles" in capsys.readouterr().err.splitlines()[-1]
+def test_the_viewer_draws_overview_and_tiles(folder) -> None:
+    loaded = loaded_with(folder)
+    pruner = pruning.build("fastv", target_token_num=16, depth=1)
+    made = Viewer(loaded, pruner, name="next", max_new_tokens=1)
+    settings = made.settings()
+    assert settings["about"] == "up to 5 views of 16 patches" and settings["most_tokens"] == 80
+    question = ViewerQuestion(tiny_next.picture((200, 100)), "What is on the sign?", "fastv", 16)
+    answer = made.answer(question)
+    assert [(view["title"], view["columns"], view["rows"]) for view in answer["views"]] == [
+        ("overview", 4, 4),
+        ("2 x 1 tiles", 8, 4),
+    ]
+    assert len(answer["pictures"]) == 4  # of both views what enters layer 0, and the others
+    assert [panel["pictures"] for panel in answer["panels"]] == [[0, 1]] + [[2, 3]] * 3
+    first, *_, last = answer["panels"]
+    assert (first["kept"], first["nowhere"], last["kept"]) == (52, 4, 16)
+
+
+def test_canvases_of_other_readings_have_their_most_tokens(folder) -> None:
+    loaded = loaded_with(folder, "--processing", "112x168")
+    assert tokens_of(loaded) == (7 * 16, "up to 7 views of 16 patches")

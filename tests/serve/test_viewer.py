@@ -68,9 +68,10 @@ def test_settings_are_those_of_the_command_line(served) -> None:
     status, _, data = send(served, "GET", "/api/settings")
     settings = json.loads(data)
     assert status == 200 and settings["model"] == "llava-demo"
-    assert (settings["layers"], settings["patches"], settings["tokens"]) == (12, 576, 64)
+    assert (settings["layers"], settings["most_tokens"], settings["tokens"]) == (12, 576, 64)
+    assert (settings["about"], settings["given"]) == ("576 patches", "x0=5.6")
     budgets = {method["name"]: method["budget"] for method in settings["methods"]}
-    assert budgets.keys() == pruning.METHODS.keys() - {"none"}
+    assert budgets.keys() == pruning.METHODS.keys()
     assert budgets["fastv"] and not budgets["no-image"]
 
 
@@ -89,8 +90,10 @@ def test_an_answer_is_that_of_the_model_and_its_trace(served, demo, wide) -> Non
     assert found["seconds"].keys() == {"prefill", "decode", "waited"}
     assert [panel["kept"] for panel in found["panels"]] == [len(kept) for kept in expected.kept]
     assert [panel["merged"] for panel in found["panels"]] == [len(m) for m in expected.merged]
+    assert not any(panel["nowhere"] for panel in found["panels"])
+    assert found["views"] == [{"title": "", "columns": 24, "rows": 24}]
     for layer in (0, 5, 12):
-        shown = picture_of(found["pictures"][found["panels"][layer]["picture"]])
+        shown = picture_of(found["pictures"][found["panels"][layer]["pictures"][0]])
         drawn = overlay.draw(
             expected.picture,
             24,
@@ -118,6 +121,16 @@ def test_other_methods_prune_at_depths_of_this_decoder(served) -> None:
     other = Viewer(made._loaded, by_flops, name="x")
     assert other.pruner("autoprune", None) == by_flops
     assert other.pruner("autoprune", 32) == pruning.build("autoprune", target_token_num=32)
+
+
+def test_settings_of_a_question_are_read_as_those_of_a_run(served) -> None:
+    made = served.viewer
+    assert made.pruner("autoprune", 32, "x0=3,preset=paper") == pruning.build(
+        "autoprune", preset="paper", target_token_num=32, x0=3.0
+    )
+    # Without x0 among them the depth is that of 32 layers in 12, and the command line's 5.6 is not.
+    assert made.pruner("autoprune", 32, "beta=2").x0 == pytest.approx(14.9 * 12 / 32)
+    assert made.pruner("sparsevlm", 64, "stages=1+2+3").stages == (1, 2, 3)
 
 
 def test_a_share_of_the_tokens_is_where_the_budget_starts(demo) -> None:
@@ -176,6 +189,12 @@ SMALL = encoded("PNG", Image.new("RGB", (20, 20), "red"))
         ({"method": "cdpruner"}, "needs CLIP's text tower and projections"),
         ({"tokens": 0}, "tokens must be from 1 to 1000000, got 0"),
         ({"method": "pdrop", "tokens": 3}, "below the floor"),
+        ({"settings": "x0"}, "expected FIELD=VALUE"),
+        ({"settings": "x9=3"}, "unknown setting"),
+        ({"settings": "preset=no"}, "unknown preset"),
+        ({"settings": "target_flops=0.5"}, "target_flops cannot be set here"),
+        ({"settings": "x" * 201}, "settings may have 200 characters, got 201"),
+        ({"method": "cdpruner", "settings": "clip=folder"}, "clip cannot be set here"),
     ],
 )
 def test_a_bad_question_gets_its_message(served, changes, message) -> None:
@@ -283,14 +302,14 @@ def test_nothing_is_kept_between_questions(served) -> None:
     ],
 )
 def test_wrong_input_is_named(flags, message, demo, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(viewer, "load", lambda args: demo)
+    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
     assert viewer.main(["--model-path", str(DEMO), *flags]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
 
 
 def test_a_port_that_is_taken_is_said(served, demo, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(viewer, "load", lambda args: demo)
+    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
     port = str(served.server_address[1])
     assert viewer.main(["--model-path", str(DEMO), "--port", port]) == 2
     assert f"--port {port} cannot be listened on" in capsys.readouterr().err
@@ -302,7 +321,7 @@ def test_the_program_serves_on_loopback_unless_told_otherwise(demo, monkeypatch,
     def serve(self, poll_interval: float) -> None:
         seen.append((self.server_address[0], self.local, self.viewer.settings()["tokens"]))
 
-    monkeypatch.setattr(viewer, "load", lambda args: demo)
+    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
     monkeypatch.setattr(ViewerServer, "serve_forever", serve)
     flags = ["--model-path", str(DEMO), "--port", "0", "--target-token-num", "32"]
     assert viewer.main(flags) == 0
@@ -311,17 +330,3 @@ def test_the_program_serves_on_loopback_unless_told_otherwise(demo, monkeypatch,
     assert out.out.startswith("http://127.0.0.1:") and "no login" not in out.err
     assert viewer.main([*flags, "--host", "0.0.0.0"]) == 0
     assert seen[1][1] is False and "there is no login" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("image_aspect_ratio", "anyres", "cuts a picture into tiles"),
-        ("mm_token_adapter", [576, 128], "mixes the 576 patches of a picture into 128 tokens"),
-    ],
-)
-def test_a_checkpoint_without_a_grid_is_refused(demo, monkeypatch, capsys, name, value, message):
-    monkeypatch.setattr(demo.model.config, name, value)
-    monkeypatch.setattr(viewer, "load", lambda args: demo)
-    assert viewer.main(["--model-path", str(DEMO)]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -156,6 +156,7 @@ def test_a_wrong_request_gets_its_message(served, request_, status, message) -> 
                 ("method", "\ud800", r"unknown method '\\ud800'"),
                 ("method", "a" * 10**6, "unknown method 'aaa"),
                 ("tokens", "64", "tokens must be a number, got 64"),
+                ("settings", 3, "settings must be a string, got 3"),
                 ("tokens", True, "tokens must be a number, got True"),
                 ("tokens", [64], "tokens must be a number"),
                 ("tokens", -1, "tokens must be from 1 to 1000000, got -1"),

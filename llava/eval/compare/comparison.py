@@ -169,7 +169,8 @@ def settings_of(pruner: Mapping[str, Any]) -> dict[str, Any]:
     rest = {k: v for k, v in values.items() if k not in ("method", "clip", _SEED, *_BUDGETS)}
     result: dict[str, Any] = {}
     for name, preset in method.presets.items() if method else ():
-        if preset and all(rest.get(field) == value for field, value in preset.items()):
+        # Depths of the curve are scaled to the decoder: a preset is told by the others.
+        if preset and all(rest.get(k) == value for k, value in preset.items() if k not in CURVE):
             result["preset"] = name
             defaults |= preset
     return result | {k: v for k, v in rest.items() if k not in defaults or v != defaults[k]}

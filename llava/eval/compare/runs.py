@@ -27,7 +27,7 @@ SHARED = (*CURVE, "clip")
 _SPEC = re.compile(r"(?P<method>[\w+-]+)(:(?P<budgets>[^@]*))?(@(?P<fields>.*))?")
 _VALUE = re.compile(r"[\w.+-]+")  # what a file may be called anywhere
 _BUDGET = "target_token_num"
-_BUDGETS = {_BUDGET, "target_fraction", "target_flops", "target_kv"}
+BUDGETS = {_BUDGET, "target_fraction", "target_flops", "target_kv"}
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def _parse(spec: str, tokens: float | None) -> list[PlannedRun]:
     if parts["budgets"] is not None:
         if not cls.takes_budget():
             raise ValueError(f"method {method} takes no budget")
-        if both := texts.keys() & _BUDGETS:
+        if both := texts.keys() & BUDGETS:
             raise ValueError(f"give the budget or {both.pop()}, not both")
         budgets = [_number(text) for text in parts["budgets"].split(",")]
-    elif cls.takes_budget() and not texts.keys() & _BUDGETS:
+    elif cls.takes_budget() and not texts.keys() & BUDGETS:
         budgets = [tokens]
     known = {field.name for field in fields(cls)}
     settings = {k: read_setting(cls, k, text) if k in known else text for k, text in texts.items()}

@@ -1,6 +1,6 @@
 """A model for lmms-eval, and the mini benchmarks as its tasks.
 
-    lmms_eval --model autoprune --batch_size 8 --tasks textvqa_val,pope,mme \\
+    lmms-eval --model autoprune --batch_size 8 --tasks textvqa_val,pope,mme \\
         --model_args pretrained=CHECKPOINT,method=autoprune,target_token_num=64
 
 Nothing else of the package needs lmms-eval, which finds this through the entry point
