@@ -65,6 +65,8 @@ def published(benchmark: str, method: str, tokens: float | None) -> tuple[float,
 def scores(folder: Path, data: Path) -> Iterator[str]:
     """The table of a sweep: measured with its 95 % interval, and published."""
     results = collect([folder], data, BENCHMARKS)
+    if not results:
+        raise ValueError("no run is complete")
     compared = compare(results)
     names, sources = list(compared["benchmarks"]), dict[str, None]()
     headings = ["run"]
@@ -146,7 +148,10 @@ def document(args: argparse.Namespace, state: Mapping[str, Any]) -> str:
         for step, done in state["steps"].items()
     ]  # fmt: skip
     name = Path(args.model_path).name
-    words = ["bash", "scripts/reproduce.sh", "--model-path", name, *args.others]
+    words = ["bash", "scripts/reproduce.sh", "--model-path", name, "--device", args.device]
+    words += ["--questions", str(args.questions), "--sample-seed", str(args.sample_seed)]
+    words += ["--batch-size", str(args.batch_size), *args.others]
+    words += ["--benchmarks", *args.benchmarks] if args.benchmarks else []
     lines = [
         f"# {name} on {place['device_name']}",
         "",
