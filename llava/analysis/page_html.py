@@ -220,7 +220,8 @@ def _seen(number: int, card: Card, pictures: Sequence[str]) -> str:
         for view, picture in zip(card.trace.views, pictures, strict=True)
     )
     return (
-        f'<div class="views">{views}</div><div class="layer"><label for="layer-{number}">layer</label>'
+        f'<div class="views">{views}</div>'
+        f'<div class="layer"><label for="layer-{number}">layer</label>'
         f'<input type="range" id="layer-{number}" min="0" max="{layers}" '
         f'value="{min(layers // 3, layers)}" autocomplete="off"><output for="layer-{number}">'
         "</output></div>"
