@@ -43,6 +43,7 @@ ABLATIONS = (
     _row("staircase", "prune_every=2"),
     _row("staircase", "prune_every=4"),
     _row("curve", "k0=0"),
+    _row("curve", "k0=0.15"),
     _row("curve", "k0=0.8"),
     _row("curve", "x0=1"),
     _row("curve", "x0=6"),
