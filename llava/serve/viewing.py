@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from llava.analysis import overlay, traced
-from llava.analysis.stock_answers import is_stock
+from llava.analysis.stock_answers import can_run, is_stock
 from llava.anyres import fixed_canvas, read_pinpoints
 from llava.common.images import note
 from llava.common.json_files import check, shorten
@@ -123,7 +123,7 @@ class Viewer:
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
         if is_stock(loaded.model):
-            demand_fitting(pruner)
+            demand_fitting(loaded.model, pruner)
 
     def settings(self) -> dict[str, Any]:
         """What the page has to know before anything is asked."""
@@ -138,7 +138,7 @@ class Viewer:
             "methods": [
                 {"name": name, "budget": cls.takes_budget()}
                 for name, cls in sorted(METHODS.items())
-                if not (is_stock(self._loaded.model) and cls().needs_patches)
+                if not is_stock(self._loaded.model) or can_run(self._loaded.model, cls)
             ],
             "method": self._pruner.method if self._pruner.method != "none" else "autoprune",
             "given": self._given(),
