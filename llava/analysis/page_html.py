@@ -213,13 +213,15 @@ def _seen(number: int, card: Card, pictures: Sequence[str]) -> str:
     layers = card.trace.layers
     paths = "".join(f'<path class="{n}" d=""/>' for n in ("dropped", "tint", "frame", "padding"))
     views = "".join(
-        f'<svg class="seen" viewBox="0 0 {view.columns} {view.rows}" role="img" aria-label="The '
+        f'<svg class="seen" style="flex-grow:{view.columns}" '
+        f'viewBox="0 0 {view.columns} {view.rows}" role="img" aria-label="The '
         f"picture{', ' if view.title else ''}{view.title}, with the patches kept in the layer of "
         f'the slider"><use href="#{picture}"/>{paths}</svg>'
         for view, picture in zip(card.trace.views, pictures, strict=True)
     )
     return (
-        f'{views}<div class="layer"><label for="layer-{number}">layer</label>'
+        f'<div class="views">{views}</div>'
+        f'<div class="layer"><label for="layer-{number}">layer</label>'
         f'<input type="range" id="layer-{number}" min="0" max="{layers}" '
         f'value="{min(layers // 3, layers)}" autocomplete="off"><output for="layer-{number}">'
         "</output></div>"

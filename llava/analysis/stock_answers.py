@@ -57,6 +57,13 @@ def is_stock(model: Any) -> bool:
     return not hasattr(model, "get_vision_tower")
 
 
+def can_run(model: Any, method: type[Pruner]) -> bool:
+    """Whether `llava.hf` runs a method on a stock model, if need be with tower_scores=received."""
+    return not method().needs_patches or (
+        hasattr(method, "tower_scores") and bool(family_of(model).views)
+    )
+
+
 def fitting(pruner: Pruner) -> Pruner:
     """The method with positions as `llava.hf` has them: those of the unpruned sequence."""
     if getattr(pruner, "positions", "original") == "original":

@@ -2,9 +2,11 @@
 
     python -m llava.serve.viewer --model-path playground/demo/llava-demo
 
-Pick or drop a picture, ask, move the budget, choose the method: the page shows the answers with
-and without pruning, the patches that are left in each layer, tokens, FLOPs and times. It is
-a small page of our own, served by Python's own server, and loads nothing from elsewhere.
+Pick or drop a picture, ask, choose two methods, each with its budget and settings: the page shows
+their answers side by side (at first without pruning and with), the patches that are left in each
+layer, tokens, FLOPs and times, and plays through the layers. It takes LLaVA-1.5, LLaVA-1.6 with its
+tiles, and models that transformers loads by itself (see `llava.hf`). It is a small page of our own,
+served by Python's own server, and loads nothing from elsewhere.
 
 It listens on this machine only unless --host says otherwise. There is no login: whoever reaches
 another --host may use the model. Pictures stay in memory, for as long as their answer takes.

@@ -18,12 +18,13 @@ from typing import Any
 from PIL import Image
 
 from llava.analysis import overlay, traced
-from llava.analysis.stock_answers import is_stock
+from llava.analysis.stock_answers import can_run, is_stock
 from llava.anyres import fixed_canvas, read_pinpoints
 from llava.common.images import note
 from llava.common.json_files import check, shorten
 from llava.eval.compare.runs import BUDGETS, parse_runs
 from llava.eval.run.depths import in_decoder
+from llava.hf.families import demand_fitting
 from llava.mm_utils import demand_characters, get_model_name_from_path
 from llava.pruning import METHODS, build, find
 from llava.pruning.base import Pruner
@@ -100,6 +101,9 @@ class Viewer:
     Args:
         pruner: the method of the command line; its settings hold for that method.
         depth_layers: how many layers other methods' depths are for; see `llava.eval.run.depths`.
+
+    Raises:
+        ValueError: a stock model and a method that `llava.hf` does not run.
     """
 
     def __init__(
@@ -118,6 +122,8 @@ class Viewer:
         self._depth_layers = depth_layers
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
+        if is_stock(loaded.model):
+            demand_fitting(loaded.model, pruner)
 
     def settings(self) -> dict[str, Any]:
         """What the page has to know before anything is asked."""
@@ -132,7 +138,7 @@ class Viewer:
             "methods": [
                 {"name": name, "budget": cls.takes_budget()}
                 for name, cls in sorted(METHODS.items())
-                if not (is_stock(self._loaded.model) and cls().needs_patches)
+                if not is_stock(self._loaded.model) or can_run(self._loaded.model, cls)
             ],
             "method": self._pruner.method if self._pruner.method != "none" else "autoprune",
             "given": self._given(),

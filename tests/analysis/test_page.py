@@ -16,7 +16,9 @@ from llava.analysis.differences import find
 from llava.analysis.page_html import _bits, _json
 from llava.eval.compare.report import collect
 from llava.mm_utils import load_image
+from llava.model.builder import load_pretrained_model
 
+from .. import checkpoints_next, tiny_next
 from ..eval.benchmark_files import BENCHMARKS
 from .conftest import DEMO
 from .page_runs import write
@@ -194,6 +196,25 @@ def test_the_patches_on_the_page_are_those_of_the_trace(with_model, demo) -> Non
     assert uses == ["#picture-0", "#picture-1", "#picture-2"]
     sliders = [a for a in found.all("input") if a["type"] == "range"]
     assert [(a["min"], a["max"]) for a in sliders] == [("0", "12")] * 3
+
+
+def test_a_tiled_picture_is_an_overview_and_its_tiles(runs, tmp_path, monkeypatch) -> None:
+    folder = checkpoints_next.write_original(tmp_path / "next")
+    loaded = load_pretrained_model(folder, dtype="float32", device="cpu")[:3]
+    monkeypatch.setattr(page, "load_model", lambda settings: loaded)
+    for path in (runs / "data" / "beta" / "images").iterdir():
+        tiny_next.picture((200, 100)).save(path)
+    assert write_page(runs, "--most", "1", "--model-path", str(folder)) == 0
+    text = read_page(runs)
+    found = Elements(text)
+    assert [(a["width"], a["height"]) for a in found.all("image")] == [("4", "4"), ("8", "4")]
+    boxes = [a["viewbox"] for a in found.all("svg") if a.get("class") == "seen"]
+    assert boxes == ["0 0 4 4", "0 0 8 4"]
+    labels = [a["aria-label"] for a in found.all("svg") if a.get("class") == "seen"]
+    assert labels[1].startswith("The picture, 2 x 1 tiles, with the patches kept")
+    data = json.loads(re.search(r'id="traces">(.*?)</script>', text, re.DOTALL)[1])["card-0"]
+    bright = [sum(int(d, 16).bit_count() for d in view["kept"][0]) for view in data["views"]]
+    assert bright == [16, 32] and data["counts"][0] == tiny_next.COUNTS[200, 100] == 52
 
 
 def test_bits_by_hand() -> None:

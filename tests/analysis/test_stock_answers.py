@@ -122,6 +122,8 @@ def test_keep_and_viewer_take_a_folder_of_transformers(folder, loaded, tmp_path,
     names = {method["name"] for method in settings["methods"]}
     assert {"autoprune", "none", "fastv"} <= names and "hired" not in names
     assert settings["about"] == "paligemma of transformers" and settings["layers"] == zoo.LAYERS
+    with pytest.raises(ValueError, match="needs the vision tower"):
+        Viewer(loaded, pruning.build("hired"), name="pali")
     found = made.answer(ViewerQuestion(tiny_next.picture((60, 40)), QUESTION, "autoprune", 8))
     assert found["views"] == [{"title": "", "columns": 4, "rows": 4}]
     assert found["entering"][0] == 16 > found["leaving"][-1]
