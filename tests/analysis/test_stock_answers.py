@@ -125,6 +125,10 @@ def test_keep_and_viewer_take_a_folder_of_transformers(folder, loaded, tmp_path,
     with pytest.raises(ValueError, match="needs the vision tower"):
         Viewer(loaded, pruning.build("hired"), name="pali")
     found = made.answer(ViewerQuestion(tiny_next.picture((60, 40)), QUESTION, "autoprune", 8))
+    by_tower = ViewerQuestion(
+        tiny_next.picture((60, 40)), QUESTION, "fastervlm", 8, "tower_scores=received"
+    )
+    assert "fastervlm" in names and made.answer(by_tower)["leaving"] == [8] * zoo.LAYERS
     assert found["views"] == [{"title": "", "columns": 4, "rows": 4}]
     assert found["entering"][0] == 16 > found["leaving"][-1]
 
