@@ -81,7 +81,7 @@ def arguments(folder) -> list[str]:
 
 @pytest.fixture(scope="module")
 def loaded(folder):
-    return load(viewer.build_parser().parse_args(arguments(folder)), stock=True)
+    return load(viewer.build_parser().parse_args(arguments(folder)))
 
 
 def test_a_traced_answer_is_that_of_the_block(loaded) -> None:
