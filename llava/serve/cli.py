@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=program.name("llava.serve.cli"),
-        description="Chat about a picture with a LLaVA checkpoint, with or without pruning.",
+        description="Chat about a picture with LLaVA or a model of llava.hf, pruned or not.",
         formatter_class=Help,
         allow_abbrev=False,
     )

@@ -61,7 +61,7 @@ class StockChat:
         self._most, self._context_len = max_new_tokens, context_len
         self._stop_ids = stop_ids(model, processor.tokenizer)
         ids = list(placeholders(model.config))
-        self._placeholders = processor.tokenizer.convert_ids_to_tokens(ids)
+        self._marks = list(filter(None, processor.tokenizer.convert_ids_to_tokens(ids)))
         self._shape = DecoderShape.from_config(model.config.get_text_config(), model.dtype.itemsize)
         self.reset()
 
@@ -82,8 +82,9 @@ class StockChat:
     ) -> ChatTurn:
         """As `Chat.say`; after an error nothing has changed."""
         demand_characters(text)
-        for placeholder in self._placeholders:
-            text = text.replace(placeholder, "")
+        while any(mark in text for mark in self._marks):  # pieces of one may join to another
+            for mark in self._marks:
+                text = text.replace(mark, "").strip()
         prompt = self.prompt(text)
         try:
             inputs = prepared(prompt, self._images, self._processor, self._model)
