@@ -144,8 +144,8 @@ class StockChat:
         messages: list[dict[str, Any]] = []
         for question, answer in [*self._turns, (text, None)]:
             pictures = [] if messages else [{"type": "image"}] * len(self._images)
-            asked = [*pictures, {"type": "text", "text": question}]
-            messages.append({"role": "user", "content": asked})
+            parts = [*pictures, {"type": "text", "text": question}]
+            messages.append({"role": "user", "content": parts})
             if answer is not None:
                 messages.append({"role": "assistant", "content": content(answer)})
         written: str = self._processor.apply_chat_template(messages, add_generation_prompt=True)
