@@ -8,7 +8,7 @@ drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isqrt
 from typing import Any
@@ -73,9 +73,18 @@ def fitting(pruner: Pruner) -> Pruner:
 
 def inputs_of(question: str, image: Image.Image, processor: Any, model: Any) -> dict[str, Tensor]:
     """What `model.generate` takes for one question about one picture."""
-    batch = processor(
-        text=[prompt_text(processor, question)], images=[[to_rgb(image)]], return_tensors="pt"
-    )
+    return prepared(prompt_text(processor, question), [image], processor, model)
+
+
+def prepared(
+    prompt: str, images: Sequence[Image.Image], processor: Any, model: Any
+) -> dict[str, Tensor]:
+    """What `model.generate` takes for a prompt with the marks of its pictures."""
+    # A template may write the token of the beginning, which a tokenizer would add once more.
+    bos = processor.tokenizer.bos_token
+    more = {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
+    pictures = [[to_rgb(image) for image in images]]
+    batch = processor(text=[prompt], images=pictures, return_tensors="pt", **more)
     return {
         k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype)
         for k, v in batch.items()

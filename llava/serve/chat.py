@@ -58,6 +58,7 @@ class ChatTurn:
     computed_flops: what really ran, choosing and merging included; None in a later turn, which
               chooses nothing
     seconds:  prefill (to the first token; with the vision tower in the first turn) and decode
+    anew:     whether the next turn sees the pictures whole again
     """
 
     text: str
@@ -72,6 +73,21 @@ class ChatTurn:
     dense_prefill_flops: int
     computed_flops: int | None
     seconds: dict[str, float]
+    anew: bool = False
+
+
+def decoding(temperature: float, max_new_tokens: int) -> dict[str, Any]:
+    """What `generate` takes for them; a temperature of 0 is greedy.
+
+    Raises ValueError for a number out of its range.
+    """
+    if temperature < 0 or max_new_tokens < 1:
+        raise ValueError(
+            "temperature must not be negative and max_new_tokens at least 1, got "
+            f"{temperature} and {max_new_tokens}"
+        )
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    return {"num_beams": 1, "max_new_tokens": max_new_tokens, "do_sample": False, **sampling}
 
 
 class Chat:
@@ -101,17 +117,10 @@ class Chat:
         max_new_tokens: int = 512,
         context_len: int = 2048,
     ) -> None:
-        if temperature < 0 or max_new_tokens < 1:
-            raise ValueError(
-                "temperature must not be negative and max_new_tokens at least 1, got "
-                f"{temperature} and {max_new_tokens}"
-            )
         self._tokenizer, self._model, self._pruner = tokenizer, model, pruner
         self._conv_mode, self._context_len = conv_mode, context_len
         self._stop_ids = stop_ids(model, tokenizer)
-        self._decoding = {"num_beams": 1, "max_new_tokens": max_new_tokens, "do_sample": False}
-        if temperature > 0:
-            self._decoding.update(do_sample=True, temperature=temperature)
+        self._decoding = decoding(temperature, max_new_tokens)
         self._images: dict[str, Any] = {}
         self._slots = len(images)
         if images:

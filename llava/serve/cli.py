@@ -12,6 +12,9 @@ before the first question.
 The first question decides which visual tokens stay; see `llava.serve.chat`. A line after the first
 answer says how many did. With --debug, tokens, FLOPs and times follow every answer.
 
+A model that transformers loads by itself (see `llava.hf`) is asked by its own chat template, not
+--conv-mode, and each turn asks anew with the whole conversation; see `llava.serve.stock_chat`.
+
 Deviations from haotian-liu/LLaVA 1.2.2: several pictures may be given; URLs need --allow-urls; the
 conversation template is vicuna_v1, the one LLaVA-1.5 is evaluated with, unless --conv-mode says
 otherwise, and is never guessed from the folder's name.
@@ -26,6 +29,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from PIL import Image
+
+from llava.analysis.stock_answers import is_stock
 from llava.common import flags, program
 from llava.common.signals import EXIT_INTERRUPTED
 from llava.eval.run.arguments import Help
@@ -43,6 +49,7 @@ from .startup import (
     load,
     quiet,
 )
+from .stock_chat import StockChat
 
 _RESET = "/reset"
 
@@ -51,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=program.name("llava.serve.cli"),
-        description="Chat about a picture with a LLaVA checkpoint, with or without pruning.",
+        description="Chat about a picture with LLaVA or a model of llava.hf, pruned or not.",
         formatter_class=Help,
         allow_abbrev=False,
     )
@@ -77,18 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet()
         try:
             images = [open_picture(source, args.allow_urls) for source in args.image_file]
-            loaded = load(args)
-            chat = Chat(
-                loaded.tokenizer,
-                loaded.model,
-                loaded.image_processor,
-                images,
-                pruner_in_decoder(args, loaded.layers),
-                conv_mode=args.conv_mode,
-                temperature=args.temperature,
-                max_new_tokens=args.max_new_tokens,
-                context_len=loaded.context_len,
-            )
+            chat = begin(args, images)
         except (ValueError, OSError, ImportError, NotImplementedError) as error:
             _say(f"error: {error}")
             return 2
@@ -108,7 +104,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
 
-def talk(chat: Chat, debug: bool = False) -> int:
+def begin(args: argparse.Namespace, images: Sequence[Image.Image]) -> Chat | StockChat:
+    """The conversation of a parsed command line. Raises what loading and the chats raise."""
+    loaded = load(args)
+    pruner = pruner_in_decoder(args, loaded.layers)
+    options = {
+        "temperature": args.temperature,
+        "max_new_tokens": args.max_new_tokens,
+        "context_len": loaded.context_len,
+    }
+    model, processor = loaded.model, loaded.image_processor
+    if is_stock(model):
+        return StockChat(model, processor, images, pruner, **options)
+    options["conv_mode"] = args.conv_mode
+    return Chat(loaded.tokenizer, model, processor, images, pruner, **options)
+
+
+def talk(chat: Chat | StockChat, debug: bool = False) -> int:
     """Questions from stdin, answers to stdout, until an empty line or the end; the exit status.
 
     2 when the method cannot do what it was asked to, 130 when an answer was cut for another signal
@@ -168,11 +180,13 @@ def notes(turn: ChatTurn) -> list[str]:
     lines = []
     sample = turn.sample
     if turn.first and sample.leaving[-1] < sample.n_visual:
+        after = f"stays dropped in the turns to come; {_RESET} looks at the picture again."
+        if turn.anew:
+            after = "is there again for the next."
         lines.append(
             f"[pruned] of {sample.n_visual} visual tokens "
             f"{sum(sample.entering) / len(sample.entering):.1f} entered a layer on average, "
-            f"{sample.leaving[-1]} are left at last. What this question dropped stays dropped in "
-            f"the turns to come; {_RESET} looks at the picture again."
+            f"{sample.leaving[-1]} are left at last. What this question dropped {after}"
         )
     reasons = {
         "length": "[cut] the answer reached --max-new-tokens.",

@@ -19,7 +19,6 @@ from transformers.utils import logging as transformers_logging
 from llava.analysis.stock_answers import load_any
 from llava.common.signals import ending_signals, leave
 from llava.eval.run import arguments
-from llava.eval.run.models import load_checkpoint
 from llava.pruning.arguments import add_pruning_arguments
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -47,17 +46,16 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_depth_argument(parser)
 
 
-def load(args: argparse.Namespace, stock: bool = False) -> Loaded:
-    """The checkpoint of a parsed command line.
-
-    stock: whether it may be a model that transformers loads by itself (see `llava.hf`).
+def load(args: argparse.Namespace) -> Loaded:
+    """The checkpoint of a parsed command line; a model that transformers loads by itself (see
+    `llava.hf`) has the processor of all its inputs in place of that of images.
 
     Raises:
         ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
     """
     if args.load_4bit and args.load_8bit:
         raise ValueError("--load-4bit and --load-8bit exclude each other; give one of them")
-    return Loaded(*(load_any if stock else load_checkpoint)(args))
+    return Loaded(*load_any(args))
 
 
 def quiet() -> None:

@@ -14,17 +14,22 @@ class Stream(BaseStreamer):
     """Writes an answer as it grows.
 
     What may still change is held back: bytes of a character that is not complete, and the start of
-    the string `end`, which is no part of the answer.
+    the string `end`, which is no part of the answer; "" for none.
+
+    prompt: how many ids come before the answer's; stock models repeat the prompt.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], end: str, write: Write) -> None:
+    def __init__(
+        self, decode: Callable[[list[int]], str], end: str, write: Write, prompt: int = 0
+    ) -> None:
         self._decode, self._end, self._write = decode, end, write
+        self._prompt = prompt
         self._ids: list[int] = []
         self._written = 0
 
     def put(self, value: torch.Tensor) -> None:
         self._ids += value.flatten().tolist()
-        text = visible(self._decode(self._ids), self._end).rstrip("\ufffd")
+        text = visible(self._decode(self._ids[self._prompt :]), self._end).rstrip("\ufffd")
         for n in range(len(self._end) - 1, 0, -1):
             if text.endswith(self._end[:n]):
                 text = text[:-n]
@@ -32,7 +37,7 @@ class Stream(BaseStreamer):
         self._more(text)
 
     def end(self) -> None:
-        self._more(visible(self._decode(self._ids), self._end))
+        self._more(visible(self._decode(self._ids[self._prompt :]), self._end))
 
     def _more(self, text: str) -> None:
         if len(text) > self._written:
@@ -41,5 +46,5 @@ class Stream(BaseStreamer):
 
 
 def visible(text: str, end: str) -> str:
-    """`text` up to `end`."""
-    return text.partition(end)[0]
+    """`text` up to `end`, all of it where that is empty."""
+    return text.partition(end)[0] if end else text

@@ -83,7 +83,7 @@ def _server(args: argparse.Namespace) -> ViewerServer:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
     if not 0 <= args.port <= 65535:
         raise ValueError(f"--port must be 0 to 65535, got {args.port}")
-    loaded = load(args, stock=True)
+    loaded = load(args)
     pruner = pruner_in_decoder(args, loaded.layers)
     if any(getattr(pruner, name, None) is not None for name in ("target_flops", "target_kv")):
         raise ValueError(

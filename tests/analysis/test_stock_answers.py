@@ -12,7 +12,7 @@ import torch
 from llava import hf, pruning
 from llava.analysis import keep, overlay, traced
 from llava.analysis.stock_answers import fitting, inputs_of, load_any, stock_views
-from llava.serve import cli, viewer
+from llava.serve import viewer
 from llava.serve.startup import load
 from llava.serve.viewing import Viewer, ViewerQuestion
 
@@ -81,7 +81,7 @@ def arguments(folder) -> list[str]:
 
 @pytest.fixture(scope="module")
 def loaded(folder):
-    return load(viewer.build_parser().parse_args(arguments(folder)), stock=True)
+    return load(viewer.build_parser().parse_args(arguments(folder)))
 
 
 def test_a_traced_answer_is_that_of_the_block(loaded) -> None:
@@ -133,11 +133,7 @@ def test_keep_and_viewer_take_a_folder_of_transformers(folder, loaded, tmp_path,
     assert found["entering"][0] == 16 > found["leaving"][-1]
 
 
-def test_the_chat_and_settings_of_llava_refuse_it(folder, tmp_path, capsys) -> None:
-    image = tmp_path / "picture.png"
-    tiny_next.picture((60, 40)).save(image)
-    assert cli.main([*arguments(folder), "--image-file", str(image)]) == 2
-    assert "is not a LLaVA-1.5 or 1.6 checkpoint" in capsys.readouterr().err
+def test_settings_of_llava_are_refused(folder) -> None:
     args = viewer.build_parser().parse_args([*arguments(folder), "--merge-type", "flat"])
     with pytest.raises(ValueError, match="--merge-type: not for a model that transformers loads"):
         load_any(args)

@@ -102,7 +102,7 @@ def test_a_signal_ends_the_viewer_and_its_answers(demo, endless, monkeypatch, ca
         answered.set()
 
     answered = threading.Event()
-    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
+    monkeypatch.setattr(viewer, "load", lambda args: demo)
     monkeypatch.setattr(viewer, "ViewerServer", Observed)
     before = set(threading.enumerate())
     thread = threading.Thread(target=ask)
@@ -121,8 +121,8 @@ def test_the_process_of_the_viewer_ends_cleanly_during_an_answer() -> None:
     """What only a process shows: the interpreter's end with a thread that was inside torch."""
     program = (
         "import sys; from llava.serve import viewer; load = viewer.load\n"
-        "def endless(args, stock):\n"
-        "    loaded = load(args, stock)\n"
+        "def endless(args):\n"
+        "    loaded = load(args)\n"
         "    loaded.model.generation_config.eos_token_id = None\n"
         "    return loaded\n"
         "viewer.load = endless\n"
@@ -153,7 +153,7 @@ def test_the_process_of_the_viewer_ends_cleanly_during_an_answer() -> None:
 
 
 def test_a_stdout_that_is_full_ends_the_viewer(demo, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
+    monkeypatch.setattr(viewer, "load", lambda args: demo)
     with open("/dev/full", "w") as full:
         monkeypatch.setattr("sys.stdout", full)
         assert viewer.main(["--model-path", str(DEMO), "--port", "0"]) == 1

@@ -302,14 +302,14 @@ def test_nothing_is_kept_between_questions(served) -> None:
     ],
 )
 def test_wrong_input_is_named(flags, message, demo, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
+    monkeypatch.setattr(viewer, "load", lambda args: demo)
     assert viewer.main(["--model-path", str(DEMO), *flags]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
 
 
 def test_a_port_that_is_taken_is_said(served, demo, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
+    monkeypatch.setattr(viewer, "load", lambda args: demo)
     port = str(served.server_address[1])
     assert viewer.main(["--model-path", str(DEMO), "--port", port]) == 2
     assert f"--port {port} cannot be listened on" in capsys.readouterr().err
@@ -321,7 +321,7 @@ def test_the_program_serves_on_loopback_unless_told_otherwise(demo, monkeypatch,
     def serve(self, poll_interval: float) -> None:
         seen.append((self.server_address[0], self.local, self.viewer.settings()["tokens"]))
 
-    monkeypatch.setattr(viewer, "load", lambda args, stock: demo)
+    monkeypatch.setattr(viewer, "load", lambda args: demo)
     monkeypatch.setattr(ViewerServer, "serve_forever", serve)
     flags = ["--model-path", str(DEMO), "--port", "0", "--target-token-num", "32"]
     assert viewer.main(flags) == 0
