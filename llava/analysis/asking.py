@@ -9,7 +9,7 @@ from llava.common import flags
 from llava.eval.compare.runs import (
     SHARED,
     PlannedRun,
-    add_curve_arguments,
+    add_shared_arguments,
     parse_runs,
     runs_in_decoder,
 )
@@ -41,7 +41,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         help="budget of methods without one here",
     )
     group.add_argument("--budget-mode", choices=("published", "strict"))
-    add_curve_arguments(group)
+    add_shared_arguments(group)
     add_depth_argument(group)
 
 

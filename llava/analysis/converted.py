@@ -10,7 +10,8 @@ spread over the benchmarks in --data. A line for each method says how many answe
 how many first logits are so to the last bit, and how large the difference is; then come the
 answers that differ. The status is 0 if all answers are the same, 1 if not, 2 on wrong input.
 
-Methods that look into the vision tower have no part in stock models: see `llava.hf`.
+Methods that look at the tower's CLS attention are refused on stock models, or choose otherwise: see
+`llava.hf`.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ def first_logits(model: Any) -> Iterator[list[Tensor]]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog=program.name("llava.analysis.converted"),
         description=__doc__,

@@ -139,6 +139,7 @@ def measure(args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 1 where nothing could be loaded or written."""
     parser = argparse.ArgumentParser(
         prog=program.name("llava.analysis.loading"),
         description=__doc__,

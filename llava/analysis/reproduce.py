@@ -30,6 +30,7 @@ import torch
 from llava.common import flags, json_files, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
+from llava.eval.compare.progress import duration
 from llava.eval.run.runner import EXIT_INTERRUPTED, EXIT_USAGE
 from llava.model.builder import default_device
 
@@ -42,6 +43,8 @@ BENCHMARKS_OF_SAMPLE = ("textvqa", "pope")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line. Relative paths are those of the caller, and what is in no flag is kept in
+    `others`."""
     parser = argparse.ArgumentParser(
         prog=program.name("llava.analysis.reproduce"),
         description=__doc__,
@@ -164,7 +167,7 @@ def expectation(args: argparse.Namespace, step: str) -> str:
     processes = len(commands(args, step))
     total = sum(count * seconds.get(name, other) for name, count in counts.items()) / processes
     where = f" on {processes} devices" if processes > 1 else ""
-    return f"about {reproduction.duration(total)}{where}, {source}, and loading"
+    return f"about {duration(total)}{where}, {source}, and loading"
 
 
 def perform(args: argparse.Namespace, step: str) -> int:
@@ -214,14 +217,14 @@ def run_steps(args: argparse.Namespace, state: dict[str, Any]) -> int:
     for step in (step for step in STEPS if step in args.steps):
         done = state["steps"].get(step, {})
         if done.get("status") == 0:
-            say(f"[{step}] done already, in {reproduction.duration(done['seconds'])}")
+            say(f"[{step}] done already, in {duration(done['seconds'])}")
             continue
         expected = expectation(args, step)
         say(f"[{step}] {expected}")
         start = time.monotonic()
         code = perform(args, step)
         seconds = time.monotonic() - start
-        say(f"[{step}] took {reproduction.duration(seconds)}, exit status {code}")
+        say(f"[{step}] took {duration(seconds)}, exit status {code}")
         state["steps"][step] = {"status": code, "seconds": seconds, "expected": expected}
         save(args, state)
         if code == EXIT_INTERRUPTED:
@@ -256,6 +259,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def say(message: str) -> None:
+    """Print a line at once."""
     print(message, flush=True)
 
 

@@ -14,6 +14,7 @@ import torch
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.compare.comparison import compare
 from llava.eval.compare.markdown import table as markdown_table
+from llava.eval.compare.progress import duration
 from llava.eval.compare.published import TABLES
 from llava.eval.compare.report import collect, natural_order
 from llava.eval.compare.results import find_runs
@@ -28,14 +29,6 @@ _TITLES = {
     "sample": "A sample",
     "whole": "All questions",
 }
-
-
-def duration(seconds: float) -> str:
-    """Such as `40 s`, `12 min`, `3.5 h`."""
-    minutes = seconds / 60
-    if minutes < 1.5:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def seconds_of_answers(folder: Path) -> dict[str, float]:

@@ -1,14 +1,14 @@
 """A question to a model that transformers loads by itself: its inputs, and where its tokens are.
 
-Where, is known of one picture: of square pictures or tiles whose tokens are a square (LLaVA,
-PaliGemma, Gemma 3, InternVL, Idefics 3), of grids that the inputs name (Qwen), of rows that breaks
-end (Mistral 3), and of LLaVA-1.6's tiles. Elsewhere, and where numbers do not fit, nothing is
-drawn.
+Where they are is known of one picture: of square pictures or tiles whose tokens are a square
+(LLaVA, PaliGemma, Gemma 3, InternVL, Idefics 3), of grids that the inputs name (Qwen), of rows that
+breaks end (Mistral 3), and of LLaVA-1.6's tiles. Elsewhere, and where numbers do not fit, nothing
+is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt
 from typing import Any
@@ -25,7 +25,7 @@ from llava.hf.prompts import placeholders
 from llava.model.reading import resolve
 from llava.pruning.base import Pruner
 
-from .stock_subject import load_stock, prompt_text
+from .stock_subject import load_stock, prepared, prompt_text
 from .views import View, tiled
 
 
@@ -73,23 +73,7 @@ def fitting(pruner: Pruner) -> Pruner:
 
 def inputs_of(question: str, image: Image.Image, processor: Any, model: Any) -> dict[str, Tensor]:
     """What `model.generate` takes for one question about one picture."""
-    return prepared(prompt_text(processor, question), [image], processor, model)
-
-
-def prepared(
-    prompt: str, images: Sequence[Image.Image], processor: Any, model: Any
-) -> dict[str, Tensor]:
-    """What `model.generate` takes for a prompt with the marks of its pictures."""
-    # A template may write the token of the beginning, which a tokenizer would add once more.
-    bos = processor.tokenizer.bos_token
-    more = {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
-    pictures = [[to_rgb(image) for image in images]]
-    batch = processor(text=[prompt], images=pictures, return_tensors="pt", **more)
-    return {
-        k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype)
-        for k, v in batch.items()
-        if isinstance(v, Tensor) and k != "labels"
-    }
+    return prepared([prompt_text(processor, question)], [[image]], processor, model)
 
 
 def stock_views(

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .. import hf
+from ..common.images import to_rgb
 from ..hf.families import family_of
 from ..hf.prompts import layout_of
 from ..model.builder import DTYPES, default_device
@@ -75,17 +77,8 @@ class StockSubject(Subject):
         texts = [prompt_text(processor, question) for _, question in drawn]
 
         def inputs(numbers: Sequence[int]) -> Mapping[str, Any]:
-            batch = processor(
-                text=[texts[i] for i in numbers],
-                images=[[drawn[i][0]] for i in numbers],
-                padding=len(numbers) > 1,
-                return_tensors="pt",
-            )
-            return {
-                k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype)
-                for k, v in batch.items()
-                if isinstance(v, Tensor) and k != "labels"
-            }
+            shown = [[drawn[i][0]] for i in numbers]
+            return prepared([texts[i] for i in numbers], shown, processor, model)
 
         return cls(model, inputs, processor.tokenizer.decode, len(drawn))
 
@@ -151,6 +144,27 @@ def prompt_text(processor: Any, question: str) -> str:
     messages = [{"role": "user", "content": content}]
     text: str = processor.apply_chat_template(messages, add_generation_prompt=True)
     return text
+
+
+def prepared(
+    prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], processor: Any, model: Any
+) -> dict[str, Tensor]:
+    """What `model.generate` takes for prompts with the marks of the pictures of each."""
+    # A template may write the token of the beginning, which a tokenizer would add once more.
+    bos = processor.tokenizer.bos_token
+    written = bos and all(prompt.startswith(bos) for prompt in prompts)
+    batch = processor(
+        text=list(prompts),
+        images=[[to_rgb(picture) for picture in of_prompt] for of_prompt in images],
+        padding=len(prompts) > 1,
+        return_tensors="pt",
+        **({"add_special_tokens": False} if written else {}),
+    )
+    return {
+        k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype)
+        for k, v in batch.items()
+        if isinstance(v, Tensor) and k != "labels"
+    }
 
 
 def _longer(inputs: Mapping[str, Any], tokens: Tensor, causal_types: bool) -> dict[str, Any]:

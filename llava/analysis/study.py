@@ -143,8 +143,8 @@ def plan(
     benchmarks: Mapping[str, Benchmark],
     model: ModelOnce,
 ) -> list[Planned]:
-    """Every row at every budget. Budgets are looked up in the plan of an earlier session, which
-    may belong to another part of the benchmarks, or found.
+    """Every row at every budget. Budgets are looked up in the plan of an earlier run, which may
+    belong to another part of the benchmarks, or found.
 
     Raises ValueError for --only of no row, and what the sweep says of its flags.
     """
@@ -194,7 +194,7 @@ def _adaptation(budgets: _Budgets) -> list[tuple[Row, PlannedRun]]:
 
 
 class _Budgets:
-    """Budgets of equal work, found with the model or known from an earlier session."""
+    """Budgets of equal work, found with the model or known from an earlier run."""
 
     def __init__(
         self,
@@ -248,6 +248,7 @@ class _Budgets:
 
     @property
     def meter(self) -> Meter:
+        """Loads the model, once it is needed."""
         if self._meter is None:
             none = parse_runs(["none"])
             tasks = list(sweep.tasks_of(self._swept, self._benchmarks, none))
@@ -255,6 +256,7 @@ class _Budgets:
         return self._meter
 
     def save(self) -> None:
+        """Write what is known, all or nothing."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_name(f"{PLAN}.{os.getpid()}")
         new.write_text(json.dumps(self._known, indent=1) + "\n", encoding="utf-8")

@@ -158,6 +158,7 @@ class Comparison:
 
     @property
     def benchmarks(self) -> list[str]:
+        """Their names, in the order of the units."""
         return list(dict.fromkeys(unit.benchmark for unit in self.units))
 
     def shares(self, chosen: np.ndarray) -> np.ndarray:
@@ -166,6 +167,7 @@ class Comparison:
         return 100 * drawn @ self.scores[:, chosen].T / drawn.sum(1, keepdims=True).clip(1e-9)
 
     def of_benchmark(self, name: str) -> np.ndarray:
+        """Right answers to a benchmark, in percent: (draws, rows)."""
         return self.shares(np.array([unit.benchmark == name for unit in self.units]))
 
     def of_kind(self, name: str) -> np.ndarray | None:

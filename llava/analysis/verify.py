@@ -30,12 +30,12 @@ from typing import Any
 
 import torch
 
-from llava.common import flags, json_files, program
+from llava.common import flags, program
+from llava.eval.compare.runs import BUDGETS
 from llava.eval.run.arguments import add_checkpoint_arguments, add_depth_argument
 from llava.eval.run.depths import pruner_in_decoder
 from llava.eval.run.environment import environment
 from llava.eval.run.models import load_model
-from llava.hf.families import FAMILIES
 from llava.model.reading import resolve
 from llava.pruning.arguments import add_pruning_arguments
 from llava.pruning.base import Pruner
@@ -43,12 +43,12 @@ from llava.pruning.checks import BudgetError
 
 from . import stock
 from .checks import OK, SKIPPED, WRONG, Checks, Verdict
+from .stock_answers import is_stock_folder
 from .stock_subject import StockSubject
 from .subject import TOKENS, Subject
 
 SECONDS = 120.0
 FRACTIONS = (1 / 9, 1 / 4, 1 / 2)  # 64 of 576 tokens; small models need more
-_BUDGETS = ("target_token_num", "target_fraction", "target_flops", "target_kv")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -85,7 +85,7 @@ def pruner_of(args: argparse.Namespace, subject: Subject) -> Pruner:
     """
     if args.method == "autoprune" and not any("recycle_ratio" in item for item in args.set):
         args.set = [*args.set, "recycle_ratio=0"]
-    chosen = any(getattr(args, name) is not None for name in _BUDGETS)
+    chosen = any(getattr(args, name) is not None for name in BUDGETS)
     for fraction in (None,) if chosen else FRACTIONS:
         args.target_fraction = fraction or args.target_fraction
         pruner = pruner_in_decoder(args, subject.text_config.num_hidden_layers)
@@ -112,10 +112,8 @@ def load(args: argparse.Namespace) -> tuple[Subject, Pruner]:
 
     Raises what loading raises, and ValueError for settings that do not fit.
     """
-    folder = resolve(args.model_path, offline=args.offline)
-    config = folder / "config.json"
-    kind = json_files.read(config).get("model_type") if config.is_file() else None
-    if kind in FAMILIES.keys() - {"llava", "llava_next"}:
+    if is_stock_folder(args.model_path, args.offline):
+        folder = resolve(args.model_path, offline=args.offline)
         subject: Subject = StockSubject.load(args, folder)
         return subject, pruner_of(args, subject)
     begin = time.monotonic()

@@ -45,12 +45,13 @@ def views(image: Image.Image, image_processor: Any, model: Any) -> tuple[View, .
     config, grid = model.config, model.get_vision_tower().grid
     if getattr(config, "mm_token_adapter", None) is not None:
         return ()
-    if getattr(config, "image_aspect_ratio", None) == "anyres":
+    aspect_ratio = getattr(config, "image_aspect_ratio", None)
+    if aspect_ratio == "anyres":
         pairs = config.image_grid_pinpoints
         merge, reading = config.mm_patch_merge_type, config.anyres_reading
         return tiled(image, image_processor.crop_size["height"], grid, pairs, merge, reading)
     padding: tuple[int, ...] = ()
-    if config.image_aspect_ratio == "pad":
+    if aspect_ratio == "pad":
         padding = tuple(letterbox_mask(image.size, grid).nonzero()[:, 0].tolist())
     square = seen(image, image_processor, config)
     return (View(square, grid, grid, range(grid * grid), padding),)

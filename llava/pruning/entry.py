@@ -3,10 +3,10 @@
 The target T is the total of a sample. Several images divide it in proportion to their tokens, by
 largest remainder (of equal ones the first image's), and the method chooses in each of them; with
 `budget_per` "image" each has a T of its own. Newlines of a tiled picture (LLaVA-1.6) are tokens of
-it and, unless a method says otherwise, are never chosen: they stay only where all its patches do. T
-tokens enter and leave every layer, so both ways of counting a budget, `published` on tokens leaving
-a layer and `strict` on tokens entering it, mean the same here. A sample with no more than T visual
-tokens keeps all.
+it and, unless a method says otherwise, are never chosen: they stay only where all its patches do.
+T tokens enter and leave every layer, so both ways of counting a budget, `published` on tokens
+leaving a layer and `strict` on tokens entering it, mean the same here. A sample with no more than T
+visual tokens keeps all.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ class VisionFeatures:
     patches: (images, p, d), of the layer that LLaVA uses
     token:   (images, d), the CLS token of that layer
     probes:  by index of the layer, counted from 0, those that were asked for. ~index: with the
-             queries of all tokens. The index `ran`, the
-             number of layers that ran, is the layer whose input `patches` and `token` are
+             queries of all tokens. The index `ran`, the number of layers that ran, is the layer
+             whose input `patches` and `token` are
     ran:     number of layers that ran
     patch:   (images, p), which patch each entry shows; None: all of them, in order
     grids:   of each tiled picture its rows and columns of tiles; its views are the overview and

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from llava import hf
-from llava.analysis.stock_answers import fitting, prepared
+from llava.analysis.stock_answers import fitting
+from llava.analysis.stock_subject import prepared
 from llava.eval.run.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.run.environment import synchronize
 from llava.hf.families import demand_fitting
@@ -87,7 +88,7 @@ class StockChat:
                 text = text.replace(mark, "").strip()
         prompt = self.prompt(text)
         try:
-            inputs = prepared(prompt, self._images, self._processor, self._model)
+            inputs = prepared([prompt], [self._images], self._processor, self._model)
         except ValueError as error:  # such as a mark of a picture, written as text
             raise PromptError(f"the processor refuses this text: {error}") from None
         fed = inputs["input_ids"].shape[1]

@@ -68,7 +68,8 @@ def both(demo, tmp_path_factory) -> tuple[Any, Any]:
     return copy.deepcopy(demo[1]).double(), stock
 
 
-SELECTING = ["random", "uniform-grid", "divprune", "fastervlm", "hired", "vispruner"]
+SELECTING = ["random", "uniform-grid", "divprune", "dpp", "holov", "id-selection"]
+SELECTING += ["fastervlm", "hired", "vispruner"]
 MERGING = ["visionzip", "prumerge+"]
 
 

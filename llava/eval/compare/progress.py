@@ -43,7 +43,7 @@ class Steps:
     def begin(self, task: Task) -> None:
         self._number += 1
         self._since = perf_counter()
-        about = f", about {_duration(self._estimate())} left" if self._answered else ""
+        about = f", about {duration(self._estimate())} left" if self._answered else ""
         print(
             f"[{self._number}/{self._count}] {task.benchmark.name}: {task.planned.name}{about}",
             file=sys.stderr,
@@ -88,8 +88,9 @@ class LiveLine:
         self.bar.close()
 
 
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
+def duration(seconds: float) -> str:
+    """Such as `40 s`, `12 min`, `3.5 h`."""
+    minutes = seconds / 60
+    if minutes < 1.5:
         return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -42,7 +42,7 @@ class PlannedRun:
     given: frozenset[str] = frozenset()
 
 
-def add_curve_arguments(group: argparse._ActionsContainer) -> None:
+def add_shared_arguments(group: argparse._ActionsContainer) -> None:
     """Add a flag for each of `SHARED`."""
     group.add_argument("--clip", metavar="DIR", help="see llava.eval.model_vqa_loader --help")
     for name in CURVE:

@@ -57,7 +57,7 @@ from .report import add_output_arguments, report, start_logging
 from .runs import (
     SHARED,
     PlannedRun,
-    add_curve_arguments,
+    add_shared_arguments,
     parse_runs,
     runs_in_decoder,
     with_shared,
@@ -112,7 +112,7 @@ def build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser
     add_output_arguments(comparison)
 
     curve = parser.add_argument_group("settings of every run that has them and says no other")
-    add_curve_arguments(curve)
+    add_shared_arguments(curve)
     add_depth_argument(curve)
     # Benchmarks differ in how long an answer may be and in the prompt; a flag overrules them.
     decoding = parser.add_argument_group("prompt and decoding")

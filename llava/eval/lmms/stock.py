@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava import hf
+from llava.model.builder import default_device
 from llava.model.reading import resolve
 from llava.pruning.checks import BudgetError, PromptError
 from llava.pruning.cost import DecoderShape, measure
@@ -27,13 +28,12 @@ class StockModel:
 
     def __init__(self, settings: RunSettings) -> None:
         folder = resolve(settings.model_path, offline=settings.offline)
-        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._processor = AutoProcessor.from_pretrained(folder)
         self._processor.tokenizer.padding_side = "left"
         self.model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=settings.dtype, attn_implementation=settings.attn_implementation
         )
-        self.model.to(device).eval()
+        self.model.to(settings.device or default_device()).eval()
         self._pruner = settings.pruner
         hf.cache(self.model, self._pruner)  # says now what it would say at the first question
         config = self.model.get_decoder().config

@@ -25,12 +25,13 @@ Several images and the ways of counting T: `entry`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..entry import EntryPruner, ImageTokens
+from ..layout import Newlines
 from ..registry import register
 from ..selection import precise
 
@@ -42,7 +43,7 @@ class DivPrune(EntryPruner):
 
     method: ClassVar[str] = "divprune"
 
-    newlines: Literal["candidates", "last"] = "candidates"
+    newlines: Newlines = "candidates"
 
     @property
     def chooses_newlines(self) -> bool:

@@ -35,7 +35,6 @@ third, `balanced`, is neither's: what did best on the embedded model, see docs/f
     tiles                                               own softmax
 24  black border of their canvas    border_mask         no: ranked like   no
                                                         the picture
-
 25  solver of the budget            to_the_letter       yes              - (rounds down)
 
 to_the_letter: a published budget of the logistic curve with counts rounded up is solved as in the
