@@ -64,6 +64,6 @@ def demand_mixed_tokens(pruner: Pruner, adapter: TokenAdapter) -> None:
             f"method {pruner.method} works on the vision tower's patches, their CLS attention or "
             f"their places; Senna's adapter mixes the {adapter.before} patches of a view into "
             f"{adapter.after} tokens, which have neither. Use a method that works in the language "
-            "model or on embeddings: autoprune, fastv, sparsevlm, pdrop, dart, zipvl, divprune, "
-            "random, no-image"
+            "model or on embeddings: autoprune, fastv, sparsevlm, pdrop, dart, vtw, zipvl, "
+            "divprune, dpp, random, no-image"
         )

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llava import hf, pruning
-from llava.analysis.stock_answers import fitting, prepared
+from llava.analysis.stock_answers import fitting
+from llava.analysis.stock_subject import prepared
 from llava.pruning.checks import PromptError
 from llava.serve import cli
 from llava.serve.chat import ContextFull
@@ -43,11 +44,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(folder):
     flags = ["--model-path", str(folder), "--device", "cpu", "--dtype", "float32"]
-    made = load(cli.build_parser().parse_args([*flags, "--image-file", "none"]))
-    made.image_processor.chat_template = TEMPLATE
+    checkpoint = load(cli.build_parser().parse_args([*flags, "--image-file", "none"]))
+    checkpoint.image_processor.chat_template = TEMPLATE
     # So that random weights say words, and end no answer.
-    made.model.generation_config.suppress_tokens = made.tokenizer.all_special_ids
-    return made
+    checkpoint.model.generation_config.suppress_tokens = checkpoint.tokenizer.all_special_ids
+    return checkpoint
 
 
 def chat(loaded, **options) -> StockChat:
@@ -65,7 +66,7 @@ def test_each_turn_asks_anew_with_the_whole_conversation(loaded) -> None:
         assert "".join(pieces).strip() == turn.text != ""
 
         pictures = [tiny_next.picture((60, 40))]
-        inputs = prepared(written, pictures, loaded.image_processor, loaded.model)
+        inputs = prepared([written], [pictures], loaded.image_processor, loaded.model)
         with hf.pruning(loaded.model, fitting(PRUNER)) as pruned:
             ids = loaded.model.generate(**inputs, max_new_tokens=4, do_sample=False)
         new = ids[0, inputs["input_ids"].shape[1] :]
@@ -172,5 +173,5 @@ def test_a_beginning_that_the_template_wrote_is_not_added_again() -> None:
     processor.tokenizer = SimpleNamespace(bos_token="<s>")
     model = SimpleNamespace(device="cpu", dtype=torch.float32)
     for prompt in ("<s>[INST]", "[INST]"):
-        assert list(prepared(prompt, [], processor, model)) == ["input_ids"]
+        assert list(prepared([prompt], [[]], processor, model)) == ["input_ids"]
     assert asked == [False, None]
