@@ -48,7 +48,7 @@ def test_the_page_exports_ids_and_embeddings(here) -> None:
 
 
 def test_what_is_decided_in_the_decoder_says_so(demo, here, monkeypatch) -> None:
-    monkeypatch.setattr(keep, "load_model", lambda args: demo)
+    monkeypatch.setattr(keep, "load_any", lambda args: (*demo, 2048))
     flags = ["--image", "picture.jpg", "--question", QUESTION, "--max-new-tokens", "1"]
     assert keep.main([*flags, "--method", "autoprune:64", "--out", "new/kept.json"]) == 0
     (method,) = json.loads((here / "new" / "kept.json").read_text())["methods"].values()
