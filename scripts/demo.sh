@@ -12,6 +12,8 @@ LIMIT=${LIMIT:-28} # a minute and a half on two cores
 
 prepare_environment
 
+export HF_HUB_DISABLE_PROGRESS_BARS=1 # of loading, which is quick
+
 # A folder for each limit, because answers to different questions are never mixed.
 exec .venv/bin/python -m llava.analysis.demo \
     --model-path playground/demo/llava-demo \

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,9 +49,7 @@ def main(
     )
     parser.add_argument("--page", type=Path, default=Path("report.html"), metavar="FILE")
     args = parser.parse_args(argv)
-    # The mini benchmarks are known, and loading them is quick: nothing to say about either.
-    logging.getLogger("llava").setLevel(logging.ERROR)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("llava").setLevel(logging.ERROR)  # the mini benchmarks are known
     outcome = sweep.run_all(args, benchmarks, live=True)
     if outcome.code != EXIT_COMPLETE:
         return outcome.code
