@@ -61,7 +61,7 @@ def test_the_script_that_is_installed(tmp_path: Path) -> None:
 
     In place of torch, which takes seconds, a module that sends the signal.
     """
-    (entry,) = re.findall(r'^autoprune = "([\w.]+):(\w+)"$', _pyproject(), re.MULTILINE)
+    (entry,) = re.findall(r'scripts\]\nautoprune = "([\w.]+):(\w+)"$', _pyproject(), re.MULTILINE)
     script = tmp_path / "bin" / "autoprune"
     script.parent.mkdir()
     script.write_text(f"import sys\nfrom {entry[0]} import {entry[1]}\nsys.exit({entry[1]}())\n")

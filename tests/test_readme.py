@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_eight_lines_answer_prune_and_draw(monkeypatch, tmp_path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code, _ = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len([line for line in code.splitlines() if line]) == 8
     # The picture that the lines save goes where nobody's file is.
     (tmp_path / "playground").symlink_to(ROOT / "playground")

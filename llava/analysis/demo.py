@@ -15,6 +15,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from llava.eval.run.runner import EXIT_COMPLETE
 from llava.mm_utils import load_image
 
 _NAMES = {"none": "unpruned", "no-image": "no picture", "uniform-grid": "uniform grid"}
-_PANELS = 3
 _CARDS = 24
 _BAR = 24  # characters
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -49,8 +49,8 @@ def main(
     )
     parser.add_argument("--page", type=Path, default=Path("report.html"), metavar="FILE")
     args = parser.parse_args(argv)
-    logging.getLogger("llava").setLevel(logging.ERROR)  # the mini benchmarks are known
-    outcome = sweep.run_all(args, benchmarks, live=True)
+    with _quiet():
+        outcome = sweep.run_all(args, benchmarks, live=True)
     if outcome.code != EXIT_COMPLETE:
         return outcome.code
     try:
@@ -71,6 +71,18 @@ def main(
     print("Open them, or ask the model yourself, in a browser:")
     print(f"    .venv/bin/autoprune view --model-path {args.model_path}")
     return EXIT_COMPLETE
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without this package's warnings: what is odd about the mini benchmarks is known."""
+    logger = logging.getLogger("llava")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def short_table(table: Mapping[str, Any]) -> str:

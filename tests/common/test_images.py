@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.analysis import traced
+from llava.analysis import views
 from llava.common import images
 from llava.common.images import check_size, expand2square, note, read, resized_square, to_rgb
 from llava.mm_utils import load_image, load_image_processor, process_images
@@ -107,7 +107,7 @@ def test_a_stretched_picture_takes_little_memory(processor) -> None:
         patch.setattr(Image, "new", counted)
         tracemalloc.start()
         process_images([image], processor, PAD)
-        traced.seen(image, processor, PAD)
+        views.seen(image, processor, PAD)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert max(made) <= images._STRIPE and peak < 20_000_000
@@ -115,7 +115,7 @@ def test_a_stretched_picture_takes_little_memory(processor) -> None:
 
 def test_the_square_that_is_drawn_is_the_square_that_is_seen(processor) -> None:
     image = noise((123, 400))
-    seen = torch.from_numpy(np.array(traced.seen(image, processor, PAD))).permute(2, 0, 1) / 255
+    seen = torch.from_numpy(np.array(views.seen(image, processor, PAD))).permute(2, 0, 1) / 255
     mean = torch.tensor(processor.image_mean)[:, None, None]
     std = torch.tensor(processor.image_std)[:, None, None]
     pixels = process_images([image], processor, PAD)[0]

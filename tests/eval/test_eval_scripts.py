@@ -170,11 +170,14 @@ def test_the_demo_is_one_sweep(tmp_path):
     assert install[1:3] == ["-m", "pip"] and sweep[:3] == [
         f"cwd {tmp_path}",
         "-m",
-        "llava.eval.compare.sweep",
+        "llava.analysis.demo",
     ]
-    args = build_parser(BENCHMARKS).parse_args(sweep[3:])
-    own_positions = "autoprune:64@positions=original"
-    assert args.runs == ["none", "autoprune:192,128,64,32", own_positions, "no-image"]
+    at = sweep.index("--ask")
+    picture, question = sweep[at + 1 : at + 3]
+    assert (ROOT / picture).is_file() and question.endswith("?")
+    args = build_parser(BENCHMARKS).parse_args([*sweep[3:at], *sweep[at + 3 :]])
+    balanced = "autoprune:64@preset=balanced"
+    assert args.runs == ["none", "autoprune:192,64,32", balanced, "uniform-grid:64", "no-image"]
     assert args.benchmarks == ["pope"]
     assert (args.limit, args.dtype, args.batch_size) == (6, "float32", 8)
     assert (args.x0, args.depth_layers) == (None, None)  # the sweep scales depths by itself

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_lines_prune_a_stock_checkpoint(monkeypatch, tmp_path, capsys) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     folder = tmp_path / "llava-hf/llava-1.5-7b-hf"
     folder.mkdir(parents=True)
     named(checkpoints.write_hf(folder, "safetensors", "json"))
