@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
-LIMIT=${LIMIT:-14} # a minute and a half on two cores
+LIMIT=${LIMIT:-28} # a few minutes on two cores
 
 prepare_environment
 
