@@ -30,6 +30,8 @@ from llava.eval.compare.runs import CURVE
 from llava.eval.run.runner import EXIT_COMPLETE
 from llava.mm_utils import load_image
 
+from .tradeoff import TOWER
+
 _NAMES = {"none": "unpruned", "no-image": "no picture", "uniform-grid": "uniform grid"}
 _CARDS = 24
 _BAR = 24  # characters
@@ -149,8 +151,7 @@ def _notes(table: Mapping[str, Any]) -> Iterator[str]:
         f"Accuracy: mean of {', '.join(titles)}, {questions} questions a row, ± its 95 % interval."
     )
     yield "Tokens: visual ones that enter a layer, mean. FLOPs: prefill, scoring included."
-    tower = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
-    yield f"First token: mean wall clock of a prefill{tower[table['vision_apart']]}."
+    yield f"First token: mean wall clock of a prefill{TOWER[table['vision_apart']]}."
 
 
 def _draw(

@@ -20,11 +20,10 @@ from .differences import GAINED, LOST, Changes, Difference
 from .overlay import merged_on
 from .page_tables import ALONE, changes_matrix, html_table
 from .traced import TracedAnswer
-from .tradeoff import FLOPS_HEADING, Series
+from .tradeoff import FLOPS_HEADING, TOWER, Series
 from .views import View
 
 _QUALITY = 80  # of the JPEG pictures
-_TOWER = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
 _CHANGE = {LOST: "right → wrong", GAINED: "wrong → right", "other": "another answer"}
 
 
@@ -97,7 +96,7 @@ def _scores(content: Content) -> str:
 def _plots(content: Content) -> str:
     if not content.drawn:
         return "<p>No run has every benchmark: nothing to draw.</p>"
-    tower = _TOWER[content.table["vision_apart"]]
+    tower = TOWER[content.table["vision_apart"]]
     charts = "".join(
         chart(content.drawn, name, heading)
         for name, heading in (

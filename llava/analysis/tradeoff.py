@@ -43,6 +43,9 @@ Kind = Literal["method", "floor", "level"]
 #: Lines beside the unpruned model and no picture; more cannot be told apart.
 MOST = 8
 
+#: What the time of a prefill holds, by a comparison's `vision_apart`.
+TOWER = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
+
 _LEVELS = ("none", "no-image")
 _FLOORS = ("random", "uniform-grid")
 _NAMES = {"none": "unpruned", "no-image": "no image"}
@@ -120,14 +123,13 @@ def figure(drawn: Sequence[Series], title: str, vision_apart: bool | None) -> Fi
     """
     result = plotting.new_figure(17, 4.8)
     panels = result.subplots(1, 3, sharey=True)
-    tower = {True: ", without the vision tower", False: ", with the vision tower", None: ""}
     for axes, name, heading in zip(
         panels,
         ("tokens", "flops", "prefill_ms"),
         (
             "visual tokens entering a layer, mean",
             FLOPS_HEADING,
-            f"prefill, ms a question{tower[vision_apart]}",
+            f"prefill, ms a question{TOWER[vision_apart]}",
         ),
     ):
         for number, line in enumerate(drawn):
