@@ -9,7 +9,7 @@ whole: the same on all questions of every benchmark that is in --data.
 Says before each step how long it will take, by what was measured so far. The same command again
 continues; a step that has ended well is not repeated. Several GPUs (CUDA_VISIBLE_DEVICES, else all)
 share the runs. After each step OUT/report.md has everything up to then, with versions. Flags that
-are not named below go to `autoprune verify` and `autoprune sweep`, such as --vision-tower.
+are not named below go to `autoprune verify`, `autoprune sweep` or both, to whom knows them.
 Exit status: 0, or that of the first step that failed; after a failed `verify` nothing else is run.
 """
 
@@ -30,6 +30,7 @@ import torch
 from llava.common import flags, json_files, program
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.benchmarks.base import Benchmark
+from llava.eval.compare import sweep
 from llava.eval.compare.progress import duration
 from llava.eval.run.runner import EXIT_INTERRUPTED, EXIT_USAGE
 from llava.model.builder import default_device
@@ -77,6 +78,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="cuda or cpu; default: the best there is")
     parser.add_argument("--batch-size", type=flags.whole(1), default=1, help="default: 1")
     args, args.others = parser.parse_known_args(argv)
+    for flag in (words[0] for words in _flags(args.others)):
+        if not any(flag in known for known in _known().values()):
+            parser.error(f"unrecognized argument: {flag}")
     caller = Path(os.environ.get("LLAVA_CALLER") or Path.cwd())
     if (caller / args.model_path).is_dir():
         args.model_path = str(caller / args.model_path)
@@ -85,6 +89,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.out = caller / args.out if args.out else args.data / "answers" / "first-hour"
     args.device = args.device or default_device()
     return args
+
+
+def _known() -> dict[str, set[str]]:
+    """The flags of the two programs that get what is not a flag of this one."""
+    parsers = {"verify": verifying.build_parser(), "sweep": sweep.build_parser(BENCHMARKS)}
+    return {
+        name: {flag for action in parser._actions for flag in action.option_strings}
+        for name, parser in parsers.items()
+    }
+
+
+def _flags(words: Sequence[str]) -> list[list[str]]:
+    """Words of a command line, each flag with its values."""
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            name, equals, value = word.partition("=")
+            groups.append([name, value] if equals else [word])
+        else:
+            groups[-1].append(word)
+    return groups
+
+
+def passed_on(args: argparse.Namespace, name: str) -> list[str]:
+    """What of the other flags `verify` or `sweep` knows."""
+    known = _known()[name]
+    return [word for words in _flags(args.others) if words[0] in known for word in words]
 
 
 def devices(args: argparse.Namespace) -> list[str]:
@@ -124,14 +155,15 @@ def commands(args: argparse.Namespace, step: str) -> list[list[str]]:
     checkpoint = ["--model-path", args.model_path, "--device", args.device]
     if step == "verify":
         json_file = str(args.out / "verify.json")
-        return [["llava.analysis.verify", *checkpoint, "--json", json_file, *args.others]]
+        others = passed_on(args, "verify")
+        return [["llava.analysis.verify", *checkpoint, "--json", json_file, *others]]
     if step == "bench":
         bench = ["llava.analysis.latency", "--gpu-report", str(args.out / "bench.md")]
         tiny = [] if args.device.startswith("cuda") else ["--shape", "tiny", "--repeats", "1"]
         return [[*bench, "--device", args.device, *tiny]]
     sample = ["--limit", str(args.questions), "--sample-seed", str(args.sample_seed)]
     fixed = ["llava.eval.compare.sweep", *checkpoint, "--batch-size", str(args.batch_size)]
-    fixed += ["--data", str(args.data), "--out", str(args.out / step), *args.others]
+    fixed += ["--data", str(args.data), "--out", str(args.out / step), *passed_on(args, "sweep")]
     fixed += sample if step == "sample" else []
     return [
         [*fixed, "--benchmarks", *names, "--runs", *runs]

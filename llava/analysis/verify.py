@@ -51,7 +51,8 @@ SECONDS = 120.0
 FRACTIONS = (1 / 9, 1 / 4, 1 / 2)  # 64 of 576 tokens; small models need more
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog=program.name("llava.analysis.verify"),
         description=__doc__,
@@ -74,7 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_checkpoint_arguments(parser)
     add_pruning_arguments(parser)
     add_depth_argument(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
 def pruner_of(args: argparse.Namespace, subject: Subject) -> Pruner:
@@ -210,7 +211,7 @@ def conclusion(verdicts: Sequence[Verdict]) -> tuple[int, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; see the module for the status."""
-    args = parse(argv)
+    args = build_parser().parse_args(argv)
     until = time.monotonic() + args.time_budget
     try:
         if args.json is not None:

@@ -51,6 +51,20 @@ def test_devices_are_those_that_are_visible(flags, monkeypatch):
     assert reproduce.devices(reproduce.parse(flags)) == [""]
 
 
+def test_other_flags_go_to_the_program_that_knows_them(flags, capsys):
+    others = ["--share-weights", "--dtype", "bfloat16", "--max_new_tokens=2", "--gamma", "-0.2"]
+    args = reproduce.parse([*flags, *others])
+    (verify,), (sweep,) = (reproduce.commands(args, step) for step in ("verify", "sample"))
+    assert verify[-5:] == ["--share-weights", "--dtype", "bfloat16", "--gamma", "-0.2"]
+    at = sweep.index("--dtype")
+    assert sweep[at : at + 4] == ["--dtype", "bfloat16", "--max_new_tokens", "2"]
+    assert "--share-weights" not in sweep
+    for unknown in (["--share-weight"], ["2"]):
+        with pytest.raises(SystemExit):
+            reproduce.parse([*flags, *unknown])
+        assert f"unrecognized argument: {unknown[0]}" in capsys.readouterr().err
+
+
 def test_published_numbers_are_those_of_the_run():
     assert reproduction.published("textvqa", "none", None) == (
         58.2,

@@ -240,6 +240,7 @@ def _answer(
 
     One that fails does not keep the others from being done, unless the model cannot be loaded.
     """
+    model.pruners = [task.planned.pruner for task in tasks]
     first_failure = EXIT_COMPLETE
     refused: list[str] = []
     holes: list[str] = []

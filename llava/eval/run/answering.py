@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from string import ascii_uppercase
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import shortuuid
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
@@ -24,8 +26,8 @@ from llava.pruning.checks import BudgetError, PromptError
 from llava.pruning.cost import DecoderShape, measure
 
 from .environment import synchronize
-from .feature_cache import FeatureCache, pixel_key
-from .loading import LoadedQuestion
+from .feature_cache import cache_of, pixel_key, probed, stand_in
+from .loading import KnownImage, LoadedQuestion
 from .questions import Question
 from .settings import RunSettings
 
@@ -83,10 +85,7 @@ class Answerer:
         self._shape = DecoderShape.from_config(model.config, model.dtype.itemsize)
         self._stop_ids = stop_ids(model, tokenizer)
         self._context = context_length(model.config)
-        cached = settings.feature_cache_gb is not None
-        self._features: FeatureCache | None = model.get_vision_tower() if cached else None
-        if self._features is not None and settings.pruner.merges_in_tower:
-            self._features = None  # nothing to keep: its prefill includes the tower
+        self._features = cache_of(model, settings)
         set_seed(settings.seed)
 
     def __call__(self, batch: list[LoadedQuestion], waited: float) -> list[Reply]:
@@ -131,11 +130,8 @@ class Answerer:
     ) -> list[Reply]:
         begin = perf_counter()
         encoded = self._padded(rows)
-        pixels = [view for item in batch for view in item.pixels]
         sizes = [size for item in batch for size in item.sizes]
-        images = [
-            torch.from_numpy(view).to(self._model.device, self._model.dtype) for view in pixels
-        ]
+        images = [self._tensor(pixels) for item in batch for pixels in item.pixels]
         if self._settings.sampling:
             # Each question has its own random numbers, wherever the run was interrupted.
             set_seed((self._settings.seed * 1_000_003 + batch[0].question.index) % 2**32)
@@ -143,9 +139,11 @@ class Answerer:
         synchronize(self._model.device)
         tower = perf_counter()
         if self._features is not None:
-            keys = [pixel_key(view) for view in pixels]
-            probe = self._settings.pruner.tower_layers(self._features.run_layers)
-            self._features.prepare(images, keys, probe)
+            keys = [[_key(pixels) for pixels in item.pixels] for item in batch]
+            probe = probed(self._settings, self._features.run_layers)
+            self._features.prepare(images, list(chain(*keys)), probe)
+            for item, its in zip(batch, keys):
+                self._features.remember(item, its)
             synchronize(self._model.device)
         start = perf_counter()
         texts = [without_image_tokens(item.question.text) for item in batch]
@@ -181,6 +179,16 @@ class Answerer:
                 batch, output.sequences.tolist(), traces[::beams], lengths[::beams]
             )
         ]
+
+    def lacks(self, item: LoadedQuestion) -> bool:
+        """Whether the pixels of a question are needed after all."""
+        return self._features is not None and self._features.lacks(item)
+
+    def _tensor(self, pixels: np.ndarray | KnownImage) -> torch.Tensor:
+        if isinstance(pixels, KnownImage):
+            like = torch.empty(0, device=self._model.device, dtype=self._model.dtype)
+            return stand_in(pixels, like)
+        return torch.from_numpy(pixels).to(self._model.device, self._model.dtype)
 
     def _padded(self, rows: list[list[int]]) -> Encoded:
         width = max(map(len, rows))
@@ -233,6 +241,10 @@ class Answerer:
             "model_id": self._model_id,
             "metadata": metadata,
         }
+
+
+def _key(pixels: np.ndarray | KnownImage) -> bytes:
+    return pixels.key if isinstance(pixels, KnownImage) else pixel_key(pixels)
 
 
 def _of_options(question: Question) -> tuple[dict[str, int], dict[str, list[str]]]:

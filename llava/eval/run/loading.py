@@ -7,12 +7,13 @@ import signal
 import threading
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_start_method
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,21 @@ from llava.mm_utils import process_images
 
 from .answers import QuestionSource
 from .questions import Question
-from .watched import ChangedError
+from .watched import ChangedError, file_status
+
+Source = tuple[Any, ...]  # what tells images apart before they are read, and changes with them
+
+
+@dataclass(frozen=True)
+class KnownImage:
+    """Stands for the pixels of an image whose features are kept: it is not read again.
+
+    key: of the features. shape: of the pixels. size: the original (width, height).
+    """
+
+    key: bytes
+    shape: tuple[int, ...]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -33,20 +48,22 @@ class LoadedQuestion:
     """A question ready for the model.
 
     `pixels` are (3, height, width), one for each of its images, or (views, 3, height, width) of a
-    model that tiles them; `sizes` the original (width, height) of each. `notes` say how values were
-    scaled, see `common/images.py`. `error` says why there are no pixels although there should be.
+    model that tiles them; `sizes` the original (width, height) of each; `sources` what they were
+    read from, None where that is not known. `notes` say how values were scaled, see
+    `common/images.py`. `error` says why there are no pixels although there should be.
     """
 
     position: int
     question: Question
-    pixels: tuple[np.ndarray, ...] = ()
+    pixels: tuple[np.ndarray | KnownImage, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
+    sources: tuple[Source | None, ...] = ()
     notes: tuple[str, ...] = ()
     error: str | None = None
 
 
 class QuestionImages(Dataset[LoadedQuestion]):
-    """The questions at `positions`, with their images from `folder`.
+    """The questions at `positions`, with their images from `folder` unless they are `known`.
 
     A question whose image cannot be loaded comes out with its `error`: one bad file among
     thousands must not end a run.
@@ -63,25 +80,46 @@ class QuestionImages(Dataset[LoadedQuestion]):
         folder: Path,
         image_processor: Any,
         model_config: Any,
+        known: Mapping[Source, KnownImage] | None = None,
     ) -> None:
         self._questions = questions
         self._positions = positions
         self._folder = folder
         self._image_processor = image_processor
         self._model_config = model_config
+        self._known = known or {}
         self._prepare(Image.new("RGB", (8, 8)))
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __getitem__(self, i: int) -> LoadedQuestion:
-        position = self._positions[i]
+        return self.load(self._positions[i], self._known)
+
+    @property
+    def all_known(self) -> bool:
+        """Whether no image has to be read."""
+        return bool(self._known) and all(
+            self._source(name) in self._known
+            for position in self._positions
+            for name in self._questions[position].images
+        )
+
+    def load(
+        self, position: int, known: Mapping[Source | None, KnownImage] = MappingProxyType({})
+    ) -> LoadedQuestion:
+        """The question at `position` of the whole list."""
         question = self._questions[position]
-        pixels: list[np.ndarray] = []
+        pixels: list[np.ndarray | KnownImage] = []
         sizes: list[tuple[int, int]] = []
         notes: list[str] = []
+        sources = tuple(map(self._source, question.images))
         try:
-            for name in question.images:
+            for name, source in zip(question.images, sources):
+                if (kept := known.get(source)) is not None:
+                    pixels.append(kept)
+                    sizes.append(kept.size)
+                    continue
                 image = self._questions.open_image(replace(question, image=name), self._folder)
                 pixels.append(self._prepare(image))
                 sizes.append(image.size)
@@ -90,7 +128,18 @@ class QuestionImages(Dataset[LoadedQuestion]):
             raise
         except Exception as error:
             return LoadedQuestion(position, question, error=f"{type(error).__name__}: {error}")
-        return LoadedQuestion(position, question, tuple(pixels), tuple(sizes), tuple(notes))
+        return LoadedQuestion(
+            position, question, tuple(pixels), tuple(sizes), sources, tuple(notes)
+        )
+
+    def _source(self, name: str) -> Source | None:
+        if self._questions.images_inside:
+            return self._questions.sha256, name
+        path = self._folder / name
+        try:
+            return str(path), *file_status(path)
+        except (OSError, ValueError):  # reading it says what is wrong
+            return None
 
     def _prepare(self, image: Image.Image) -> np.ndarray:
         # Arrays travel through the workers' pipe. Tensors would go through shared memory, of
@@ -101,14 +150,15 @@ class QuestionImages(Dataset[LoadedQuestion]):
 def batches(
     dataset: QuestionImages, batch_size: int, num_workers: int
 ) -> Iterator[list[LoadedQuestion]]:
-    """Lists of up to `batch_size` questions in order, prepared by `num_workers` processes."""
+    """Lists of up to `batch_size` questions in order, prepared by `num_workers` processes, or by
+    this one where no image has to be read."""
     # Its id as of now: a worker may come to look only when this process is gone already. A fork
     # server stands between the two, and ends with this process.
     parent = None if get_start_method() == "forkserver" else os.getpid()
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
-        num_workers=num_workers,
+        num_workers=0 if dataset.all_known else num_workers,
         collate_fn=_as_list,
         worker_init_fn=partial(_follow_the_parent, parent),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -68,11 +68,13 @@ class ModelOnce:
 
     Where the settings ask for a feature cache, the model gets one, which then outlives the runs,
     and has answered once before the first run does. `seconds` is how long all of that took.
+    `pruners`, if set before, are those of the runs to come, see `feature_cache.install`.
     Raises what `load_model` raises, and ValueError for settings of another model.
     """
 
     def __init__(self, load: LoadModel = load_model) -> None:
         self.seconds = 0.0
+        self.pruners: Sequence[Any] = ()
         self._load = load
         self._loaded: tuple[Any, Any, Any] | None = None
         self._identity: dict[str, Any] = {}
@@ -88,7 +90,7 @@ class ModelOnce:
                 from .feature_cache import install
 
                 _warm_up(self._loaded[1])
-                install(self._loaded[1], settings.feature_cache_gb)
+                install(self._loaded[1], settings.feature_cache_gb, self.pruners)
             self.seconds = perf_counter() - since
         if identity != self._identity:
             raise ValueError(

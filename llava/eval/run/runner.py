@@ -128,6 +128,7 @@ class Session:
                     f"from."
                 )
             # Imported here because a run with nothing left to do must not wait for transformers.
+            from .feature_cache import known_images
             from .loading import QuestionImages
 
             if self._settings.sampling and self._settings.batch_size > 1:
@@ -145,6 +146,7 @@ class Session:
                 self._settings.image_folder,
                 image_processor,
                 model.config,
+                known_images(model, self._settings),
             )
             merged = getattr(model.config, "mm_patch_merge_type", None) or "flat"
             named = str(model.dtype).removeprefix("torch.")
@@ -233,6 +235,8 @@ class Session:
         from .loading import batches
 
         settings, answers = self._settings, self._answers
+        dataset = self._dataset
+        assert dataset is not None, "prepared"
         self._failures = failures = FailureFile(sibling(answers.path, FAILURES))
         answerer = Answerer(model, tokenizer, settings)
         refusal: BudgetError | None = None
@@ -242,9 +246,10 @@ class Session:
         with self._progress() as progress:
             idle_since = perf_counter()
             with stop.hold():  # half an iterator cannot shut its workers down
-                loading = batches(self._dataset, settings.batch_size, settings.num_workers)
+                loading = batches(dataset, settings.batch_size, settings.num_workers)
             for batch in loading:
                 self._questions.require_same()
+                batch = [dataset.load(i.position) if answerer.lacks(i) else i for i in batch]
                 loaded = [item for item in batch if item.error is None]
                 with stop.hold():
                     for item in batch:

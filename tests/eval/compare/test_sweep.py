@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llava.common.images import read_file
 from llava.eval.compare.report import main as report_main
 from llava.eval.compare.sweep import main
 from llava.mm_utils import load_image_processor
@@ -282,12 +283,47 @@ def test_the_feature_cache_changes_no_answer_but_what_prefill_means(data, tiny_m
     (data / "out").rename(data / "first")
     assert sweep(data, *flags, "--batch-size", "3", cached=True) == 0
     assert answers(data) == without
-    # Both benchmarks draw the same pictures: three of the four of beta are those of alpha. All
-    # four are encoded once more for AutoPrune, which looks into a layer of the tower.
-    assert tiny_model.get_vision_tower().encoded == 4 + 4
+    # Both benchmarks draw the same pictures: three of the four of beta are those of alpha. All are
+    # encoded once, although only AutoPrune looks into a layer of the tower.
+    assert tiny_model.get_vision_tower().encoded == 4
     assert record(data, "beta/autoprune-6")["seconds"]["vision"] is not None
     out = capsys.readouterr().out
     assert "without the vision tower" in out and json.loads(out.splitlines()[-1])["vision_apart"]
+
+
+def test_no_run_reads_a_picture_whose_features_are_kept(data, tiny_model, monkeypatch):
+    read: list[str] = []
+
+    def noted(path):
+        read.append(path.name)
+        return read_file(path)
+
+    monkeypatch.setattr("llava.common.images.read_file", noted)
+    flags = ("--benchmarks", "beta", "--max_new_tokens", "3", "--batch-size", "3", "--runs")
+    assert sweep(data, *flags, "none", "autoprune:6", "--x0", "2") == 0
+    without, count = answers(data), len(read) // 2
+    (data / "out").rename(data / "first")
+    read.clear()
+    assert sweep(data, *flags, "none", "autoprune:6", "--x0", "2", cached=True) == 0
+    assert answers(data) == without and len(read) == count
+    # ToMe merges in the tower, so it needs the pixels.
+    assert sweep(data, *flags, "none", "tome:6", cached=True) == 0
+    assert len(read) == 2 * count
+
+
+def test_what_a_small_cache_has_dropped_meanwhile_is_read_again(data, tiny_model, capsys):
+    flags = ("--benchmarks", "beta", "--max_new_tokens", "3", "--batch-size", "3", "--runs")
+    assert sweep(data, *flags, "none", "random:6") == 0
+    without = answers(data)
+    (data / "out").rename(data / "first")
+    room = 2.5 * (16 + 1) * 32 * 4 / 1e9  # of four pictures
+    assert (
+        sweep(data, *flags, "none", "random:6", "--feature-cache-gb", str(room), cached=True) == 0
+    )
+    assert answers(data) == without
+    assert "feature cache was full" in capsys.readouterr().err
+    # The second run knew two, and dropped them for those before them.
+    assert tiny_model.get_vision_tower().encoded == 4 + 4
 
 
 def test_a_cache_that_is_too_small_says_so(data, tiny_model, capsys):

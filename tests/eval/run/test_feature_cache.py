@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from array import array
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 
 from llava import pruning
-from llava.eval.run.feature_cache import FeatureCache, install, pixel_key
+from llava.eval.run.feature_cache import FeatureCache, install, pixel_key, stand_in
+from llava.eval.run.loading import KnownImage, LoadedQuestion, QuestionImages
+from llava.eval.run.questions import QuestionFile
+from llava.mm_utils import load_image_processor
 
 from ... import tiny
 from ...closeness import FLOAT32, assert_close
+from ..benchmark_files import write_benchmark
 
 
 @pytest.fixture
@@ -37,8 +45,8 @@ def test_bitwise_what_the_tower_gives(model):
                 assert torch.equal(found.probes[layer].keys, full.probes[layer].keys)
         # once, once more for each new layer, and never for what is known
         assert cache.encoded == 3 * 3
-        assert cache(images, probe=(2,)).probes.keys() == {2}  # not prepared
-        assert cache.encoded == 3 * 4
+        with pytest.raises(KeyError, match="not prepared for layers"):
+            cache(images, probe=(2,))
 
 
 def test_an_image_is_encoded_once_wherever_it_stands(model):
@@ -124,6 +132,40 @@ def test_the_model_answers_the_same_with_it(model):
     prepare(cache, images, (cache.run_layers - 1,))
     assert all(torch.equal(a, b) for a, b in zip(answers(), before, strict=True))
     assert cache.encoded == 2
+
+
+def test_an_image_is_known_until_its_file_changes_or_its_features_go(tmp_path):
+    write_benchmark(tmp_path, "alpha", 6)
+    questions = QuestionFile(tmp_path / "alpha" / "questions.jsonl")
+    model, processor = tiny.model(layers=2), load_image_processor("no such folder")
+    processor.size, processor.crop_size = {"shortest_edge": 56}, {"height": 56, "width": 56}
+    cache = FeatureCache(model.get_vision_tower(), 1)
+
+    def load(known=None) -> list[LoadedQuestion]:
+        folder = tmp_path / "alpha" / "images"
+        images = QuestionImages(questions, array("Q", range(6)), folder, processor, None, known)
+        assert images.all_known == all(
+            isinstance(item.pixels[0], KnownImage) for item in list(images)
+        )
+        return list(images)
+
+    items = load()
+    for item in items:
+        keys = [pixel_key(pixels) for pixels in item.pixels]
+        cache.prepare([torch.from_numpy(pixels) for pixels in item.pixels], keys, (1,))
+        cache.remember(item, keys)
+    assert [item.pixels[0].shape for item in load(cache.known((1,)))] == [(3, 56, 56)] * 6
+    assert [item.sizes for item in load(cache.known((1,)))] == [item.sizes for item in items]
+    assert not cache.known((0, 1))  # a layer that nobody looked into
+    Image.new("RGB", (9, 9)).save(tmp_path / "alpha" / "images" / "1.png")
+    known = load(cache.known((1,)))
+    assert [isinstance(item.pixels[0], KnownImage) for item in known] == [
+        True, True, False, False, True, True
+    ]  # fmt: skip
+    stranger = replace(known[0], pixels=(replace(known[0].pixels[0], key=b"another"),))
+    assert cache.lacks(stranger) and not any(map(cache.lacks, known))
+    with pytest.raises(KeyError, match="not kept any more"):
+        cache.prepare([stand_in(stranger.pixels[0], torch.zeros(()))], [b"another"])
 
 
 def test_a_model_without_a_tower_gets_none(model):
