@@ -174,7 +174,9 @@ def commands(args: argparse.Namespace, step: str) -> list[list[str]]:
 def expectation(args: argparse.Namespace, step: str) -> str:
     """How long a step will take, in words, and what that is known from."""
     if step == "verify":
-        return f"loading, and at most {verifying.SECONDS:.0f} s"
+        (verify,) = commands(args, step)
+        seconds = verifying.build_parser().parse_args(verify[1:]).time_budget
+        return f"loading, and at most {seconds:.0f} s"
     if step == "bench":
         return f"at most {gpu_report.SECONDS / 60:.0f} min"
     counts = {

@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=flags.number(0),
         default=SECONDS,
         metavar="SECONDS",
-        help="default: %(default)g",
+        help="after loading; what does not fit is skipped; default: %(default)g",
     )
     add_checkpoint_arguments(parser)
     add_pruning_arguments(parser)
@@ -134,10 +134,11 @@ def load(args: argparse.Namespace) -> tuple[Subject, Pruner]:
     return subject, pruner
 
 
-def verify(args: argparse.Namespace, until: float) -> dict[str, Any]:
+def verify(args: argparse.Namespace) -> dict[str, Any]:
     """Load, compare and print; the report as it goes into the JSON."""
     with torch.inference_mode():
         subject, pruner = load(args)
+        until = time.monotonic() + args.time_budget
         place = environment(subject.model.device)
         about = describe(args, subject)
         counts = " / ".join(map(str, about["visual_tokens"]))
@@ -205,18 +206,17 @@ def conclusion(verdicts: Sequence[Verdict]) -> tuple[int, str]:
         names = "; ".join(v.name for v in verdicts if v.verdict == WRONG)
         return 1, f"WRONG: {names}{skipped}"
     if not count[OK]:
-        return 2, "error: nothing could be compared"
+        return 2, "error: nothing could be compared; a larger --time-budget may help"
     return 0, f"all right: {count[OK]} checks{skipped}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; see the module for the status."""
     args = build_parser().parse_args(argv)
-    until = time.monotonic() + args.time_budget
     try:
         if args.json is not None:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-        report = verify(args, until)
+        report = verify(args)
         status, said = conclusion([Verdict(**values) for values in report["verdicts"]])
         report = {"status": status, "conclusion": said, **report}
         if args.json is not None:

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ _CODE = ("*.py", "*.so", "*.pyd", "*.sh")
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions of what computes the answers, the code's git state and the device's name."""
-    commit, dirty = git_state()
+    commit, dirty = _state_of_loaded_code()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -53,6 +54,12 @@ def git_state() -> tuple[str | None, bool | None]:
     )
     commit = _git("rev-parse", "HEAD")
     return (None, None) if commit is None or None in states else (commit, any(states))
+
+
+@cache
+def _state_of_loaded_code() -> tuple[str | None, bool | None]:
+    # Once a process: what is changed while it runs is not what runs.
+    return git_state()
 
 
 def device_name(device: torch.device) -> str:
