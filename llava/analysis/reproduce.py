@@ -174,8 +174,8 @@ def commands(args: argparse.Namespace, step: str) -> list[list[str]]:
 def expectation(args: argparse.Namespace, step: str) -> str:
     """How long a step will take, in words, and what that is known from."""
     if step == "verify":
-        (verify,) = commands(args, step)
-        seconds = verifying.build_parser().parse_args(verify[1:]).time_budget
+        flags_of_verify = ["--model-path", args.model_path, *passed_on(args, step)]
+        seconds = verifying.build_parser().parse_args(flags_of_verify).time_budget
         return f"loading, and at most {seconds:.0f} s"
     if step == "bench":
         return f"at most {gpu_report.SECONDS / 60:.0f} min"
