@@ -91,7 +91,7 @@ def methods() -> Iterator[Row]:
         yield Row("methods", name, _run(name, strict))
         if "positions" in known:
             kept = [*strict, f"positions={_other_positions(build(name))}"]
-            yield Row("methods", f"{name}, {kept[-1]}", _run(name, kept))
+            yield Row("other positions", f"{name}, {kept[-1]}", _run(name, kept))
 
 
 def _other_positions(pruner: Pruner) -> str:
