@@ -114,8 +114,7 @@ def test_several_pictures_equal_the_oracle(case, model):
     assert counts.leaving[-1] < 94
 
 
-# Newlines are one embedding: which of them DivPrune takes hangs on last bits, so not that case.
-@pytest.mark.parametrize("case", [*IN_THE_DECODER, *MERGING], ids=name)
+@pytest.mark.parametrize("case", [*IN_THE_DECODER, CHOOSES_NEWLINES, *MERGING], ids=name)
 def test_a_batch_of_unequal_counts_equals_its_samples(case, model):
     assert_batch_equals_samples(case, model, VISUAL)
 

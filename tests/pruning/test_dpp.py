@@ -6,10 +6,15 @@ from itertools import combinations
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from llava import pruning
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.dpp import cosines, largest_volume
+from llava.pruning.methods import dpp
+from llava.pruning.methods.divprune import farthest
+from llava.pruning.methods.dpp import cosines, first_equal, largest_volume
+from llava.pruning.methods.idselection import suppressed
+from llava.pruning.methods.vispruner import least_alike
 
 from .common import kept, vicuna
 
@@ -54,6 +59,54 @@ def test_each_step_adds_the_most_volume() -> None:
 def test_ties_go_to_the_lower_index_and_nothing_is_chosen_twice(points, order) -> None:
     for count in range(len(order) + 1):
         assert largest_volume(cosines(points), count).tolist() == order[:count]
+
+
+def with_equal_rows(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, list[int]]:
+    """Points (n, 48), a third of them on the average the same, and the places of these."""
+    torch.manual_seed(n)
+    points = torch.randn(n, 48, dtype=dtype)
+    places = torch.randperm(n)[: n // 3].sort().values
+    points[places] = points[places[0]].clone()
+    return points, places.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_equal_rows_go_by_their_index_whatever_a_processor_rounds(dtype, monkeypatch) -> None:
+    """Products here are off in their last digits, another way for each row."""
+
+    def rounded(values: torch.Tensor, dim: int) -> torch.Tensor:
+        unit = normalize(values, dim=dim)
+        return unit * (1 + 4 * torch.finfo(unit.dtype).eps * torch.randn_like(unit))
+
+    monkeypatch.setattr(dpp, "normalize", rounded)
+    for n in (40, 46, 69, 78, 84, 104):
+        points, equal = with_equal_rows(n, dtype)
+        cosine = cosines(points)
+        assert all(torch.equal(cosine[i], cosine[equal[0]]) for i in equal)
+        importance = torch.rand(n)
+        importance[equal] = 0.5
+        orders = {
+            "divprune": farthest(points, n),
+            "dpp": largest_volume(cosine, n).tolist(),
+            "id-selection": suppressed(importance, points, n, 20.0),
+        }
+        for method, order in orders.items():
+            assert [i for i in order if i in equal] == equal, method
+        # Even places of the list are A, and 1 is nearest to its equal ones: the first of them goes.
+        a, b, c = points[0], points[0] + 0.1 * points[1], -points[0]
+        assert least_alike(torch.stack([a, b, a, c, a, c, points[2], c]), 7).tolist()[:2] == [2, 4]
+
+
+def test_only_equal_rows_are_equal() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 48)
+    near, moved = a.clone(), a.flip(0)
+    near[7] *= 1 + torch.finfo(a.dtype).eps
+    rows = torch.stack([b, near, a, moved, a, -a, b, moved])
+    assert first_equal(rows).tolist() == [0, 1, 2, 3, 2, 5, 0, 3]
+    # Other rows whose weighted sums are equal: 5^21 = 45585 x 3^21 + 1957444370.
+    bits = torch.tensor([[0, 0, 0], [-1957444370, -45585, 1]], dtype=torch.int32)
+    assert first_equal(bits.view(torch.float32)).tolist() == [0, 1]
 
 
 def test_more_tokens_than_dimensions_stay_numbers_and_are_chosen_once_each() -> None:

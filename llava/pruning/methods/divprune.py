@@ -16,8 +16,8 @@ that one changes what comes after it. With "last" they leave before any patch do
 Deviations from the reference code, vbdi/divprune at 799e2d9, which works in the model's precision:
 distances are float32; a chosen token is out, where there a distance rounded below 0 can choose it
 again (of identical padding patches, say); the smallest distance to the chosen is kept up to date,
-which costs N comparisons a step and not T N; ties go to the lower index. The reference sees the
-first image of the first sample only.
+which costs N comparisons a step and not T N; ties go to the lower index, those of equal embeddings
+(newlines) exactly, see `dpp`. The reference sees the first image of the first sample only.
 
 Several images and the ways of counting T: `entry`.
 """
@@ -33,7 +33,7 @@ from torch import Tensor
 from ..entry import EntryPruner, ImageTokens
 from ..layout import Newlines
 from ..registry import register
-from ..selection import precise
+from .dpp import cosines
 
 
 @register
@@ -65,8 +65,7 @@ def farthest(embeds: Tensor, count: int) -> list[int]:
     """
     if not count:
         return []
-    unit = torch.nn.functional.normalize(precise(embeds), dim=-1)
-    distance = 1 - unit @ unit.T
+    distance = 1 - cosines(embeds)
     nearest = distance.fill_diagonal_(torch.inf).amin(1)
     # argmax gives the first of equals. From here on a chosen row is farther than none.
     chosen = [nearest.argmax(0, keepdim=True)]

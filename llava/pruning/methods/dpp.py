@@ -17,6 +17,8 @@ e is the step's row c. d_i is what of token i the chosen ones do not span yet. W
 of any (more tokens asked for than dimensions, or all alike), the order is that of K_ii.
 
 All is float32 or better, of equal ones the lower index is chosen, and what is kept stays in order.
+Rows that are equal bit for bit are equal in every step: where products of a processor round one of
+them another way, the first one's are taken for all.
 Several images and the ways of counting T: `entry`.
 """
 
@@ -55,15 +57,34 @@ class DPP(EntryPruner):
 
 @torch.no_grad()
 def cosines(embeds: Tensor) -> Tensor:
-    """(n, n) of `embeds` (n, d), with exact ones on the diagonal."""
-    unit = normalize(precise(embeds), dim=-1)
-    return (unit @ unit.mT).fill_diagonal_(1)
+    """(n, n) of `embeds` (n, d), with exact ones on the diagonal.
+
+    Equal rows have exactly the same cosines, and 1 among themselves. Does not wait for the device.
+    """
+    values = precise(embeds)
+    unit, first = normalize(values, dim=-1), first_equal(values)
+    return (unit @ unit.mT).fill_diagonal_(1)[first[:, None], first]
+
+
+@torch.no_grad()
+def first_equal(rows: Tensor) -> Tensor:
+    """(n,) of each of `rows` (n, d), float32 or float64, the first that equals it bit for bit.
+
+    Unlike `torch.unique`, it does not wait for the device. Weighted sums of integers, modulo 2^64,
+    are exact in any order. Where two different rows have the same, each counts as like no other.
+    """
+    bits = rows.contiguous().view(torch.int32)
+    place = torch.arange(max(bits.shape), device=rows.device)
+    sums = (bits * (2 * place[: bits.shape[1]] + 1) ** 21).sum(1)  # 1, 3^21, 5^21, ...
+    first = (sums[:, None] == sums).byte().argmax(1)
+    same = (bits == bits.index_select(0, first)).all(1)
+    return torch.where(same, first, place[: len(rows)])
 
 
 @torch.no_grad()
 def largest_volume(kernel: Tensor, count: int) -> Tensor:
     """Indices (count,) of the greedy choice by `kernel` (n, n), 0 <= count <= n, in its order."""
-    quality = kernel.diagonal()
+    quality, first = kernel.diagonal(), first_equal(kernel)
     left, rows = quality.clone(), kernel.new_zeros(count, len(kernel))
     chosen = torch.zeros(count, dtype=torch.long, device=kernel.device)
     for step in range(count):
@@ -75,7 +96,7 @@ def largest_volume(kernel: Tensor, count: int) -> Tensor:
         row = (
             kernel.index_select(0, pick)[0] - rows[:step].index_select(1, pick)[:, 0] @ rows[:step]
         )
-        row = row / left.index_select(0, pick).sqrt()
+        row = (row / left.index_select(0, pick).sqrt()).index_select(0, first)
         rows[step] = row.masked_fill(spanned.index_select(0, pick), 0)
         left = left - rows[step].square()
     return chosen

@@ -43,7 +43,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ..checks import demand
 from ..cost import TowerShape
@@ -51,6 +50,7 @@ from ..registry import register
 from ..selection import precise
 from ..tower import TowerPruner, cls_attention, keep_patches, top
 from ..vision import Reduced, VisionFeatures
+from .dpp import cosines
 
 _A_ROUND = 8
 
@@ -99,8 +99,7 @@ def least_alike(features: Tensor, count: int) -> Tensor:
     if count == 0:
         return left[:0]
     values = precise(features) if features.device.type == "mps" else features.double()
-    unit = normalize(values, dim=-1)
-    cosine = unit @ unit.mT
+    cosine = cosines(values)
     while drop := min(_A_ROUND, len(left) - count, (len(left) + 1) // 2):
         a, b = left[::2], left[1::2]
         nearest = cosine[a[:, None], b].amax(1)
