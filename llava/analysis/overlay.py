@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from .traced import TracedAnswer
-from .views import View
+from .views import View, demand_places
 
 MERGED = (0, 225, 225)  # cyan: frame of a merged token, tint of what was merged into it
 LETTERBOX = (175, 175, 175)
@@ -88,11 +88,7 @@ def panels(answer: TracedAnswer, layer: int, cell: int = CELL) -> list[Image.Ima
     Raises:
         ValueError: no token has a place on the picture.
     """
-    if not answer.views:
-        raise ValueError(
-            "no visual token of this checkpoint has a place on the picture (Senna's adapter, for "
-            "one, mixes all its patches), so nothing can be drawn over it"
-        )
+    demand_places(answer.views)
     return [
         draw(
             view.picture,

@@ -114,6 +114,15 @@ def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Imag
     return picture.resize((side, side), Image.Resampling.BICUBIC)
 
 
+def demand_places(seen_views: Sequence[View]) -> None:
+    """Raise ValueError where no visual token has a place on the picture."""
+    if not seen_views:
+        raise ValueError(
+            "no visual token of this checkpoint has a place on the picture (Senna's adapter, for "
+            "one, mixes all its patches), so nothing can be drawn over it"
+        )
+
+
 def demand_square(model_cfg: Any) -> None:
     """Raise ValueError for a checkpoint whose visual tokens are not the patches of one square."""
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
