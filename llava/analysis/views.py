@@ -71,8 +71,7 @@ def views(image: Image.Image, image_processor: Any, model: Any) -> tuple[View, .
         padding = tuple(letterbox_mask(image.size, grid).nonzero()[:, 0].tolist())
     square = seen(image, image_processor, config)
     if (adapter := getattr(config, "mm_token_adapter", None)) is not None:
-        title = f"{adapter[1]} tokens, each of the whole picture"
-        return (View(square, 1, 1, range(adapter[1]), (), title, mixed=True),)
+        return (View(square, 1, 1, range(adapter[1]), mixed=True),)
     return (View(square, grid, grid, range(grid * grid), padding),)
 
 

@@ -145,7 +145,7 @@ def test_three_views_are_two_in_a_row() -> None:
 
 def test_a_model_of_transformers_is_looked_at(tmp_path, capsys) -> None:
     pytest.importorskip("matplotlib")
-    folder = paligemma_folder(tmp_path / "model")
+    folder = paligemma_folder(tmp_path / "model", weights=0.2)
     command = asked("--model-path", str(folder), "--device", "cpu", "--dtype", "float32")
     out = ["--out", str(tmp_path / "attention.png"), "--dpi", "40", "--layers", "1", "3"]
     assert main([*command, *out]) == 0

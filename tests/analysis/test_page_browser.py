@@ -26,7 +26,7 @@ def shown(demo, tmp_path_factory):
         folder = write(tmp_path_factory.mktemp("runs"))
         out = folder / "report.html"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(page, "load_model", lambda settings: demo)
+            patch.setattr(page, "load_any", lambda settings: (*demo, 2048))
             command = [str(folder / "out"), "--data", str(folder / "data"), "--out", str(out)]
             assert page.main([*command, "--model-path", str(DEMO)], BENCHMARKS) == 0
         opened.resize(1200, 900)
