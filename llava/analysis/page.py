@@ -116,7 +116,7 @@ def picture_names(paths: Sequence[str]) -> list[str]:
     nuScenes do), else numbers."""
     folders = [Path(path).parent.name for path in paths]
     if all(folders) and len({*folders}) == len(paths):
-        return folders
+        return [folder.replace("_", " ") for folder in folders]
     return [f"picture {number} of {len(paths)}" for number, _ in enumerate(paths, 1)]
 
 
@@ -159,7 +159,7 @@ def gather(
         changes=changes,
         cards=cards,
         differences=len(differences),
-        asked=None if ask is None else ask.name,
+        again=None if ask is None else ask.name,
     )
 
 

@@ -43,7 +43,7 @@ class Content:
     drawn:      its series (`tradeoff.series`); left_out: its rows that cannot be drawn;
                 others: the series that keep less (`tradeoff.foremost`)
     settings:   by the name of a run, what it ran with
-    asked:      name of the checkpoint that was asked again, None without one
+    again:      name of the checkpoint that was asked again, None without one
     """
 
     title: str
@@ -55,7 +55,7 @@ class Content:
     changes: Sequence[Changes]
     cards: Sequence[Card]
     differences: int
-    asked: str | None = None
+    again: str | None = None
 
 
 def render(content: Content) -> str:
@@ -161,9 +161,9 @@ def _cards(content: Content, pictures: Mapping[int, Sequence[str]]) -> str:
 def _asked(content: Content) -> str:
     """Who was asked again, where it is not the model of the answers."""
     answered = content.table["made_with"]["model"]
-    if content.asked is None or content.asked in answered:
+    if content.again is None or content.again in answered:
         return ""
-    by, other = escape(", ".join(answered)), escape(content.asked)
+    by, other = escape(", ".join(answered)), escape(content.again)
     return f" Answers and costs are of {by}; {other} was asked again, and patches are of that."
 
 
@@ -200,6 +200,9 @@ def _card(number: int, card: Card, pictures: Sequence[str]) -> str:
     asked_again = ""
     if trace is not None and trace.text != difference.pruned.text:
         asked_again = f"<dt>asked again</dt><dd>{escape(trace.text)}</dd>"
+    question = difference.question.model_text
+    if difference.question.views:  # a line each for the name and the place of a picture
+        question = " ".join(question.split())
     reference = ""
     if difference.reference is not None:
         reference = f"<dt>reference</dt><dd>{escape(difference.reference)}</dd>"
@@ -211,7 +214,7 @@ def _card(number: int, card: Card, pictures: Sequence[str]) -> str:
         f"{escape(heading)}: "
         f'<span class="{difference.change}">{_CHANGE[difference.change]}</span></h3>'
         f"{_seen(number, card, pictures)}"
-        f'<p class="question">{escape(difference.question.model_text)}</p>'
+        f'<p class="question">{escape(question)}</p>'
         f"<dl>{reference}<dt>unpruned</dt><dd>{escape(difference.dense.text)}</dd>"
         f"<dt>pruned</dt><dd>{escape(difference.pruned.text)}</dd>{asked_again}</dl>"
         f'<p class="small">{", ".join(facts)}</p></article>'

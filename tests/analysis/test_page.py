@@ -216,7 +216,7 @@ def test_several_pictures_are_shown_as_text_for_a_model_of_transformers(
 @pytest.mark.parametrize(
     ("paths", "names"),
     [
-        (["s/CAM_FRONT/a.jpg", "s/CAM_BACK/a.jpg"], ["CAM_FRONT", "CAM_BACK"]),
+        (["s/CAM_FRONT/a.jpg", "s/CAM_BACK/a.jpg"], ["CAM FRONT", "CAM BACK"]),
         (["s/a.jpg", "s/b.jpg"], ["picture 1 of 2", "picture 2 of 2"]),
         (["a.jpg", "s/b.jpg"], ["picture 1 of 2", "picture 2 of 2"]),
     ],
