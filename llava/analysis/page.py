@@ -36,7 +36,7 @@ from llava.pruning.base import Pruner
 from . import traced
 from .differences import Difference, budget_of, find, method_of, most_different
 from .page_html import Card, Content, render
-from .stock_answers import is_stock, load_any
+from .stock_answers import fits, is_stock, load_any
 from .traced import TracedAnswer
 from .tradeoff import foremost, series
 
@@ -78,7 +78,8 @@ class Asker:
         self._questions: dict[str, Any] = {}
 
     def __call__(self, difference: Difference) -> TracedAnswer | None:
-        """The pruned answer with its trace; None for several pictures and a model of transformers.
+        """The pruned answer with its trace; None where a model of transformers cannot be asked so:
+        about several pictures, or with a method that `llava.hf` does not run.
 
         Raises:
             ValueError, OSError: the picture cannot be read, or the record's settings of pruning
@@ -91,7 +92,8 @@ class Asker:
         bound = settings.get("visual_token_num")
         question, source = difference.question, self._questions[benchmark.name]
         tokenizer, model, processor, _ = self.model
-        if len(question.images) > 1 and is_stock(model):
+        pruner = _pruner(difference.result)
+        if is_stock(model) and (len(question.images) > 1 or not fits(model, pruner)):
             return None
         opened = [
             source.open_image(replace(question, image=name), folder / benchmark.images)
@@ -104,7 +106,7 @@ class Asker:
             processor,
             several if len(opened) > 1 else opened[0],
             question.model_text,
-            _pruner(difference.result),
+            pruner,
             settings.get("conv_mode", "vicuna_v1"),
             settings.get("max_new_tokens", benchmark.max_new_tokens),
             **({} if bound is None else {"visual_token_num": bound}),

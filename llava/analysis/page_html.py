@@ -164,7 +164,10 @@ def _asked(content: Content) -> str:
     if content.again is None or content.again in answered:
         return ""
     by, other = escape(", ".join(answered)), escape(content.again)
-    return f" Answers and costs are of {by}; {other} was asked again, and patches are of that."
+    return (
+        f" Answers and costs are of {by}; {other} was asked again, patches are of that, and "
+        "missing where it cannot be asked so."
+    )
 
 
 def _select(name: str, values: Iterable[str]) -> str:

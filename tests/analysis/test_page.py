@@ -182,15 +182,19 @@ def test_views_of_senna_say_how_many_tokens_are_left(runs, tmp_path, monkeypatch
 def test_a_model_of_transformers_is_asked_in_place_of_the_runs_own(runs, tmp_path) -> None:
     folder = paligemma_folder(tmp_path / "pali", weights=0.2)
     place = ["--model-path", str(folder), "--device", "cpu"]
-    record = runs / "out" / "beta" / "auto-64.run.json"
     pruner = pruning.build("autoprune", target_token_num=8, x0=2.0)
-    values = json.loads(record.read_text())
-    values["settings"]["pruner"] = pruner.to_dict()
-    record.write_text(json.dumps(values))
-    assert write_page(runs, "--most", "2", *place) == 0
+    by_tower = pruning.build("fastervlm", target_token_num=8)  # which llava.hf does not run so
+    for name, other in (("auto-64", pruner), ("fastv-32", by_tower)):
+        record = runs / "out" / "beta" / f"{name}.run.json"
+        values = json.loads(record.read_text())
+        values["settings"]["pruner"] = other.to_dict()
+        record.write_text(json.dumps(values))
+    assert write_page(runs, *place) == 0
     text = read_page(runs)
-    assert "Answers and costs are of tiny; pali was asked again, and patches are of that." in text
+    assert "Answers and costs are of tiny; pali was asked again, patches are of that" in text
     data = traces(text)
+    assert list(data) == [f"card-{number}" for number in range(4)]
+    assert Elements(text).all("article")[4]["data-method"].startswith("fastervlm")
     tokenizer, model, processor, _ = load_any(
         viewer.build_parser().parse_args([*place, "--dtype", "float32"])
     )
