@@ -226,16 +226,19 @@ def ask(
     image_processor: Any,
     model: Any,
     conv_mode: str = "vicuna_v1",
+    placed: bool = False,
 ) -> dict[str, Any]:
     """Keyword arguments for `model.generate` that put one question about some images.
 
-    A literal `<image>` in the question would be taken for one more image and is removed.
+    placed: whether each `<image>` in the question is the place of one; else they go in front of it,
+        and a literal `<image>`, which would be taken for one more, is removed.
 
     Raises:
         ValueError: no such conversation template, or what `process_images` and
             `tokenizer_image_token` refuse.
     """
-    prompt = image_prompt(without_image_tokens(question), len(images), conv_mode, model.config)
+    text, in_front = (question, 0) if placed else (without_image_tokens(question), len(images))
+    prompt = image_prompt(text, in_front, conv_mode, model.config)
     ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")
     inputs: dict[str, Any] = {"inputs": ids[None].to(model.device)}
     if images:

@@ -9,8 +9,9 @@ attention of the text behind the picture to each patch, mean over its tokens and
 the unpruned model, coloured from 0 to the panel's own largest. Each panel names its layer (counted
 from 0), its mutual information (summed over heads, bits, as AutoPrune's released settings have it;
 --preset paper: as equations 3 and 4), how much of the attention goes to the picture, and how few
-patches hold half of that. The paper's layers 2, 4, 8 and 16 are moved to the depth of this decoder.
-The last line of stdout is what was drawn as JSON. Needs matplotlib.
+visual tokens hold half of that. The paper's layers 2, 4, 8 and 16 are moved to the depth of this
+decoder. It takes LLaVA and the models of `llava.hf`. The last line of stdout is what was drawn as
+JSON. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,7 +31,6 @@ from llava import pruning
 from llava.common import flags, program
 from llava.eval.run.arguments import Help
 from llava.eval.run.depths import PUBLISHED_LAYERS
-from llava.eval.run.models import load_model
 from llava.mm_utils import load_image
 from llava.pruning.base import Observation, Pruner, PrunerRun
 from llava.pruning.cost import DecoderShape
@@ -39,21 +40,23 @@ from llava.pruning.methods.autoprune import AutoPrune
 from llava.pruning.methods.autoprune.run import information
 
 from . import asking, plotting, traced
-from .views import demand_square
+from .stock_answers import load_any
+from .views import View, demand_places
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAPER_LAYERS = (2, 4, 8, 16)
 _FAINT = 0.35  # of the picture below the heat
+_GAP = 0.03  # between two views, of the width of a panel
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """What text gives to each patch in a layer.
+    """What text gives to each visual token in a layer.
 
-    weights: by patch id, mean over heads and text tokens; they sum to the share that the picture
-        gets of all attention
+    weights: by its id (`llava.analysis.views`), mean over heads and text tokens; they sum to the
+        share that the picture gets of all attention
     mutual_information: of text and picture in that layer
     """
 
@@ -68,7 +71,7 @@ class AttentionMap:
 
     @property
     def half(self) -> int:
-        """The least number of patches that hold half of it."""
+        """The least number of visual tokens that hold half of it."""
         total = 0.0
         for count, weight in enumerate(sorted(self.weights, reverse=True), 1):
             total += weight
@@ -118,13 +121,12 @@ class _ProbeRun(PrunerRun):
 
 @dataclass(frozen=True)
 class Panels:
-    """A question, what kind it is, the answer, the square seen, and the maps by layer."""
+    """A question, what kind it is, the answer, what was seen, and the maps by layer."""
 
     kind: str
     question: str
     answer: str
-    picture: Image.Image
-    grid: int
+    views: Sequence[View]
     maps: Sequence[AttentionMap]
 
 
@@ -146,11 +148,10 @@ def look(
     """Ask the unpruned model each question, named by its kind, and look at its attention.
 
     Raises:
-        ValueError: a layer that the decoder does not have, or what `demand_square` and `traced.run`
-            raise.
+        ValueError: a layer that the decoder does not have, tokens without a place on the picture,
+            or what `traced.run` raises.
     """
     tokenizer, model, image_processor = loaded
-    demand_square(model.config)
     rows = []
     for kind, question in questions.items():
         probe = AttentionProbe(layers=tuple(layers), measure=measure)
@@ -164,8 +165,9 @@ def look(
             conv_mode,
             max_new_tokens,
         )
+        demand_places(answer.views)
         maps = [probe.maps[layer] for layer in layers]
-        rows.append(Panels(kind, question, answer.text, answer.picture, answer.grid, maps))
+        rows.append(Panels(kind, question, answer.text, answer.views, maps))
     return rows
 
 
@@ -175,25 +177,47 @@ def figure(rows: Sequence[Panels]) -> Figure:
     Raises:
         ImportError: matplotlib is not installed; says how to get it.
     """
-    columns = len(rows[0].maps)
-    result = plotting.new_figure(2.3 * columns, 3 * len(rows))
+    columns, heights = len(rows[0].maps), [stacked(row.views)[1] for row in rows]
+    result = plotting.new_figure(2.3 * columns, sum(2.3 * height + 0.7 for height in heights))
     result.get_layout_engine().set(h_pad=0.1)  # inches, between a question and its titles
-    parts = [result] if len(rows) == 1 else result.subfigures(len(rows), 1)
+    parts = [result] if len(rows) == 1 else result.subfigures(len(rows), 1, height_ratios=heights)
     for part, row in zip(parts, rows):
         part.suptitle(f'{row.kind}: {row.question} "{row.answer}"', fontsize="medium")
         panels = part.subplots(1, columns, squeeze=False)[0]
         for axes, attention_map in zip(panels, row.maps):
-            _draw(axes, row, attention_map)
+            _draw(axes, row.views, attention_map)
     return result
 
 
-def _draw(axes: Any, row: Panels, attention_map: AttentionMap) -> None:
-    grid = row.grid
-    grey = row.picture.convert("L")
-    whole = (0, grid, grid, 0)
-    axes.imshow(grey, cmap="gray", extent=whole, vmin=0, vmax=255)
-    heat = [attention_map.weights[start : start + grid] for start in range(0, grid * grid, grid)]
-    axes.imshow(heat, cmap="inferno", extent=whole, alpha=1 - _FAINT, vmin=0, interpolation="none")
+def stacked(views: Sequence[View]) -> tuple[list[tuple[float, float, float, float]], float]:
+    """Where views are in a panel of width 1, as (left, right, bottom, top) downwards from its top,
+    and the height of the panel. Two are one below the other, more are in rows as long as these are
+    many."""
+    across = 1 if len(views) < 3 else isqrt(len(views) - 1) + 1
+    width = (1 - _GAP * (across - 1)) / across
+    places, top = [], -_GAP
+    for start in range(0, len(views), across):
+        row = views[start : start + across]
+        top += _GAP
+        for number, view in enumerate(row):
+            left = number * (width + _GAP)
+            bottom = top + width * view.rows / view.columns
+            places.append((left, left + width, bottom, top))
+        top = max(place[2] for place in places)
+    return places, top
+
+
+def _draw(axes: Any, views: Sequence[View], attention_map: AttentionMap) -> None:
+    places, height = stacked(views)
+    heats = [[attention_map.weights[token] for token in view.tokens] for view in views]
+    most = max(map(max, heats))
+    for view, weights, place in zip(views, heats, places):
+        grey = view.picture.convert("L")
+        axes.imshow(grey, cmap="gray", extent=place, vmin=0, vmax=255)
+        heat = [weights[i : i + view.columns] for i in range(0, len(weights), view.columns)]
+        colours = {"cmap": "inferno", "vmin": 0, "vmax": most, "alpha": 1 - _FAINT}
+        axes.imshow(heat, extent=place, interpolation="none", **colours)
+    axes.set(xlim=(0, 1), ylim=(height, 0))
     axes.set_title(
         f"layer {attention_map.layer}, MI {attention_map.mutual_information:.3f}\n"
         f"{attention_map.share:.0%} on picture, half on {attention_map.half}",
@@ -234,12 +258,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         plotting.demand_ending(args.out, plotting.FORMATS)
         plotting.new_figure(1, 1)
         image = load_image(args.image)
-        loaded = load_model(args)
+        loaded = load_any(args)[:3]
+        layers = loaded[1].config.get_text_config().num_hidden_layers
         rows = look(
             loaded,
             image,
             {"simple": args.simple, "complex": args.complex},
-            args.layers or paper_layers(loaded[1].config.num_hidden_layers),
+            args.layers or paper_layers(layers),
             pruning.build("autoprune", preset=args.preset),
             args.conv_mode,
             args.max_new_tokens,

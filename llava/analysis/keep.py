@@ -6,10 +6,11 @@
 A row a method, a panel a layer, titled with the number of visual tokens that enter it. Dropped
 patches are dark, patches that only show padding are hatched; a frame is a token averaged from
 several, tinted patches are what is in it. Of a tiled picture (LLaVA-1.6) a panel is the overview
-and the tiles at their places; newlines are nowhere. png, jpg and pdf are a sheet of some layers
-(--layers), gif and webp run through all of them. json is the ids of the patches instead of a
-picture, for programs that prune by them (docs/serving.md). The last line of stdout is what was
-drawn as JSON. Needs no matplotlib.
+and the tiles at their places; newlines are nowhere. Tokens of Senna have no place: its picture is
+the darker, the fewer are left. png, jpg and pdf are a sheet of some layers (--layers), gif and webp
+run through all of them. json is the ids of the patches instead of a picture, for programs
+that prune by them (docs/serving.md). The last line of stdout is what was drawn as JSON. Needs no
+matplotlib.
 """
 
 from __future__ import annotations
@@ -122,12 +123,13 @@ def frames(
 def places(answer: TracedAnswer) -> dict[str, Any]:
     """Where the ids are, as plain JSON: {"grid": patches a side} of one square; else {"views": ...}
     with the columns and rows of each view, and the id of each of its patches, row by row."""
-    if len(answer.views) == 1 and answer.views[0].columns == answer.views[0].rows:
+    views = [view for view in answer.views if not view.mixed]
+    if len(views) == 1 and views[0].columns == views[0].rows:
         return {"grid": answer.grid}
     names = ("title", "columns", "rows")
     of_views = [
         {**{name: getattr(view, name) for name in names}, "tokens": list(view.tokens)}
-        for view in answer.views
+        for view in views
     ]
     return {"views": of_views}
 

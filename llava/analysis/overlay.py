@@ -67,7 +67,7 @@ def draw(
     whole = picture.convert("RGB")
     if whole.size != size:
         whole = whole.resize(size, Image.Resampling.BICUBIC)
-    dark = whole.convert("L").point(lambda value: value * _DIM).convert("RGB")
+    dark = _dark(whole)
     tinted = Image.blend(dark, Image.new("RGB", dark.size, MERGED), _TINT)
     result = Image.composite(tinted, dark, _mask(members, (columns, rows), cell))
     result.paste(whole, mask=_mask(kept, (columns, rows), cell))
@@ -85,25 +85,35 @@ def draw(
 def panels(answer: TracedAnswer, layer: int, cell: int = CELL) -> list[Image.Image]:
     """What enters `layer`, drawn over each view; the number of layers is what is left at last.
 
+    A picture whose tokens each show all of it is the darker, the fewer of them are left.
+
     Raises:
-        ValueError: no token has a place on the picture.
+        ValueError: nothing is known of where tokens are.
     """
     if not answer.views:
-        raise ValueError(
-            "no visual token of this checkpoint has a place on the picture (Senna's adapter, for "
-            "one, mixes all its patches), so nothing can be drawn over it"
-        )
+        raise ValueError("where the visual tokens of this picture are is not known")
+    kept = answer.kept[layer]
     return [
-        draw(
+        _faded(view, view.count(kept) / len(view.tokens))
+        if view.mixed
+        else draw(
             view.picture,
             (view.columns, view.rows),
-            view.patches(answer.kept[layer]),
+            view.patches(kept),
             merged=merged_on(view, answer.merged[layer]),
             letterbox=view.patches(view.padding),
             cell=cell,
         )
         for view in answer.views
     ]
+
+
+def _faded(view: View, share: float) -> Image.Image:
+    return Image.blend(_dark(view.picture), view.picture, share)
+
+
+def _dark(picture: Image.Image) -> Image.Image:
+    return picture.convert("L").point(lambda value: value * _DIM).convert("RGB")
 
 
 def merged_on(view: View, merged: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:

@@ -39,7 +39,7 @@ function cells({ columns, rows }, inside) {
 }
 
 function showView(svg, view, layer) {
-  const { columns, rows, kept, merged, padding } = view;
+  const { columns, rows, kept, merged, padding, tokens, of } = view;
   const groups = merged[layer];
   const tinted = new Set(groups.flatMap(([, members]) => members));
   const centres = groups.map(([centre]) => centre).filter((centre) => centre >= 0);
@@ -55,6 +55,9 @@ function showView(svg, view, layer) {
     if (has(padding, patch)) lines += `M${x} ${y + 1}l1 -1`;
   }
   draw("padding", lines);
+  if (view.mixed) svg.querySelector(".dropped").style.fillOpacity = 0.78 * (1 - tokens[layer] / of);
+  const caption = svg.parentElement.querySelector("figcaption");
+  if (caption) caption.textContent = `${view.title}: ${tokens[layer]} of ${of}`;
   return centres.length;
 }
 

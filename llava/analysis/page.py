@@ -5,9 +5,10 @@
 RUNS are folders of `sweep`, or answers of finished runs. The file opens from disk and
 loads nothing from elsewhere. For the answers that differ most from those of the unpruned model
 (`differences`) the checkpoint is loaded and asked again, one question at a time and greedily, to
-see which patches it keeps; --no-model leaves that out, and with it the pictures. Where the answer
-is then another one than was recorded, which sums in another order can do, both are shown. The last
-line of stdout is what is on the page as JSON. Needs no matplotlib.
+see which patches it keeps; --no-model leaves that out, and with it the pictures. --model-path may
+name another one, of `llava.hf` too, which is asked by its own chat template, one picture a
+question. Where the answer is then another one than was recorded, which sums in another order can
+do, both are shown. The last line of stdout is what is on the page as JSON. Needs no matplotlib.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,12 +31,12 @@ from llava.eval.compare.comparison import compare, recorded_pruner
 from llava.eval.compare.report import add_runs_arguments, collect, natural_order, start_logging
 from llava.eval.compare.results import Result
 from llava.eval.run.arguments import add_settings, setting_defaults
-from llava.eval.run.models import load_model
 from llava.pruning.base import Pruner
 
 from . import traced
 from .differences import Difference, budget_of, find, method_of, most_different
 from .page_html import Card, Content, render
+from .stock_answers import fits, is_stock, load_any
 from .traced import TracedAnswer
 from .tradeoff import foremost, series
 
@@ -52,8 +54,8 @@ _NOT_SHOWN = (
 class Asker:
     """Asks the checkpoint of some runs again, with the settings that they recorded.
 
-    `model_path`, `device` and `offline` replace the record's; `model` is tokenizer, model and image
-    processor.
+    `model_path`, `device` and `offline` replace the record's; `model` is what `load_any` gives,
+    `name` the checkpoint's.
 
     Raises:
         ValueError, OSError, ImportError: no such checkpoint, device or kernel; says which.
@@ -70,12 +72,14 @@ class Asker:
         settings = setting_defaults() | result.settings | {"device": device, "offline": offline}
         if model_path is not None:
             settings["model_path"] = model_path
-        self.model = load_model(SimpleNamespace(**settings))
+        self.name = Path(settings["model_path"]).name
+        self.model = load_any(SimpleNamespace(**settings))
         self._data = data
         self._questions: dict[str, Any] = {}
 
-    def __call__(self, difference: Difference) -> TracedAnswer:
-        """The pruned answer with its trace.
+    def __call__(self, difference: Difference) -> TracedAnswer | None:
+        """The pruned answer with its trace; None where a model of transformers cannot be asked so:
+        about several pictures, or with a method that `llava.hf` does not run.
 
         Raises:
             ValueError, OSError: the picture cannot be read, or the record's settings of pruning
@@ -85,22 +89,37 @@ class Asker:
         folder = self._data / benchmark.folder
         if benchmark.name not in self._questions:
             self._questions[benchmark.name] = benchmark.load_questions(folder)
-        image = self._questions[benchmark.name].open_image(
-            difference.question, folder / benchmark.images
-        )
         bound = settings.get("visual_token_num")
-        tokenizer, model, processor = self.model
+        question, source = difference.question, self._questions[benchmark.name]
+        tokenizer, model, processor, _ = self.model
+        pruner = _pruner(difference.result)
+        if is_stock(model) and (len(question.images) > 1 or not fits(model, pruner)):
+            return None
+        opened = [
+            source.open_image(replace(question, image=name), folder / benchmark.images)
+            for name in question.images
+        ]
+        several = dict(zip(picture_names(question.images), opened, strict=True))
         return traced.run(
             model,
             tokenizer,
             processor,
-            image,
-            difference.question.model_text,
-            _pruner(difference.result),
+            several if len(opened) > 1 else opened[0],
+            question.model_text,
+            pruner,
             settings.get("conv_mode", "vicuna_v1"),
             settings.get("max_new_tokens", benchmark.max_new_tokens),
             **({} if bound is None else {"visual_token_num": bound}),
         )
+
+
+def picture_names(paths: Sequence[str]) -> list[str]:
+    """Of several pictures of a question: their folders, where these tell them apart (as cameras of
+    nuScenes do), else numbers."""
+    folders = [Path(path).parent.name for path in paths]
+    if all(folders) and len({*folders}) == len(paths):
+        return [folder.replace("_", " ") for folder in folders]
+    return [f"picture {number} of {len(paths)}" for number, _ in enumerate(paths, 1)]
 
 
 def _pruner(result: Result) -> Pruner:
@@ -130,11 +149,7 @@ def gather(
     differences, changes = find(results, data)
     chosen = most_different(differences, most)
     shown = chosen if ask is None else tqdm(chosen, unit="question", desc="asked again")
-    # Patches of several pictures would need as many squares: such questions are shown as text.
-    cards = [
-        Card(difference, None if ask is None or difference.question.views else ask(difference))
-        for difference in shown
-    ]
+    cards = [Card(difference, None if ask is None else ask(difference)) for difference in shown]
     names = [entry["title"].partition(" (")[0] for entry in table["benchmarks"].values()]
     return Content(
         title=title or f"{', '.join(table['made_with']['model'])}: {', '.join(names)}",
@@ -146,6 +161,7 @@ def gather(
         changes=changes,
         cards=cards,
         differences=len(differences),
+        again=None if ask is None else ask.name,
     )
 
 
@@ -170,7 +186,10 @@ def main(
         help="answers to show (default: %(default)s)",
     )
     parser.add_argument("--no-model", action="store_true", help="do not ask again: no pictures")
-    parser.add_argument("--model-path", help="the checkpoint, where it is no longer in its place")
+    parser.add_argument(
+        "--model-path",
+        help="the checkpoint, where it is no longer in its place; or another one to look at",
+    )
     add_settings(parser, ["device", "offline"])
     args = parser.parse_args(argv)
     try:

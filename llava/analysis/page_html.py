@@ -43,6 +43,7 @@ class Content:
     drawn:      its series (`tradeoff.series`); left_out: its rows that cannot be drawn;
                 others: the series that keep less (`tradeoff.foremost`)
     settings:   by the name of a run, what it ran with
+    again:      name of the checkpoint that was asked again, None without one
     """
 
     title: str
@@ -54,6 +55,7 @@ class Content:
     changes: Sequence[Changes]
     cards: Sequence[Card]
     differences: int
+    again: str | None = None
 
 
 def render(content: Content) -> str:
@@ -146,11 +148,25 @@ def _cards(content: Content, pictures: Mapping[int, Sequence[str]]) -> str:
     return (
         f"<p>{len(shown)} of {content.differences} answers that differ from the unpruned model's. "
         "Move a slider to see the patches that enter each layer: dropped ones are dark, a framed "
-        "one is the mean of several, tinted ones are in it, lines mark padding.</p>"
+        "one is the mean of several, tinted ones are in it, lines mark padding. Where each token "
+        "shows a whole picture, as Senna's do, that is the darker, the fewer are left."
+        f"{_asked(content)}</p>"
         f'<form id="filters">{selects}<button type="reset">Show all</button>'
         f'<output id="shown" aria-live="polite"></output></form>'
         "<noscript><p>Filters and sliders need JavaScript.</p></noscript>"
         f'<div class="cards">{articles}</div>'
+    )
+
+
+def _asked(content: Content) -> str:
+    """Who was asked again, where it is not the model of the answers."""
+    answered = content.table["made_with"]["model"]
+    if content.again is None or content.again in answered:
+        return ""
+    by, other = escape(", ".join(answered)), escape(content.again)
+    return (
+        f" Answers and costs are of {by}; {other} was asked again, patches are of that, and "
+        "missing where it cannot be asked so."
     )
 
 
@@ -187,6 +203,9 @@ def _card(number: int, card: Card, pictures: Sequence[str]) -> str:
     asked_again = ""
     if trace is not None and trace.text != difference.pruned.text:
         asked_again = f"<dt>asked again</dt><dd>{escape(trace.text)}</dd>"
+    question = difference.question.model_text
+    if difference.question.views:  # a line each for the name and the place of a picture
+        question = " ".join(question.split())
     reference = ""
     if difference.reference is not None:
         reference = f"<dt>reference</dt><dd>{escape(difference.reference)}</dd>"
@@ -198,7 +217,7 @@ def _card(number: int, card: Card, pictures: Sequence[str]) -> str:
         f"{escape(heading)}: "
         f'<span class="{difference.change}">{_CHANGE[difference.change]}</span></h3>'
         f"{_seen(number, card, pictures)}"
-        f'<p class="question">{escape(difference.question.model_text)}</p>'
+        f'<p class="question">{escape(question)}</p>'
         f"<dl>{reference}<dt>unpruned</dt><dd>{escape(difference.dense.text)}</dd>"
         f"<dt>pruned</dt><dd>{escape(difference.pruned.text)}</dd>{asked_again}</dl>"
         f'<p class="small">{", ".join(facts)}</p></article>'
@@ -212,14 +231,17 @@ def _seen(number: int, card: Card, pictures: Sequence[str]) -> str:
     layers = card.trace.layers
     paths = "".join(f'<path class="{n}" d=""/>' for n in ("dropped", "tint", "frame", "padding"))
     views = "".join(
-        f'<svg class="seen" style="flex-grow:{view.columns}" '
+        f'<figure style="flex-grow:{view.columns}"><svg class="seen" '
         f'viewBox="0 0 {view.columns} {view.rows}" role="img" aria-label="The '
-        f"picture{', ' if view.title else ''}{view.title}, with the patches kept in the layer of "
-        f'the slider"><use href="#{picture}"/>{paths}</svg>'
+        f"picture{', ' if view.title else ''}{escape(view.title)}, with the patches kept in the "
+        f'layer of the slider"><use href="#{picture}"/>{paths}</svg>'
+        + (f"<figcaption>{escape(view.title)}</figcaption>" if view.title else "")
+        + "</figure>"
         for view, picture in zip(card.trace.views, pictures, strict=True)
     )
+    many = " many" if len(pictures) > 2 else ""
     return (
-        f'<div class="views">{views}</div>'
+        f'<div class="views{many}">{views}</div>'
         f'<div class="layer"><label for="layer-{number}">layer</label>'
         f'<input type="range" id="layer-{number}" min="0" max="{layers}" '
         f'value="{min(layers // 3, layers)}" autocomplete="off"><output for="layer-{number}">'
@@ -247,14 +269,14 @@ def _settings(content: Content) -> str:
 
 def _pictures(cards: Sequence[Card]) -> tuple[str, dict[int, list[str]]]:
     """The pictures, each once, and by the number of a card the ids of what was seen of its own."""
-    ids: dict[tuple[str, str | None], list[str]] = {}
+    ids: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     of_card: dict[int, list[str]] = {}
     parts: list[str] = []
     for number, card in enumerate(cards):
         if card.trace is None:
             continue
         difference = card.difference
-        key = difference.result.benchmark.folder, difference.question.image
+        key = difference.result.benchmark.folder, difference.question.images
         if key not in ids:
             ids[key] = []
             for view in card.trace.views:
@@ -274,8 +296,8 @@ def _data_uri(picture: Image.Image) -> str:
 
 
 def _trace(trace: TracedAnswer) -> dict[str, Any]:
-    """What `page.js` draws: counts by layer, and of each view by layer the kept patches as bits and
-    the merged ones with what is in them (-1 for those of other views)."""
+    """What `page.js` draws: counts by layer, and of each view by layer its tokens, the kept patches
+    as bits and the merged ones with what is in them (-1 for those of other views)."""
     return {
         "counts": [len(kept) for kept in trace.kept],
         "views": [_view(view, trace) for view in trace.views],
@@ -287,6 +309,10 @@ def _view(view: View, trace: TracedAnswer) -> dict[str, Any]:
     return {
         "columns": view.columns,
         "rows": view.rows,
+        "title": view.title,
+        "mixed": view.mixed,
+        "of": len(view.tokens),
+        "tokens": [view.count(kept) for kept in trace.kept],
         "kept": [_bits(view.patches(kept), count) for kept in trace.kept],
         "merged": [list(merged_on(view, groups).items()) for groups in trace.merged],
         "padding": _bits(view.patches(view.padding), count),

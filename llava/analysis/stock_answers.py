@@ -20,7 +20,7 @@ from torch import Tensor
 from llava.common import json_files
 from llava.common.images import to_rgb
 from llava.eval.run.models import load_checkpoint
-from llava.hf.families import FAMILIES, family_of
+from llava.hf.families import FAMILIES, demand_fitting, family_of
 from llava.hf.prompts import placeholders
 from llava.model.reading import resolve
 from llava.pruning.base import Pruner
@@ -62,6 +62,15 @@ def can_run(model: Any, method: type[Pruner]) -> bool:
     return not method().needs_patches or (
         hasattr(method, "tower_scores") and bool(family_of(model).views)
     )
+
+
+def fits(model: Any, pruner: Pruner) -> bool:
+    """Whether `llava.hf` runs a method with its settings on a stock model."""
+    try:
+        demand_fitting(model, pruner)
+    except ValueError:
+        return False
+    return True
 
 
 def fitting(pruner: Pruner) -> Pruner:

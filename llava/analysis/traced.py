@@ -22,11 +22,14 @@ from PIL import Image
 from transformers import StoppingCriteriaList
 
 from llava import hf
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import without_image_tokens
 from llava.eval.run.answering import FirstTokenClock, Until, stop_ids
 from llava.eval.run.environment import synchronize
 from llava.mm_utils import ask
 from llava.pruning.base import Pruner
 from llava.pruning.cost import Cost, DecoderShape, measure
+from llava.pruning.layout import TokenLayout
 from llava.pruning.methods.dense import Dense
 from llava.pruning.trace import PruneTrace, SampleTrace
 
@@ -40,11 +43,12 @@ class TracedAnswer:
     has layers: what entered each layer, then what is left after the last.
 
     text, new_tokens: the answer, and how many tokens it took (the end token included)
-    views:     what the model saw of the picture, and where its tokens are on that: a square, an
-               overview and tiles, or nothing where tokens are no patches (`llava.analysis.views`)
+    views:     what the model saw of the picture, and where its tokens are on that: a square, or an
+               overview and tiles (`llava.analysis.views`); of several pictures one after the other;
+               nothing where it is not known
     kept:      by layer, ids of the tokens that are there: of a square its patches row by row from
                0, else places in the picture's sequence. A merged token has its centre's id, and a
-               CLS token that a method keeps has one behind all others
+               CLS token that a method keeps has one behind all others. Pictures are counted on
     merged:    by layer, of these the merged ones: id -> the original tokens averaged in it
     complexity: what the method measured and what followed from it, such as mi, k, x0
     cost:      tokens, FLOPs and bytes (`llava.pruning.cost`)
@@ -92,7 +96,7 @@ def run(
     model: Any,
     tokenizer: Any,
     image_processor: Any,
-    image: Image.Image,
+    image: Image.Image | Mapping[str, Image.Image],
     question: str,
     pruner: Pruner | None = None,
     conv_mode: str = "vicuna_v1",
@@ -102,6 +106,9 @@ def run(
 ) -> TracedAnswer:
     """Answer one question about one picture, greedily unless `generation` says otherwise.
 
+    Several pictures are given by name, to a model of this package: each takes the place of an
+    <image> in the question where that has as many, else all go in front of it.
+
     Of a stock model, as `llava.hf` knows them, `image_processor` is the processor of all inputs;
     its chat template takes the place of `conv_mode`, and positions are those of the unpruned
     sequence.
@@ -110,18 +117,26 @@ def run(
     `model.generate`: a streamer, a temperature, `visual_token_num`.
 
     Raises:
-        ValueError: no such conversation template, or what the method raises.
+        ValueError: no such conversation template, several pictures for a stock model, or what the
+            method raises.
     """
     stock = is_stock(model)
+    images = {"": image} if isinstance(image, Image.Image) else image
+    drawn: tuple[View, ...] = ()
     if stock:
+        if len(images) > 1:
+            raise ValueError("a stock model is asked about one picture")
+        (image,) = images.values()
         inputs: dict[str, Any] = dict(inputs_of(question, image, image_processor, model))
         drawn = stock_views(image, image_processor, model, inputs)
         cache = hf.cache(model, Dense() if pruner is None else fitting(pruner.about([question])))
         inputs["past_key_values"] = cache
     else:
-        inputs = ask(question, [image], tokenizer, image_processor, model, conv_mode)
-        drawn = views(image, image_processor, model)
-        inputs["pruner"] = None if pruner is None else pruner.about([question])
+        pictures = list(images.values())
+        placed = question.count(DEFAULT_IMAGE_TOKEN) == len(pictures) > 1
+        inputs = ask(question, pictures, tokenizer, image_processor, model, conv_mode, placed)
+        text = without_image_tokens(question)
+        inputs["pruner"] = None if pruner is None else pruner.about([text])
     clock = FirstTokenClock(model.device)
     synchronize(model.device)
     start = perf_counter()
@@ -141,6 +156,13 @@ def run(
     said = ids[:-1] if ids[-1] in stop_ids(model, tokenizer) else ids
     trace: PruneTrace = output.past_key_values.trace
     sample, kept = trace.samples[0], trace.kept_patches(0)
+    if not stock:
+        assert trace.first is not None, "the prompt has been prefilled"
+        drawn = tuple(
+            view.of_picture(name, first)
+            for (name, picture), first in zip(images.items(), first_ids(trace.first))
+            for view in views(picture, image_processor, model)
+        )
     shape = DecoderShape.from_config(model.config.get_text_config(), model.dtype.itemsize)
     return TracedAnswer(
         text=tokenizer.decode(said, skip_special_tokens=True).strip(),
@@ -153,6 +175,16 @@ def run(
         seconds={"prefill": clock.time - start, "decode": end - clock.time},
         sample=sample,
     )
+
+
+def first_ids(layout: TokenLayout) -> list[int]:
+    """Of each image of the first sample, the id that its patches are counted on from."""
+    result, start = [], 0
+    for image, size in enumerate(layout.sizes[0]):
+        result.append(start)
+        ids = layout.patch[0][layout.image[0] == image]
+        start = max([start + size, *(ids + 1).tolist()])  # with a CLS token it has one more
+    return result
 
 
 def groups(

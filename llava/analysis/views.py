@@ -2,14 +2,14 @@
 
 A `View` is a picture cut into rows of equal patches. LLaVA-1.5 has one, the square. LLaVA-1.6 has
 two: the overview, which is the whole picture squeezed into a square, and the canvas of all tiles
-at their places, without the border where its merge type takes that off. Newlines, CLS tokens and
-Senna's mixed tokens are nowhere.
+at their places, without the border where its merge type takes that off. Newlines and CLS tokens are
+nowhere. A token of Senna shows the whole picture, which is then one patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -25,6 +25,8 @@ class View:
 
     picture: RGB; tokens: row by row, of each patch the id of the token that shows it;
     padding: ids of those that show only padding; title: what it is, where there are several
+    mixed: whether each of its tokens, however many, shows all of the picture; then it is one patch,
+        and none of them has a place
     """
 
     picture: Image.Image
@@ -33,18 +35,32 @@ class View:
     tokens: Sequence[int]
     padding: tuple[int, ...] = ()
     title: str = ""
+    mixed: bool = False
 
     def patches(self, tokens: Iterable[int]) -> list[int]:
         """Where some tokens are, counted row by row from 0; those of other views are left out."""
+        if self.mixed:
+            return []
         place = {token: patch for patch, token in enumerate(self.tokens)}
         return [place[token] for token in tokens if token in place]
 
+    def count(self, tokens: Iterable[int]) -> int:
+        """How many of some tokens are of this view."""
+        return len({*self.tokens} & {*tokens})
+
+    def of_picture(self, name: str, first: int) -> View:
+        """The view of one of several pictures, whose ids are counted on from `first`."""
+        return replace(
+            self,
+            tokens=[first + token for token in self.tokens],
+            padding=tuple(first + token for token in self.padding),
+            title=", ".join(filter(None, [name, self.title])),
+        )
+
 
 def views(image: Image.Image, image_processor: Any, model: Any) -> tuple[View, ...]:
-    """What one of this package's models sees of a picture; nothing where its tokens mix patches."""
+    """What one of this package's models sees of a picture."""
     config, grid = model.config, model.get_vision_tower().grid
-    if getattr(config, "mm_token_adapter", None) is not None:
-        return ()
     aspect_ratio = getattr(config, "image_aspect_ratio", None)
     if aspect_ratio == "anyres":
         pairs = config.image_grid_pinpoints
@@ -54,6 +70,8 @@ def views(image: Image.Image, image_processor: Any, model: Any) -> tuple[View, .
     if aspect_ratio == "pad":
         padding = tuple(letterbox_mask(image.size, grid).nonzero()[:, 0].tolist())
     square = seen(image, image_processor, config)
+    if (adapter := getattr(config, "mm_token_adapter", None)) is not None:
+        return (View(square, 1, 1, range(adapter[1]), mixed=True),)
     return (View(square, grid, grid, range(grid * grid), padding),)
 
 
@@ -99,10 +117,11 @@ def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Imag
     Padded or cropped at the centre as `llava.mm_utils.process_images` does.
 
     Raises:
-        ValueError: what `demand_square` raises.
+        ValueError: a checkpoint that tiles pictures.
     """
-    demand_square(model_cfg)
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    if aspect_ratio not in (None, "square", "pad"):
+        raise ValueError(f"image_aspect_ratio {aspect_ratio!r} sees no single square of a picture")
     side = image_processor.crop_size["height"]
     picture = to_rgb(image)
     if aspect_ratio == "pad":
@@ -114,17 +133,10 @@ def seen(image: Image.Image, image_processor: Any, model_cfg: Any) -> Image.Imag
     return picture.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def demand_square(model_cfg: Any) -> None:
-    """Raise ValueError for a checkpoint whose visual tokens are not the patches of one square."""
-    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    if aspect_ratio not in (None, "square", "pad"):
+def demand_places(drawn: Sequence[View]) -> None:
+    """Raise ValueError where no visual token has a place on the picture."""
+    if all(view.mixed for view in drawn):
         raise ValueError(
-            f"image_aspect_ratio {aspect_ratio!r} cuts a picture into tiles; this figure is for "
-            "checkpoints that see one square (pad or square)"
-        )
-    if (adapter := getattr(model_cfg, "mm_token_adapter", None)) is not None:
-        raise ValueError(
-            f"this checkpoint's adapter mixes the {adapter[0]} patches of a picture into "
-            f"{adapter[1]} tokens (as Senna's does); none of them has a place on the picture, so "
-            "nothing can be drawn over it"
+            "no visual token of this checkpoint has a place on the picture (Senna's adapter, for "
+            "one, mixes all its patches), so nothing can be drawn over it"
         )

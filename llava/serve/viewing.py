@@ -294,7 +294,7 @@ def drawn(answer: traced.TracedAnswer) -> dict[str, Any]:
             sheets = overlay.panels(answer, layer)
             places[key] = list(range(len(pictures), len(pictures) + len(sheets)))
             pictures += map(_data_url, sheets)
-        on_views = sum(len(view.patches(kept)) for view in answer.views)
+        on_views = sum(view.count(kept) for view in answer.views)
         counts = {"kept": len(kept), "nowhere": len(kept) - on_views, "merged": len(merged)}
         panels.append({"pictures": places.get(key, []), **counts})
     names = ("title", "columns", "rows")

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava import pruning
 from llava.analysis import attention, traced
-from llava.analysis.attention import AttentionMap, AttentionProbe, figure, look, main, paper_layers
+from llava.analysis.attention import (
+    AttentionMap,
+    AttentionProbe,
+    figure,
+    look,
+    main,
+    paper_layers,
+    stacked,
+)
+from llava.analysis.stock_answers import inputs_of
+from llava.analysis.views import View
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.mm_utils import load_image
+from llava.model.builder import load_pretrained_model
 from llava.pruning.methods.autoprune import AutoPrune
-from tests import tiny
+from tests import checkpoints_next, senna_files, tiny, tiny_next
 from tests.closeness import FLOAT32, assert_close
 
 from .conftest import DEMO, QUESTION, SCENE
+from .test_verify_stock import paligemma_folder
 
 SIMPLE, COMPLEX = "What color is the sign that says TEA?", "What word is left of the blue sign?"
 
@@ -87,11 +102,74 @@ def test_the_figure_has_a_panel_a_layer_and_a_row_a_question(demo, wide) -> None
             assert heat.get_array().reshape(-1).tolist() == pytest.approx(list(found.weights))
             assert heat.get_clim() == (0, max(found.weights))
             assert picture.get_array().shape == (336, 336)
-            assert picture.get_extent() == heat.get_extent() == [0, 24, 24, 0]
+            assert picture.get_extent() == heat.get_extent() == [0, 1, 1, 0]
+            assert axes.get_xlim() == (0, 1) and axes.get_ylim() == (1, 0)
             first, second = axes.get_title().split("\n")
             assert first == f"layer {found.layer}, MI {found.mutual_information:.3f}"
             assert second == f"{found.share:.0%} on picture, half on {found.half}"
     assert rows[0].maps[0].weights != rows[1].maps[0].weights
+
+
+def test_heat_is_at_the_place_of_each_tile(tmp_path) -> None:
+    """The overview above the tiles; a newline's attention counts, and is nowhere."""
+    pytest.importorskip("matplotlib")
+    folder = checkpoints_next.write_original(tmp_path / "next")
+    loaded = load_pretrained_model(folder, dtype="float32", device="cpu")[:3]
+    picture = tiny_next.picture((200, 100))
+    rows = look(loaded, picture, {"simple": QUESTION}, [1, 2], AutoPrune(), max_new_tokens=1)
+    (axes, _), found = figure(rows).axes, rows[0].maps[0]
+    overview, heat, canvas, heat_of_canvas = axes.images
+    # Tokens: 16 of the overview, then four rows of eight, each with a newline behind it.
+    weights = np.array(found.weights)
+    assert len(weights) == tiny_next.COUNTS[200, 100]
+    np.testing.assert_allclose(heat.get_array(), weights[:16].reshape(4, 4))
+    np.testing.assert_allclose(heat_of_canvas.get_array(), weights[16:].reshape(4, 9)[:, :8])
+    assert overview.get_extent() == heat.get_extent() == [0, 1, 1, 0]
+    assert canvas.get_extent() == heat_of_canvas.get_extent() == [0, 1, 1.53, 1.03]
+    drawn = max(heat.get_array().max(), heat_of_canvas.get_array().max())
+    assert heat.get_clim() == heat_of_canvas.get_clim() == (0, drawn)
+    assert found.share == pytest.approx(weights.sum()) and weights[24] > 0
+
+
+def test_three_views_are_two_in_a_row() -> None:
+    views = [View(tiny_next.picture((8, 8)), 4, 4, range(16)) for _ in range(3)]
+    places, height = stacked(views)
+    wide = 0.485
+    assert places == [
+        (0, wide, wide, 0),
+        (pytest.approx(0.515), pytest.approx(1), wide, 0),
+        (0, wide, pytest.approx(1), pytest.approx(0.515)),
+    ]
+    assert height == pytest.approx(1)
+
+
+def test_a_model_of_transformers_is_looked_at(tmp_path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    folder = paligemma_folder(tmp_path / "model", weights=0.2)
+    command = asked("--model-path", str(folder), "--device", "cpu", "--dtype", "float32")
+    out = ["--out", str(tmp_path / "attention.png"), "--dpi", "40", "--layers", "1", "3"]
+    assert main([*command, *out]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model.set_attn_implementation("eager")
+    processor = AutoProcessor.from_pretrained(folder)
+    inputs = inputs_of(SIMPLE, load_image(SCENE), processor, model)
+    with torch.no_grad():
+        every = model(**inputs, output_attentions=True).attentions
+    visual = inputs["input_ids"][0] == model.config.image_token_id
+    for layer, panel in zip((1, 3), told["rows"][0]["layers"], strict=True):
+        behind = int(visual.nonzero()[-1]) + 1
+        share = every[layer][0, :, behind:, visual].sum(-1).mean()
+        assert panel["layer"] == layer
+        assert_close(torch.tensor(panel["share"]), share, FLOAT32)
+
+
+def test_tokens_without_a_place_are_refused(tmp_path) -> None:
+    folder = senna_files.write_senna(tmp_path / "senna")
+    tower = tmp_path / senna_files.TOWER
+    loaded = load_pretrained_model(folder, vision_tower=tower, dtype="float32", device="cpu")[:3]
+    with pytest.raises(ValueError, match="no visual token of this checkpoint has a place"):
+        look(loaded, tiny_next.picture((40, 20)), {"simple": "Plan?"}, [1], AutoPrune())
 
 
 def asked(*more: str) -> list[str]:
@@ -101,7 +179,7 @@ def asked(*more: str) -> list[str]:
 
 def test_the_command_writes_the_figure_and_its_numbers(demo, monkeypatch, tmp_path, capsys) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("llava.analysis.attention.load_model", lambda args: demo)
+    monkeypatch.setattr(attention, "load_any", lambda args: (*demo, 2048))
     out = tmp_path / "new" / "attention.png"
     assert main(asked("--out", str(out), "--dpi", "40")) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
@@ -115,7 +193,7 @@ def test_bad_inputs_get_their_message(monkeypatch, tmp_path, capsys) -> None:
     def refuse(args):
         raise AssertionError("the model must not be loaded")
 
-    monkeypatch.setattr("llava.analysis.attention.load_model", refuse)
+    monkeypatch.setattr(attention, "load_any", refuse)
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
     assert main([*asked(), "--image", str(broken)]) == 2

@@ -12,16 +12,17 @@ import pytest
 
 from llava import pruning
 from llava.analysis import page, traced
-from llava.analysis.differences import find
 from llava.analysis.page_html import _bits, _json
-from llava.eval.compare.report import collect
+from llava.analysis.stock_answers import load_any
 from llava.mm_utils import load_image
 from llava.model.builder import load_pretrained_model
+from llava.serve import viewer
 
-from .. import checkpoints_next, tiny_next
+from .. import checkpoints_next, senna_files, tiny_next
 from ..eval.benchmark_files import BENCHMARKS
 from .conftest import DEMO
 from .page_runs import write
+from .test_verify_stock import paligemma_folder
 
 
 class Elements(HTMLParser):
@@ -48,6 +49,16 @@ def write_page(folder: Path, *more: str) -> int:
     return page.main([*command, "--out", str(folder / "new" / "report.html")], BENCHMARKS)
 
 
+def traces(text: str) -> dict:
+    return json.loads(re.search(r'id="traces">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def patches(digits: str) -> list[int]:
+    """Of hexadecimal digits, four patches each."""
+    bits = "".join(f"{int(digit, 16):04b}"[::-1] for digit in digits)
+    return [i for i, bit in enumerate(bits) if bit == "1"]
+
+
 def read_page(folder: Path) -> str:
     return (folder / "new" / "report.html").read_text(encoding="utf-8")
 
@@ -66,7 +77,7 @@ def test_what_is_on_the_page_without_a_model(runs, capsys, monkeypatch) -> None:
     def refuse(*_):
         raise AssertionError("the model must not be loaded")
 
-    monkeypatch.setattr(page, "load_model", refuse)
+    monkeypatch.setattr(page, "load_any", refuse)
     assert write_page(runs, "--no-model") == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (told["differences"], told["shown"], told["answered_as_recorded"]) == (5, 5, 0)
@@ -122,20 +133,100 @@ def test_the_code_is_named_with_its_mark(runs) -> None:
     assert "0123abc (with uncommitted changes)" in Elements(read_page(runs)).texts
 
 
-def test_a_question_about_several_pictures_is_shown_as_text(runs) -> None:
-    results = collect([runs / "out"], runs / "data", BENCHMARKS)
-    differences, _ = find(results, runs / "data")
-    views = replace(differences[0].question, views=("0.png", "<1>.png"))
-    several = replace(differences[0], question=views)
+def several(runs: Path, monkeypatch, folder: str = "") -> list[str]:
+    """The first difference is about two pictures, which are there."""
+    names = [f"{folder}A/0.png", f"{folder}B/0.png"]
+    most_different = page.most_different
 
-    def refuse(one):
-        raise AssertionError("it is not asked again")
+    def about_two(found, most):
+        question = replace(found[0].question, text="<image> or <image>?", views=tuple(names))
+        return most_different([replace(found[0], question=question)], most)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "most_different", lambda found, most: [several])
-        content = page.gather(results, runs / "data", 1, ask=refuse)
-    assert [card.trace for card in content.cards] == [None]
-    assert "Picture: 0.png, <1>.png" in Elements(page.render(content)).texts
+    monkeypatch.setattr(page, "most_different", about_two)
+    for seed, name in enumerate(names):
+        path = runs / "data" / "beta" / "images" / name
+        path.parent.mkdir(parents=True)
+        tiny_next.picture((40, 20), seed).save(path)
+    return names
+
+
+def test_each_picture_of_a_question_is_drawn(with_model, monkeypatch) -> None:
+    several(with_model, monkeypatch)
+    assert write_page(with_model, "--most", "1") == 0
+    text = read_page(with_model)
+    labels = [a["aria-label"] for a in Elements(text).all("svg") if a.get("class") == "seen"]
+    assert [label.split(",")[1] for label in labels] == [" A", " B"]
+    data = traces(text)["card-0"]
+    assert data["counts"][0] == 2 * 576
+    assert [view["tokens"][0] for view in data["views"]] == [576, 576]
+    for counts in zip(data["counts"], *(view["tokens"] for view in data["views"]), strict=True):
+        assert counts[0] == counts[1] + counts[2]
+    bits = [sum(int(d, 16).bit_count() for d in view["kept"][5]) for view in data["views"]]
+    assert bits == [view["tokens"][5] for view in data["views"]]
+
+
+def test_views_of_senna_say_how_many_tokens_are_left(runs, tmp_path, monkeypatch) -> None:
+    folder = senna_files.write_senna(tmp_path / "senna")
+    tower = tmp_path / senna_files.TOWER
+    loaded = load_pretrained_model(folder, vision_tower=tower, dtype="float32", device="cpu")
+    monkeypatch.setattr(page, "load_any", lambda settings: loaded)
+    several(runs, monkeypatch)
+    assert write_page(runs, "--most", "1", "--model-path", str(folder)) == 0
+    data = traces(read_page(runs))["card-0"]
+    assert [view["title"] for view in data["views"]] == ["A", "B"]
+    assert all(view["mixed"] and view["of"] == 128 for view in data["views"])
+    assert [sum(view["tokens"][-1] for view in data["views"])] == data["counts"][-1:]
+    assert 0 < data["counts"][-1] < data["counts"][0] == 256
+
+
+def test_a_model_of_transformers_is_asked_in_place_of_the_runs_own(runs, tmp_path) -> None:
+    folder = paligemma_folder(tmp_path / "pali", weights=0.2)
+    place = ["--model-path", str(folder), "--device", "cpu"]
+    pruner = pruning.build("autoprune", target_token_num=8, x0=2.0)
+    by_tower = pruning.build("fastervlm", target_token_num=8)  # which llava.hf does not run so
+    for name, other in (("auto-64", pruner), ("fastv-32", by_tower)):
+        record = runs / "out" / "beta" / f"{name}.run.json"
+        values = json.loads(record.read_text())
+        values["settings"]["pruner"] = other.to_dict()
+        record.write_text(json.dumps(values))
+    assert write_page(runs, *place) == 0
+    text = read_page(runs)
+    assert "Answers and costs are of tiny; pali was asked again, patches are of that" in text
+    data = traces(text)
+    assert list(data) == [f"card-{number}" for number in range(4)]
+    assert Elements(text).all("article")[4]["data-method"].startswith("fastervlm")
+    tokenizer, model, processor, _ = load_any(
+        viewer.build_parser().parse_args([*place, "--dtype", "float32"])
+    )
+    image = load_image(runs / "data" / "beta" / "images" / "0.png")
+    answer = traced.run(*(model, tokenizer, processor, image), "What is ?", pruner)
+    (view,) = data["card-0"]["views"]
+    assert (view["columns"], view["rows"], view["mixed"]) == (4, 4, False)
+    assert data["card-0"]["counts"] == [len(kept) for kept in answer.kept]
+    assert 16 == len(answer.kept[0]) > len(answer.kept[2]) > len(answer.kept[-1])
+    for kept, shown in zip(answer.kept, view["kept"], strict=True):
+        assert patches(shown) == sorted(kept)
+
+
+def test_several_pictures_are_shown_as_text_for_a_model_of_transformers(
+    runs, tmp_path, monkeypatch
+) -> None:
+    several(runs, monkeypatch, "<1>/")
+    place = ["--model-path", str(paligemma_folder(tmp_path / "pali")), "--device", "cpu"]
+    assert write_page(runs, "--most", "1", *place) == 0
+    assert "Picture: <1>/A/0.png, <1>/B/0.png" in Elements(read_page(runs)).texts
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["s/CAM_FRONT/a.jpg", "s/CAM_BACK/a.jpg"], ["CAM FRONT", "CAM BACK"]),
+        (["s/a.jpg", "s/b.jpg"], ["picture 1 of 2", "picture 2 of 2"]),
+        (["a.jpg", "s/b.jpg"], ["picture 1 of 2", "picture 2 of 2"]),
+    ],
+)
+def test_pictures_are_named_by_what_tells_them_apart(paths, names) -> None:
+    assert page.picture_names(paths) == names
 
 
 def test_nothing_comes_from_elsewhere_and_no_path_is_told(runs) -> None:
@@ -159,9 +250,9 @@ def with_model(runs, demo, monkeypatch):
 
     def load(settings):
         asked.append(settings)
-        return tokenizer, model, image_processor
+        return tokenizer, model, image_processor, 2048
 
-    monkeypatch.setattr(page, "load_model", load)
+    monkeypatch.setattr(page, "load_any", load)
     assert write_page(runs, "--most", "3", "--model-path", str(DEMO)) == 0
     assert [one.model_path for one in asked] == [str(DEMO)]
     return runs
@@ -171,8 +262,8 @@ def test_the_patches_on_the_page_are_those_of_the_trace(with_model, demo) -> Non
     tokenizer, model, image_processor = demo
     found = Elements(read_page(with_model))
     text = read_page(with_model)
-    traces = json.loads(re.search(r'id="traces">(.*?)</script>', text, re.DOTALL)[1])
-    assert list(traces) == ["card-0", "card-1", "card-2"]
+    every = traces(text)
+    assert list(every) == ["card-0", "card-1", "card-2"]
     pruner = pruning.build("autoprune", target_token_num=64, x0=5.6)
     for card, index in (("card-0", 0), ("card-1", 5)):
         image = load_image(with_model / "data" / "beta" / "images" / f"{index // 2}.png")
@@ -180,12 +271,11 @@ def test_the_patches_on_the_page_are_those_of_the_trace(with_model, demo) -> Non
         answer = traced.run(
             model, tokenizer, image_processor, image, question, pruner, max_new_tokens=4
         )
-        counts, (data,) = traces[card]["counts"], traces[card]["views"]
+        counts, (data,) = every[card]["counts"], every[card]["views"]
         assert (data["columns"], data["rows"]) == (24, 24)
         assert counts == [len(kept) for kept in answer.kept]
         for kept, shown in zip(answer.kept, data["kept"], strict=True):
-            bits = "".join(f"{int(digit, 16):04b}"[::-1] for digit in shown)
-            assert [i for i, bit in enumerate(bits) if bit == "1"] == sorted(kept)
+            assert patches(shown) == sorted(kept)
         merged = [{centre: tuple(members) for centre, members in m} for m in data["merged"]]
         assert merged == [dict(groups) for groups in answer.merged]
         assert any(merged)
@@ -200,8 +290,8 @@ def test_the_patches_on_the_page_are_those_of_the_trace(with_model, demo) -> Non
 
 def test_a_tiled_picture_is_an_overview_and_its_tiles(runs, tmp_path, monkeypatch) -> None:
     folder = checkpoints_next.write_original(tmp_path / "next")
-    loaded = load_pretrained_model(folder, dtype="float32", device="cpu")[:3]
-    monkeypatch.setattr(page, "load_model", lambda settings: loaded)
+    loaded = load_pretrained_model(folder, dtype="float32", device="cpu")
+    monkeypatch.setattr(page, "load_any", lambda settings: loaded)
     for path in (runs / "data" / "beta" / "images").iterdir():
         tiny_next.picture((200, 100)).save(path)
     assert write_page(runs, "--most", "1", "--model-path", str(folder)) == 0
@@ -212,7 +302,7 @@ def test_a_tiled_picture_is_an_overview_and_its_tiles(runs, tmp_path, monkeypatc
     assert boxes == ["0 0 4 4", "0 0 8 4"]
     labels = [a["aria-label"] for a in found.all("svg") if a.get("class") == "seen"]
     assert labels[1].startswith("The picture, 2 x 1 tiles, with the patches kept")
-    data = json.loads(re.search(r'id="traces">(.*?)</script>', text, re.DOTALL)[1])["card-0"]
+    data = traces(text)["card-0"]
     bright = [sum(int(d, 16).bit_count() for d in view["kept"][0]) for view in data["views"]]
     assert bright == [16, 32] and data["counts"][0] == tiny_next.COUNTS[200, 100] == 52
 
@@ -230,7 +320,7 @@ def test_bad_inputs_get_their_message(runs, capsys, monkeypatch) -> None:
 
     fails("--most must be 0 or more", "--most", "-1")
     fails("gone", "--model-path", str(runs / "gone"))
-    monkeypatch.setattr(page, "load_model", lambda settings: (None, None, None))
+    monkeypatch.setattr(page, "load_any", lambda settings: (None,) * 4)
     file = runs / "out" / "beta" / "auto-64.run.json"
     record = json.loads(file.read_text())
     settings = record["settings"]

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from llava.analysis import page
+from llava.model.builder import load_pretrained_model
 
-from .. import browser
+from .. import browser, senna_files
 from ..eval.benchmark_files import BENCHMARKS
 from .conftest import DEMO
 from .page_runs import write
+from .test_page import several
 
 #: A folder for the screenshots; looked at by people, compared with nothing.
 SHOTS = os.environ.get("SCREENSHOTS")
@@ -26,7 +28,7 @@ def shown(demo, tmp_path_factory):
         folder = write(tmp_path_factory.mktemp("runs"))
         out = folder / "report.html"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(page, "load_model", lambda settings: demo)
+            patch.setattr(page, "load_any", lambda settings: (*demo, 2048))
             command = [str(folder / "out"), "--data", str(folder / "data"), "--out", str(out)]
             assert page.main([*command, "--model-path", str(DEMO)], BENCHMARKS) == 0
         opened.resize(1200, 900)
@@ -188,3 +190,41 @@ def test_a_phone_scrolls_tables_and_nothing_else_sideways(opened) -> None:
     finally:
         opened.resize(1200, 900)
         opened.evaluate("window.scrollTo(0, 0)")
+
+
+def test_a_picture_is_the_darker_the_fewer_of_its_tokens_are_left(
+    opened, tmp_path, monkeypatch
+) -> None:
+    """Senna's: each shows all of it."""
+    before = opened.evaluate("location.href")
+    folder = write(tmp_path)
+    checkpoint = senna_files.write_senna(tmp_path / "senna")
+    tower = tmp_path / senna_files.TOWER
+    loaded = load_pretrained_model(checkpoint, vision_tower=tower, dtype="float32", device="cpu")
+    monkeypatch.setattr(page, "load_any", lambda settings: loaded)
+    several(folder, monkeypatch)
+    out = folder / "senna.html"
+    command = [str(folder / "out"), "--data", str(folder / "data"), "--out", str(out)]
+    assert page.main([*command, "--most", "1"], BENCHMARKS) == 0
+    try:
+        opened.open(out.as_uri())
+        views = opened.evaluate(
+            "JSON.parse(document.getElementById('traces').textContent)['card-0'].views"
+        )
+        opened.evaluate("document.querySelector('#card-0 input').focus()")
+        opened.press("End")
+        for number, view in enumerate(views):
+            figure = f"document.querySelectorAll('#card-0 figure')[{number}]"
+            left = view["tokens"][-1]
+            told = opened.evaluate(f"{figure}.textContent")
+            assert told == f"{'AB'[number]}: {left} of 128"
+            opacity = opened.evaluate(
+                f"parseFloat(getComputedStyle({figure}.querySelector('.dropped')).fillOpacity)"
+            )
+            assert opacity == pytest.approx(0.78 * (1 - left / 128), abs=1e-3)
+            width = opened.evaluate(f"{figure}.querySelector('use').getBoundingClientRect().width")
+            assert width > 100
+        assert not opened.errors
+        shot(opened, "several")
+    finally:
+        opened.open(before)

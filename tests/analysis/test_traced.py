@@ -96,7 +96,7 @@ def test_the_picture_is_what_the_tower_gets(demo, wide, aspect_ratio: str) -> No
 
 
 def test_tiles_are_refused(demo, wide) -> None:
-    with pytest.raises(ValueError, match="'anyres' cuts a picture into tiles"):
+    with pytest.raises(ValueError, match="'anyres' sees no single square"):
         views.seen(wide, demo[2], SimpleNamespace(image_aspect_ratio="anyres"))
 
 

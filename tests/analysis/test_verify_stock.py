@@ -62,8 +62,11 @@ def test_every_architecture_is_right(name: str, monkeypatch) -> None:
     assert f"{zoo.ZOO[name].tokens} tokens to" in shown["pruned = masked, original positions"].said
 
 
-def paligemma_folder(folder: Path) -> Path:
-    """A random PaliGemma with a tokenizer of whole words, as its own processor saves it."""
+def paligemma_folder(folder: Path, weights: float | None = None) -> Path:
+    """A random PaliGemma with a tokenizer of whole words, as its own processor saves it.
+
+    weights: their standard deviation; None for transformers', with which attention is even.
+    """
     words = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3}
     for _, question in pictures():
         for word in question.replace("?", " ?").replace(",", " ,").split():
@@ -80,7 +83,11 @@ def paligemma_folder(folder: Path) -> Path:
     config.image_token_id = processor.image_token_id
     config.text_config.vocab_size = len(processor.tokenizer)
     torch.manual_seed(0)
-    PaliGemmaForConditionalGeneration(config).save_pretrained(folder)
+    model = PaliGemmaForConditionalGeneration(config)
+    if weights is not None:
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, 0, weights)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -6,13 +6,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from llava import pruning
 from llava.analysis import keep, overlay, traced, views
 from llava.anyres import NEWLINE
-from llava.mm_utils import process_images
+from llava.conversation import image_prompt
+from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.tiles import tilings
+from llava.pruning.layout import Segment, TokenLayout
 
 from .. import checkpoints_next, senna_files, tiny_next
 
@@ -117,16 +120,67 @@ def test_keep_draws_tiles_and_tells_where_ids_are(folder, tmp_path, capsys) -> N
 
 
 def test_mixed_tokens_are_answered_and_not_drawn(tmp_path) -> None:
-    """Senna's adapter: six tokens of 128 are left, and none has a place."""
-    folder = senna_files.write_senna(tmp_path / "senna")
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        folder, vision_tower=tmp_path / senna_files.TOWER, dtype="float32", device="cpu"
-    )
+    """Senna's adapter: 32 tokens of 128 are left, none has a place, and the picture is dimmed."""
+    tokenizer, model, image_processor = senna(tmp_path)
     answer = traced.run(
         *(model, tokenizer, image_processor, tiny_next.picture((40, 20)), "Plan?"),
-        pruning.build("random", target_token_num=6),
+        pruning.build("random", target_token_num=32),
         max_new_tokens=1,
     )
-    assert answer.views == () and {len(kept) for kept in answer.kept} == {6}
-    with pytest.raises(ValueError, match="no visual token of this checkpoint has a place"):
-        overlay.panels(answer, 0)
+    (view,) = answer.views
+    assert view.mixed and len(view.tokens) == 128
+    assert {len(kept) for kept in answer.kept} == {view.count(answer.kept[0])} == {32}
+    assert view.patches(answer.kept[0]) == [] and keep.places(answer) == {"views": []}
+    (drawn,) = overlay.panels(answer, 0)
+    whole = np.asarray(view.picture, np.float32)
+    dark = np.asarray(view.picture.convert("L"), np.float32)[..., None] * overlay._DIM
+    assert np.abs(np.asarray(drawn) - (whole / 4 + dark * 3 / 4)).max() < 2
+
+
+def senna(folder):
+    written = senna_files.write_senna(folder / "senna")
+    tower = folder / senna_files.TOWER
+    return load_pretrained_model(written, vision_tower=tower, dtype="float32", device="cpu")[:3]
+
+
+def test_several_pictures_in_their_places(tmp_path, tiles) -> None:
+    """Views, ids and the answer are those of a call of the model with all pictures."""
+    pictures = {
+        name: tiny_next.picture(size, seed)
+        for seed, (name, size) in enumerate({"A": (200, 100), "B": (40, 20)}.items())
+    }
+    text = "Here:\n<image>\nthere: <image> What?"
+    pruner = pruning.build("fastv", depth=1, target_token_num=50)
+    tokenizer, model, image_processor = tiles
+    order = (model, tokenizer, image_processor, pictures, text, pruner)
+    answer = traced.run(*order, max_new_tokens=2)
+    prompt = image_prompt(text, 0, "vicuna_v1", model.config)
+    pixels = process_images([*pictures.values()], image_processor, model.config)
+    output = model.generate(
+        tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None],
+        images=pixels,
+        image_sizes=[(200, 100), (40, 20)],
+        pruner=pruner,
+        max_new_tokens=2,
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    assert [list(kept) for kept in answer.kept] == output.past_key_values.trace.kept_patches(0)
+    titles = ["A, overview", "A, 2 x 1 tiles", "B, overview", "B, 1 x 2 tiles"]
+    assert [view.title for view in answer.views] == titles
+    first, _, overview, canvas = answer.views
+    assert list(first.tokens) == list(range(16)) and list(overview.tokens) == list(range(52, 68))
+    assert list(canvas.tokens) == [68, 69, 70, 71, 73, 74, 75, 76]
+    for view, alone in zip(answer.views[2:], views.views(pictures["B"], image_processor, model)):
+        assert view.picture == alone.picture
+        assert view.padding == tuple(52 + token for token in alone.padding)
+
+    tokenizer, model, image_processor = senna(tmp_path)
+    answer = traced.run(model, tokenizer, image_processor, *order[3:], max_new_tokens=1)
+    assert [list(view.tokens)[::127] for view in answer.views] == [[0, 127], [128, 255]]
+
+
+def test_a_cls_token_moves_the_next_picture_on() -> None:
+    ids = torch.tensor([0, 2, 4])
+    runs = [Segment(3, 0, ids, whole=4), Segment(2), Segment(3, 1, ids, whole=4), Segment(1)]
+    assert traced.first_ids(TokenLayout.from_segments([runs])) == [0, 5]
