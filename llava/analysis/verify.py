@@ -207,7 +207,7 @@ def conclusion(verdicts: Sequence[Verdict]) -> tuple[int, str]:
         return 1, f"WRONG: {names}{skipped}"
     if not count[OK]:
         return 2, "error: nothing could be compared; a larger --time-budget may help"
-    return 0, f"all right: {count[OK]} checks{skipped}"
+    return 0, f"all right: {count[OK]} check{'s' if count[OK] > 1 else ''}{skipped}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

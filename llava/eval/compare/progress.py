@@ -50,12 +50,13 @@ class Steps:
             flush=True,
         )
 
-    def end(self, task: Task, summaries: Sequence[Mapping[str, Any]]) -> None:
+    def end(self, task: Task, summaries: Sequence[Mapping[str, Any]], loading: float) -> None:
+        """loading: seconds of them that went into the model, which no other run waits for."""
         self._left -= task.left
         for summary in summaries:
             if new := summary["counts"]["answered"] - summary["counts"]["resumed"]:
                 self._answered += new
-                self._seconds += perf_counter() - self._since
+                self._seconds += perf_counter() - self._since - loading
 
     def close(self) -> None:
         """Nothing is open."""
@@ -80,7 +81,7 @@ class LiveLine:
     def begin(self, task: Task) -> None:
         self.bar.set_description_str(f"{task.benchmark.name}: {task.planned.name}", refresh=False)
 
-    def end(self, task: Task, summaries: Sequence[Mapping[str, Any]]) -> None:
+    def end(self, task: Task, summaries: Sequence[Mapping[str, Any]], loading: float) -> None:
         """Nothing to add: the run has moved the bar."""
 
     def close(self) -> None:

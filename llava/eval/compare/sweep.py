@@ -246,8 +246,9 @@ def _answer(
     holes: list[str] = []
     for task in tasks:
         progress.begin(task)
+        before = model.seconds
         code, summaries = _perform(task, model, progress.bar)
-        progress.end(task, summaries)
+        progress.end(task, summaries, model.seconds - before)
         first_failure = first_failure or code
         for summary in summaries:
             name = f"{task.benchmark.name}, {task.planned.name}"

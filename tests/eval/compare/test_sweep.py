@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from llava.common.images import read_file
+from llava.eval.compare.progress import Steps
 from llava.eval.compare.report import main as report_main
 from llava.eval.compare.sweep import main
 from llava.mm_utils import load_image_processor
@@ -353,3 +355,16 @@ def test_answers_that_are_lost_are_an_error_of_the_sweep(data, monkeypatch, caps
     assert told in err and "Traceback" not in err
     assert file.read_text() == "another's\n"
     assert list(json.loads(out.splitlines()[-1])["benchmarks"]) == ["beta"]
+
+
+def test_the_rest_takes_as_long_as_answers_take_not_loading(monkeypatch, capsys):
+    times = iter([0.0, 100.0, 100.0])
+    monkeypatch.setattr("llava.eval.compare.progress.perf_counter", lambda: next(times))
+    task = SimpleNamespace(
+        benchmark=SimpleNamespace(name="alpha"), planned=SimpleNamespace(name="none"), left=2
+    )
+    steps = Steps([task, task])
+    steps.begin(task)
+    steps.end(task, [{"counts": {"answered": 2, "resumed": 0}}], loading=80.0)
+    steps.begin(task)
+    assert capsys.readouterr().err.splitlines()[-1] == "[2/2] alpha: none, about 20 s left"
