@@ -66,14 +66,14 @@ def read_unasked(
     status = read_record(answers_file).get("status") if answers_file.is_file() else None
     if status != INCOMPLETE:
         return set() if status == COMPLETE else None
-    asked, answered = (
+    before, after = (
         {answered_index(answer) for _, _, answer in read_lines(file)}
         for file in (unpruned, answers_file)
     )
     questions = benchmark.load_questions(data / benchmark.folder)
     several = {q.index for q in (questions[i] for i in range(len(questions))) if len(q.images) > 1}
-    unasked = several & (asked - answered)
-    return unasked if unasked == asked - answered != asked else None
+    missing = before - after
+    return missing if missing <= several and missing != before else None
 
 
 def read_marks(
