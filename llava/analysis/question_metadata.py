@@ -19,7 +19,7 @@ from ..eval.benchmarks.answer_normaliser import normalise
 from ..eval.run.answers import answered_index
 from ..eval.run.linefile import read_lines
 from ..eval.run.questions import Question
-from ..eval.run.record import COMPLETE, read_record
+from ..eval.run.record import COMPLETE, INCOMPLETE, read_record
 
 METADATA = "metadata.jsonl"
 _MOST = 10**9  # hops, distractors and patches
@@ -64,9 +64,11 @@ def is_right(text: str, reference: str) -> bool:
     return normalise(text) == normalise(reference) != ""
 
 
-def read_answered(name: str, answers_file: Path, data: Path) -> AnsweredRun:
+def read_answered(
+    name: str, answers_file: Path, data: Path, *, some_failed: bool = False
+) -> AnsweredRun:
     """Join a run with the metadata; `name` is the benchmark's or its folder's, `data` holds these
-    folders.
+    folders. `some_failed`: the run may have asked all and have no answer to some.
 
     Raises:
         FileNotFoundError: no answers, no metadata or no questions.
@@ -77,7 +79,7 @@ def read_answered(name: str, answers_file: Path, data: Path) -> AnsweredRun:
     if not answers_file.is_file():
         raise FileNotFoundError(f"Answer file {answers_file} not found.")
     record = read_record(answers_file)
-    if record.get("status") != COMPLETE:
+    if record.get("status") not in (COMPLETE, INCOMPLETE if some_failed else COMPLETE):
         raise ValueError(
             f"{answers_file} is {record.get('status')!r}, not {COMPLETE!r}: run the command that "
             f"made it again, it continues."

@@ -9,6 +9,8 @@ it: every method of the package, with its own positions and the other ones. --to
 tokens entering a layer of `balanced`; every other row gets the budget at which its prefill costs
 the same FLOPs, scoring and merging included (`study_budget`; --counting computed: what really ran).
 Intervals are of a bootstrap over questions, differences those of pairs (`study_statistics`).
+Budgets are for one picture. A question with several may cost a row more than its budget before the
+first cut: then it is left out of all rows, and the notes below the table say how many are.
 
 Runs are those of `sweep`: the same command continues, the model is loaded once and a picture goes
 through the vision tower once. Parts (--benchmarks) can run side by side into one RUNS; the whole
@@ -121,12 +123,16 @@ def _main(
     outcome = sweep.run_all(swept, benchmarks, runs, model)
     if outcome.code in (EXIT_USAGE, EXIT_INTERRUPTED) or not outcome.complete:
         return outcome.code
-    files: dict[str, list[Path]] = {}
-    for file in outcome.complete:
-        files.setdefault(file.name.removesuffix(".jsonl"), []).append(file)
-    rows = [(p.row, p.tokens, files.get(p.run.name, [])) for p in planned if p.run is not None]
+    unpruned = [file for file in outcome.complete if file.name == "none.jsonl"]
+    if not unpruned:
+        return outcome.code
+    rows = [
+        (p.row, p.tokens, [file.with_name(f"{p.run.name}.jsonl") for file in unpruned])
+        for p in planned
+        if p.run is not None
+    ]
     parity = {"all": None, "even": 0, "odd": 1}[args.pictures]
-    result = table(rows, files["none"], args.data, benchmarks, parity)
+    result = table(rows, unpruned, args.data, benchmarks, parity)
     result |= {"counting": args.counting, "pictures": args.pictures}
     text = json.dumps(result)
     if args.json is not None:

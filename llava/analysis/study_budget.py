@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from llava.eval.compare.sweep import Task
+from llava.eval.run.answers import QuestionSource
 from llava.eval.run.models import ModelOnce
 from llava.pruning import Pruner
 
@@ -39,12 +40,9 @@ class Meter:
         self._counting = counting
         self._items = []
         for task in tasks:
-            shown = [i for i in range(len(task.questions)) if task.questions[i].images]
-            few = shown[:: max(len(shown) // _QUESTIONS, 1)][:_QUESTIONS]
+            few = array("Q", measured(task.questions))
             folder = task.settings.image_folder
-            images = QuestionImages(
-                task.questions, array("Q", few), folder, processor, model_.config
-            )
+            images = QuestionImages(task.questions, few, folder, processor, model_.config)
             self._items += [images[i] for i in range(len(images))]
 
     def answers(self, pruner: Pruner) -> list[dict[str, Any]] | None:
@@ -76,6 +74,14 @@ class Meter:
         dense = self.answers(build("none"))
         assert dense is not None, "without a budget there is no floor"
         return max(metadata["n_visual"] for metadata in dense)
+
+
+def measured(questions: QuestionSource) -> list[int]:
+    """Positions of a few questions, spread over those with as few pictures as any, but none."""
+    pictures = [len(questions[i].images) for i in range(len(questions))]
+    fewest = min((count for count in pictures if count), default=None)
+    shown = [i for i, count in enumerate(pictures) if count == fewest]
+    return shown[:: max(len(shown) // _QUESTIONS, 1)][:_QUESTIONS]
 
 
 def tokens_for(

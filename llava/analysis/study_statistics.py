@@ -12,7 +12,7 @@ drawn in place of questions; then nothing is known of kinds, and TextVQA stands 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,9 @@ import numpy as np
 
 from llava.analysis.question_metadata import METADATA, read_answered
 from llava.eval.benchmarks.base import Benchmark
+from llava.eval.run.answers import answered_index
 from llava.eval.run.linefile import read_lines
+from llava.eval.run.record import COMPLETE, INCOMPLETE, read_record
 
 BLOCKS = 100
 DRAWS = 2000
@@ -53,12 +55,38 @@ class Estimate(NamedTuple):
     high: float
 
 
+def read_unasked(
+    answers_file: Path, unpruned: Path, benchmark: Benchmark, data: Path
+) -> set[int] | None:
+    """Indices of the questions with several pictures that only the unpruned run has answers to: a
+    budget for one picture may be less than what the layers before a method's first cut hold of two.
+
+    None for a run that lacks other answers or all, or has not come to its end.
+    """
+    status = read_record(answers_file).get("status") if answers_file.is_file() else None
+    if status != INCOMPLETE:
+        return set() if status == COMPLETE else None
+    before, after = (
+        {answered_index(answer) for _, _, answer in read_lines(file)}
+        for file in (unpruned, answers_file)
+    )
+    questions = benchmark.load_questions(data / benchmark.folder)
+    several = {q.index for q in (questions[i] for i in range(len(questions))) if len(q.images) > 1}
+    missing = before - after
+    return missing if missing <= several and missing != before else None
+
+
 def read_marks(
-    answers_file: Path, benchmark: Benchmark, data: Path, parity: int | None = None
+    answers_file: Path,
+    benchmark: Benchmark,
+    data: Path,
+    parity: int | None = None,
+    left_out: Collection[int] = (),
 ) -> dict[Unit, Mark]:
     """The marks of a finished run.
 
     parity: of the pictures, in the order of the question file, only the even (0) or odd (1) ones.
+    left_out: indices of questions that do not count.
 
     Raises:
         ValueError, OSError: no finished run of this benchmark; or half of the pictures of one
@@ -68,13 +96,13 @@ def read_marks(
     if not (folder / METADATA).is_file():
         if parity is not None:
             raise ValueError(f"{folder} has no {METADATA}: halves of its pictures are not known")
-        return _block_marks(answers_file, benchmark, folder)
-    run = read_answered(benchmark.name, answers_file, data)
+        return _block_marks(answers_file, benchmark, folder, left_out)
+    run = read_answered(benchmark.name, answers_file, data, some_failed=True)
     pictures = _pictures(benchmark, folder, run.answers)
     together: dict[object, list[Any]] = {}
     for answered in run.answers:
         question = answered.question
-        if question.image is None or answered.right is None:
+        if question.image is None or answered.right is None or question.index in left_out:
             continue
         if parity is None or pictures[question.index] % 2 == parity:
             group = benchmark.group(question) if benchmark.group else question.index
@@ -100,12 +128,16 @@ def _pictures(benchmark: Benchmark, folder: Path, answers: Sequence[Any]) -> dic
     return pictures
 
 
-def _block_marks(answers_file: Path, benchmark: Benchmark, folder: Path) -> dict[Unit, Mark]:
+def _block_marks(
+    answers_file: Path, benchmark: Benchmark, folder: Path, left_out: Collection[int]
+) -> dict[Unit, Mark]:
     questions = benchmark.load_questions(folder)
     groups: dict[object, list[int]] = {}
     answers = {}
     for _, _, answer in read_lines(answers_file):
         index = answer["metadata"]["index"]
+        if index in left_out:
+            continue
         position = questions.position(index)
         assert position is not None, "the runner answers no other questions"
         question = questions[position]

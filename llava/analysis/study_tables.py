@@ -9,10 +9,21 @@ from typing import Any
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.compare.markdown import table as write_table
 from llava.eval.compare.results import find_benchmark
+from llava.eval.run.linefile import read_lines
 from llava.eval.run.record import commits, read_record
+from llava.eval.run.totals import Totals
 
 from .study_rows import Row
-from .study_statistics import DRAWS, KINDS, Comparison, Mark, Unit, estimate, read_marks
+from .study_statistics import (
+    DRAWS,
+    KINDS,
+    Comparison,
+    Mark,
+    Unit,
+    estimate,
+    read_marks,
+    read_unasked,
+)
 
 _COSTS = ("prefill", "scoring", "merging", "computed", "dense_prefill")
 
@@ -25,17 +36,28 @@ def table(
     parity: int | None,
 ) -> dict[str, Any]:
     """The study as JSON. Each row has its group, label, tokens of the base and the answers of its
-    run, one file a benchmark; differences are to the first row of the same tokens.
+    run, one file for each of the unpruned run's; differences are to the first row of the same
+    tokens.
 
-    Rows that lack a benchmark the unpruned run has are left out and named as `incomplete`.
+    Questions with several pictures that some row could not be asked are left out of all rows and
+    counted as `left_out`. Rows that lack other answers are left out and named as `incomplete`.
     """
-    whole, records = _read(unpruned, data, benchmarks, parity)
-    marks, kept, incomplete, costs = [whole], [], [], []
+    complete, incomplete = [], []
+    unasked: list[set[int]] = [set() for _ in unpruned]
     for row, tokens, files in rows:
-        if len(files) < len(unpruned):
+        lacking = [
+            read_unasked(file, whole, _benchmark(whole, data, benchmarks), data)
+            for file, whole in zip(files, unpruned, strict=True)
+        ]
+        if None in lacking:
             incomplete.append(f"{row.group}: {row.label}, {tokens:g}")
             continue
-        of_row, of_files = _read(files, data, benchmarks, parity)
+        complete.append((row, tokens, files))
+        unasked = [of_all | (of_row or set()) for of_all, of_row in zip(unasked, lacking)]
+    whole, records = _read(unpruned, unasked, data, benchmarks, parity)
+    marks, kept, costs = [whole], [], []
+    for row, tokens, files in complete:
+        of_row, of_files = _read(files, unasked, data, benchmarks, parity)
         records += of_files
         marks.append(of_row)
         kept.append((row, tokens))
@@ -67,19 +89,41 @@ def table(
             for name in comparison.benchmarks
         },
         "draws": DRAWS,
+        "left_out": {
+            _benchmark(file, data, benchmarks).name: len(indices)
+            for file, indices in zip(unpruned, unasked)
+            if indices
+        },
         "incomplete": incomplete,
         "git_commits": commits(records),
     }
 
 
+def _benchmark(file: Path, data: Path, benchmarks: Mapping[str, Benchmark]) -> Benchmark:
+    return find_benchmark(file, read_record(file)["settings"], data, benchmarks)
+
+
 def _read(
-    files: Sequence[Path], data: Path, benchmarks: Mapping[str, Benchmark], parity: int | None
+    files: Sequence[Path],
+    left_out: Sequence[set[int]],
+    data: Path,
+    benchmarks: Mapping[str, Benchmark],
+    parity: int | None,
 ) -> tuple[dict[Unit, Mark], list[dict[str, Any]]]:
+    """Marks and records of a row, without the questions that are left out of each file."""
     marks: dict[Unit, Mark] = {}
-    records = [read_record(file) for file in files]
-    for file, record in zip(files, records):
-        benchmark = find_benchmark(file, record["settings"], data, benchmarks)
-        marks |= read_marks(file, benchmark, data, parity)
+    records = []
+    for file, indices in zip(files, left_out):
+        marks |= read_marks(file, _benchmark(file, data, benchmarks), data, parity, indices)
+        record = read_record(file)
+        if indices:
+            answers = [answer["metadata"] for _, _, answer in read_lines(file)]
+            counted = [metadata for metadata in answers if metadata["index"] not in indices]
+            totals = Totals()
+            for metadata in counted:
+                totals.add(metadata)
+            record |= {"counts": {"answered": len(counted)}, **totals.to_dict()}
+        records.append(record)
     return marks, records
 
 
@@ -146,6 +190,11 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
         f"- Rows have equal FLOPs ({result['counting']} counting, scoring and merging included), "
         "in percent of the unpruned prefill; computed: what really ran."
     )
+    for name, number in result["left_out"].items():
+        yield (
+            f"- Left out of all rows: {number} questions of {name} with several pictures, which "
+            "cost some row more than its budget before its first cut."
+        )
     if result["incomplete"]:
         yield f"- Not complete, left out: {'; '.join(result['incomplete'])}."
     yield f"- Made with git_commit {' and '.join(result['git_commits'])}."

@@ -230,7 +230,7 @@ class Viewer:
         if tokens is None or not chosen.takes_budget():
             return chosen
         # A budget of another kind on the command line gives way to the one that is asked for.
-        other = BUDGETS & {field.name for field in fields(chosen)} - {"target_token_num"}
+        other = {field.name for field in fields(chosen)} & {*BUDGETS} - {"target_token_num"}
         return replace(chosen, target_token_num=tokens, **dict.fromkeys(other))
 
     @contextmanager

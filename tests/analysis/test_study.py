@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from llava import pruning
 from llava.analysis import question_metadata, study, study_rows
-from llava.analysis.study_budget import tokens_for
-from llava.analysis.study_statistics import Comparison, Mark, Unit, estimate, read_marks
+from llava.analysis.study_budget import measured, tokens_for
+from llava.analysis.study_statistics import (
+    Comparison,
+    Mark,
+    Unit,
+    estimate,
+    read_marks,
+    read_unasked,
+)
 from llava.analysis.study_tables import markdown, notes, table
+from llava.eval.benchmarks.base import Benchmark
+from llava.eval.run.questions import Question
 from llava.pruning import METHODS
 
 from ..eval.benchmark_files import ALPHA, BENCHMARKS, BETA, write_benchmark
@@ -68,6 +79,8 @@ def test_marks_by_reference_by_half_of_the_pictures_and_by_the_benchmark_itself(
     assert [m for _, m in sorted(all_marks.items())] == [(0.5, 2), (0.5, 2), (1.0, 2), (0.5, 2)]
     halves = [read_marks(file, BETA, folder / "data", parity) for parity in (0, 1)]
     assert [unit.place for unit in halves[0]] == [0, 4] and halves[0] | halves[1] == all_marks
+    fewer = read_marks(file, BETA, folder / "data", left_out={1, 2, 3})
+    assert [mark.answers for _, mark in sorted(fewer.items())] == [1, 2, 2]
     (folder / "data/beta/metadata.jsonl").unlink()
     scored = read_marks(file, BETA, folder / "data")
     assert [m.answers for m in scored.values()] == [2, 2, 2, 2]
@@ -136,7 +149,7 @@ def test_a_table_from_records(runs: Path) -> None:
         (study_rows.Row("g", name, ""), 64.0, [runs / f"out/alpha/{name}.jsonl"])
         for name in ("first", "second")
     ]
-    rows.append((study_rows.Row("g", "third", ""), 64.0, []))
+    rows.append((study_rows.Row("g", "third", ""), 64.0, [runs / "out/alpha/third.jsonl"]))
     unpruned = [runs / "out/alpha/none.jsonl"]
     result = table(rows, unpruned, runs / "data", BENCHMARKS, None)
     first, second = result["rows"]
@@ -150,6 +163,77 @@ def test_a_table_from_records(runs: Path) -> None:
     said = "\n".join(notes(result | {"counting": "published", "pictures": "all"}))
     assert "alpha 4" in said and "Not complete, left out: g: third, 64." in said
     assert ALPHA.name in result["unpruned"]["benchmarks"]
+
+
+def with_two_pictures(*indices: int) -> dict[str, Benchmark]:
+    """The benchmarks, with a second picture at some questions of alpha."""
+
+    def load(folder: Path) -> Any:
+        questions = ALPHA.load_questions(folder)
+        return _Questions(
+            [
+                replace(questions[i], more=("b.png",) if i in indices else ())
+                for i in range(len(questions))
+            ]
+        )
+
+    return {"alpha": replace(ALPHA, load_questions=load)}
+
+
+class _Questions(list):
+    path = Path("data/alpha/questions.jsonl")
+
+    def position(self, index: int) -> int:
+        return index
+
+
+def unanswered(file: Path, *indices: int) -> Path:
+    """Cost 100 each, of 1000 unpruned; those indices have no answer, and the record says so."""
+    cost = dict.fromkeys(("tokens_entering", "tokens_leaving", "scoring_flops", "merging_flops"), 5)
+    cost |= {"prefill_flops": 90, "dense_prefill_flops": 1000, "computed_flops": 80}
+    cost |= dict.fromkeys(("decode_flops", "dense_decode_flops", "kv_bytes", "dense_kv_bytes"), 1)
+    seconds = dict.fromkeys(("prefill", "decode", "waiting", "total"), 0.1)
+    known = {"n_visual": 9, "n_text": 5, "new_tokens": 1, "cost": cost, "seconds": seconds}
+    answers = [json.loads(line) for line in file.read_text().splitlines()]
+    answers = [a | {"metadata": known | {"index": i}} for i, a in enumerate(answers)]
+    page_runs.lines(file, [a for i, a in enumerate(answers) if i not in indices])
+    record = file.with_suffix(".run.json")
+    status = {"status": "incomplete" if indices else "complete"}
+    record.write_text(json.dumps(json.loads(record.read_text()) | status))
+    return file
+
+
+def test_questions_with_several_pictures_that_a_row_cannot_be_asked(runs: Path) -> None:
+    """`second` has no answer to the last question, whose two pictures its budget cannot hold."""
+    whole = unanswered(runs / "out/alpha/none.jsonl")
+    first = unanswered(runs / "out/alpha/first.jsonl")
+    second = unanswered(runs / "out/alpha/second.jsonl", 3)
+    rows = [(study_rows.Row("g", file.stem, ""), 64.0, [file]) for file in (first, second)]
+    result = table(rows, [whole], runs / "data", with_two_pictures(1, 3), None)
+    assert result["left_out"] == {"alpha": 1} and result["incomplete"] == []
+    assert result["questions"] == {"alpha": 3}
+    assert [round(row["relative"]["value"], 1) for row in result["rows"]] == [100.0, 66.7]
+    assert [row["flops"] for row in result["rows"]] == [0.1, 0.1]
+    said = "\n".join(notes(result | {"counting": "published", "pictures": "all"}))
+    assert "Left out of all rows: 1 questions of alpha with several pictures" in said
+    # One picture: its row is not whole. Nor is one that answers nothing.
+    result = table(rows, [whole], runs / "data", with_two_pictures(1), None)
+    assert result["left_out"] == {} and result["incomplete"] == ["g: second, 64"]
+    benchmark = with_two_pictures(0, 1, 2, 3)["alpha"]
+    assert read_unasked(second, whole, benchmark, runs / "data") == {3}
+    page_runs.lines(second, [])
+    assert read_unasked(second, whole, benchmark, runs / "data") is None
+
+
+def test_work_is_measured_on_questions_with_few_pictures() -> None:
+    counts = [0, 2, 1, 1, 2, 1, 1, 1]
+    questions = _Questions(
+        Question(i, i, "?", "a.png" if n else None, more=("b.png",) * (n - 1))
+        for i, n in enumerate(counts)
+    )
+    assert measured(questions) == [2, 5]
+    assert measured(_Questions(q for q in questions if len(q.images) != 1)) == [1, 2]
+    assert measured(questions[:1]) == []
 
 
 def test_wrong_input_is_refused(runs: Path, capsys) -> None:

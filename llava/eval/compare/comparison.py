@@ -21,9 +21,8 @@ from llava.pruning import METHODS, Pruner, build
 from ..run.record import commit_label, commits, environments
 from ..run.settings import OLDER
 from .results import Result
-from .runs import CURVE
+from .runs import BUDGETS, CURVE
 
-_BUDGETS = ("target_fraction", "target_flops", "target_kv", "target_token_num")
 _SEED = "seed"
 
 
@@ -150,9 +149,9 @@ def _row(
 
 def budget(pruner: Mapping[str, Any]) -> float | str | None:
     """Tokens a layer, or the fraction that a run is bound to; None without any."""
-    for name in _BUDGETS:
+    for name in BUDGETS:
         if pruner.get(name) is not None:
-            return pruner[name] if name == _BUDGETS[-1] else f"{name} {pruner[name]:g}"
+            return pruner[name] if name == "target_token_num" else f"{name} {pruner[name]:g}"
     return None
 
 
@@ -166,7 +165,7 @@ def settings_of(pruner: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {field.name: field.default for field in fields(method)} if method else {}
     # A record has lists where settings have tuples.
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in pruner.items()}
-    rest = {k: v for k, v in values.items() if k not in ("method", "clip", _SEED, *_BUDGETS)}
+    rest = {k: v for k, v in values.items() if k not in ("method", "clip", _SEED, *BUDGETS)}
     result: dict[str, Any] = {}
     for name, preset in method.presets.items() if method else ():
         # Depths of the curve are scaled to the decoder: a preset is told by the others.

@@ -27,7 +27,8 @@ SHARED = (*CURVE, "clip")
 _SPEC = re.compile(r"(?P<method>[\w+-]+)(:(?P<budgets>[^@]*))?(@(?P<fields>.*))?")
 _VALUE = re.compile(r"[\w.+-]+")  # what a file may be called anywhere
 _BUDGET = "target_token_num"
-BUDGETS = {_BUDGET, "target_fraction", "target_flops", "target_kv"}
+#: How a budget is given; of two in a record the first counts.
+BUDGETS = ("target_fraction", "target_flops", "target_kv", _BUDGET)
 
 
 @dataclass(frozen=True)
