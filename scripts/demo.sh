@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
-LIMIT=${LIMIT:-28} # a few minutes on two cores
+LIMIT=${LIMIT:-18} # of each; 14 would leave MME without a score
 
 prepare_environment
 
