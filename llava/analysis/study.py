@@ -44,7 +44,7 @@ from llava.pruning.methods.autoprune import AutoPrune
 
 from .study_budget import COMPUTED, PUBLISHED, Meter, tokens_for
 from .study_rows import ABLATIONS, BASE, INDICATORS, SPREAD, Row, ShuffledAutoPrune, methods
-from .study_tables import markdown, notes, table
+from .study_tables import markdown, matrix, notes, table
 
 PLAN = "study.json"  # in the folder of the runs: the budgets that were found
 _TENTH = 0.1  # of a token, to which a budget of a method that takes any number is found
@@ -138,7 +138,10 @@ def _main(
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(text + "\n", encoding="utf-8")
-    print(markdown(result) + "\n\n" + "\n".join(notes(result)))
+    tables = [markdown(result)]
+    if len(args.tokens) > 1:
+        tables.insert(0, matrix(result))
+    print("\n\n".join([*tables, "\n".join(notes(result))]))
     print(text, flush=True)
     return outcome.code
 

@@ -160,6 +160,28 @@ def markdown(result: Mapping[str, Any]) -> str:
     return write_table(headings, lines)
 
 
+def matrix(result: Mapping[str, Any]) -> str:
+    """Rows against budgets, short: those that keep most at the smallest budget first."""
+    budgets = list(dict.fromkeys(entry["tokens"] for entry in result["rows"]))
+    rows: dict[tuple[str, str], dict[float, Mapping[str, Any]]] = {}
+    for entry in result["rows"]:
+        rows.setdefault((entry["group"], entry["label"]), {})[entry["tokens"]] = entry
+
+    def kept(row: Mapping[float, Mapping[str, Any]]) -> list[float]:
+        return [row[t]["relative"]["value"] if t in row else -1.0 for t in budgets]
+
+    kinds = [name for name in KINDS if name in result["unpruned"]]
+    headings = ["row", *(f"relative %, T = {t:g}" for t in budgets), *(f"{k} %" for k in kinds)]
+    lines = []
+    for (_, label), row in sorted(rows.items(), key=lambda item: kept(item[1]), reverse=True):
+        cells = [_interval(row[t]["relative"]) if t in row else "–" for t in budgets]
+        for kind in kinds:
+            shares = [f"{row[t][kind]['value']:.0f}" if t in row else "–" for t in budgets]
+            cells.append(" / ".join(shares))
+        lines.append([label, *cells])
+    return write_table(headings, lines)
+
+
 def _interval(value: Mapping[str, float]) -> str:
     return f"{value['value']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
 

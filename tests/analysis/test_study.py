@@ -21,7 +21,7 @@ from llava.analysis.study_statistics import (
     read_marks,
     read_unasked,
 )
-from llava.analysis.study_tables import markdown, notes, table
+from llava.analysis.study_tables import markdown, matrix, notes, table
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.run.questions import Question
 from llava.pruning import METHODS
@@ -163,6 +163,21 @@ def test_a_table_from_records(runs: Path) -> None:
     said = "\n".join(notes(result | {"counting": "published", "pictures": "all"}))
     assert "alpha 4" in said and "Not complete, left out: g: third, 64." in said
     assert ALPHA.name in result["unpruned"]["benchmarks"]
+
+
+def test_a_matrix_of_budgets(runs: Path) -> None:
+    rows = [
+        (study_rows.Row("g", label, ""), tokens, [runs / f"out/alpha/{file}.jsonl"])
+        for label, tokens, file in (
+            ("worse", 64.0, "second"), ("better", 64.0, "first"), ("worse", 128.0, "first")
+        )
+    ]  # fmt: skip
+    unpruned = [runs / "out/alpha/none.jsonl"]
+    heading, _, *shown = matrix(table(rows, unpruned, runs / "data", BENCHMARKS, None)).splitlines()
+    assert heading.startswith("| row | relative %, T = 64 | relative %, T = 128 |")
+    first, second = ([cell.strip() for cell in line.split("|")[1:4]] for line in shown)
+    assert (first[0], first[1][:5], first[2]) == ("better", "75.0 ", "–")
+    assert (second[0], second[1][:5], second[2][:5]) == ("worse", "50.0 ", "75.0 ")
 
 
 def with_two_pictures(*indices: int) -> dict[str, Benchmark]:
