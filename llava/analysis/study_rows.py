@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
-from llava.pruning import METHODS, Pruner, build
+from llava.pruning import METHODS, Pruner, build, label
 from llava.pruning.cost import DecoderShape
 from llava.pruning.layout import TokenLayout
 from llava.pruning.methods.autoprune import AutoPrune, AutoPruneRun
@@ -88,10 +88,10 @@ def methods() -> Iterator[Row]:
             continue
         known = {field.name for field in fields(method)}
         strict = ["budget_mode=strict"] if "budget_mode" in known else []
-        yield Row("methods", name, _run(name, strict))
+        yield Row("methods", label(name), _run(name, strict))
         if "positions" in known:
             kept = [*strict, f"positions={_other_positions(build(name))}"]
-            yield Row("other positions", f"{name}, {kept[-1]}", _run(name, kept))
+            yield Row("other positions", f"{label(name)}, {kept[-1]}", _run(name, kept))
 
 
 def _other_positions(pruner: Pruner) -> str:
