@@ -14,7 +14,8 @@ prepare_environment
 
 export HF_HUB_DISABLE_PROGRESS_BARS=1 # of loading, which is quick
 
-# A folder for each limit, because answers to different questions are never mixed.
+# A folder for each limit, because answers to different questions are never mixed. Pictures are read
+# by the process that answers: it needs both cores.
 exec .venv/bin/python -m llava.analysis.demo \
     --model-path playground/demo/llava-demo \
     --data playground/data/mini \
@@ -22,5 +23,5 @@ exec .venv/bin/python -m llava.analysis.demo \
     --runs none autoprune:192,64,32 autoprune:64@preset=balanced uniform-grid:64 no-image \
     --limit "$LIMIT" \
     --ask playground/data/mini/textvqa/train_images/scene000000.jpg "What word is on the yellow sign?" \
-    --dtype float32 --batch-size 8 \
+    --dtype float32 --batch-size 8 --num-workers 0 \
     "$@"

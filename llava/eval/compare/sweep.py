@@ -7,7 +7,7 @@
 A run is METHOD[:BUDGET[,BUDGET...]][@FIELD=VALUE,...]. Each is an ordinary run of
 `llava.eval.model_vqa_loader` with its own answers OUT/<benchmark>/<run>.jsonl and run record: the
 same command again continues, and leaves alone what is complete. The model is loaded once, and each
-image goes through the vision tower once, and once more for a method that looks inside (see
+image is read and goes through the vision tower once for all runs that do not merge in it (see
 --no-feature-cache), so prefill times are without it.
 The last line of stdout is the table as JSON; it has what is complete. A run that its method
 refuses, for a budget below its floor, is named on stderr with the reason, and so is one that has
