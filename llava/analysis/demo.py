@@ -33,7 +33,7 @@ from llava.mm_utils import load_image
 from .tradeoff import TOWER
 
 _NAMES = {"none": "unpruned", "no-image": "no picture", "uniform-grid": "uniform grid"}
-_CARDS = 24
+_CARDS = 8
 _BAR = 24  # characters
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -176,7 +176,7 @@ def _draw(
         raise ValueError("no run prunes by a method: nothing to draw")
     pruner = recorded_pruner(pruned[-1].answers_file, pruned[-1].pruner)
     image, question = load_image(Path(args.ask[0])), args.ask[1]
-    tokenizer, model, processor = ask.model
+    tokenizer, model, processor, _ = ask.model
     trace = traced.run(model, tokenizer, processor, image, question, pruner)
     layers = [0, trace.layers // 3, trace.layers]
     args.picture.parent.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,12 @@ from llava import pruning
 from llava.analysis import demo
 from llava.eval.compare.comparison import compare
 from llava.eval.compare.report import collect
+from llava.mm_utils import load_image
 
 from ..eval.benchmark_files import BENCHMARKS, write_benchmark
 from ..eval.compare.test_sweep import loads
 from ..eval.run_files import write_run
+from .conftest import DEMO
 
 
 @pytest.fixture
@@ -79,3 +81,18 @@ def test_one_live_line_then_the_table_and_a_second_run_asks_nothing(
     assert demo.main(command, BENCHMARKS) == 0
     assert capsys.readouterr().out == out and loaded == ["stub-7b"]
     assert drawn == [Path("demo.png")] * 2
+
+
+def test_a_picture_and_a_page_are_written(tmp_path, monkeypatch, request, capsys) -> None:
+    loaded = (*request.getfixturevalue("demo"), 2048)
+    monkeypatch.setattr("llava.model.builder.load_pretrained_model", lambda *_, **__: loaded)
+    write_benchmark(tmp_path / "data", "alpha", 2)
+    picture, page = tmp_path / "demo.png", tmp_path / "report.html"
+    image = tmp_path / "data" / "alpha" / "images" / "0.png"
+    command = ["--model-path", str(DEMO), "--data", str(tmp_path / "data"), "--num-workers", "0"]
+    command += ["--out", str(tmp_path / "out"), "--runs", "none", "random:8", "--no-feature-cache"]
+    command += ["--ask", str(image), "What is it?", "--max_new_tokens", "2", "--device", "cpu"]
+    command += ["--picture", str(picture), "--page", str(page)]
+    assert demo.main(command, BENCHMARKS) == 0
+    assert f"Written: {picture}" in capsys.readouterr().out
+    assert load_image(picture).width > 300 and "alpha" in page.read_text(encoding="utf-8").lower()
