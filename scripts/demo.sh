@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
-LIMIT=${LIMIT:-18} # of each; 14 would leave MME without a score
+LIMIT=${LIMIT:-12} # one batch; 14 and 16 would leave MME without a score
 
 prepare_environment
 
@@ -23,5 +23,5 @@ exec .venv/bin/python -m llava.analysis.demo \
     --runs none autoprune:192,64,32 autoprune:64@preset=balanced uniform-grid:64 no-image \
     --limit "$LIMIT" \
     --ask playground/data/mini/textvqa/train_images/scene000000.jpg "What word is on the yellow sign?" \
-    --dtype float32 --batch-size 8 --num-workers 0 \
+    --dtype float32 --batch-size 12 --num-workers 0 \
     "$@"
