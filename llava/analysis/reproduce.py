@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@cache
 def _known() -> dict[str, set[str]]:
     """The flags of the two programs that get what is not a flag of this one."""
     parsers = {"verify": verifying.build_parser(), "sweep": sweep.build_parser(BENCHMARKS)}
