@@ -179,7 +179,7 @@ def test_the_demo_is_one_sweep(tmp_path):
     balanced = "autoprune:64@preset=balanced"
     assert args.runs == ["none", "autoprune:192,64,32", balanced, "uniform-grid:64", "no-image"]
     assert args.benchmarks == ["pope"]
-    assert (args.limit, args.dtype, args.batch_size) == (6, "float32", 8)
+    assert (args.limit, args.dtype, args.batch_size) == (6, "float32", 12)
     assert (args.x0, args.depth_layers) == (None, None)  # the sweep scales depths by itself
     assert (ROOT / args.model_path / "config.json").is_file() and (ROOT / args.data).is_dir()
     ignored = subprocess.run(["git", "check-ignore", str(args.out / "pope")], cwd=ROOT)
