@@ -16,7 +16,6 @@ from llava import pruning
 from llava.eval.run.feature_cache import pixel_key
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.encoding import read_pictures, reduce_views, reduced_tokens
-from llava.model.tiles import EncodedImage
 from llava.pruning.base import Pruner
 from llava.pruning.cache import PrunedCache
 from llava.pruning.methods.divprune import DivPrune
@@ -162,6 +161,8 @@ class Case:
 
     @property
     def views(self) -> int:
+        if "five" in self.parts:
+            return 5
         across, down = map(int, self.grid.rstrip("b").split("x"))
         return 1 if self.grid == "1x1" else 1 + across * down
 
@@ -200,7 +201,9 @@ class Case:
             return pruning.build(method, **settings)
         if method == "prumerge":
             method = "prumerge+"
-            settings = {"plus": "plus" in self.parts, "adaptive": budget is None}
+            training = "fixed8" in self.parts
+            settings = {"plus": "plus" in self.parts, "training": training}
+            settings["adaptive"] = budget is None and not training
         if method == "hired" and self.views > 1:
             settings = {"alpha": float(self.parts[-1][1:])}
         if method == "vispruner":
@@ -220,11 +223,11 @@ class Case:
     def images(self) -> dict[str, Any]:
         pixels = self.pixels
         images = pixels if self.merge_type is None else [pixels]
-        return {"images": images, "image_sizes": [self.size]}
+        return {"images": images, "image_sizes": [self.size] * len(images)}
 
 
 @torch.no_grad()
-def reduced(case: Case) -> tuple[EncodedImage, list[list[int]]]:
+def reduced(case: Case) -> tuple[Tensor, list[list[int]]]:
     """What a method in or behind the tower hands to the decoder, and the patches it kept of each
     view: ascending, -1 being the CLS token; PruMerge's in its own order."""
     llava, pruner = case.model, case.pruner
@@ -232,9 +235,9 @@ def reduced(case: Case) -> tuple[EncodedImage, list[list[int]]]:
     pictures = read_pictures(
         **dict(zip(("images", "sizes"), case.images.values())), config=llava.config, tower=tower
     )
-    views = reduce_views(tower, pictures, pruner, [1], None)
+    views = reduce_views(tower, pictures, pruner, [len(pictures.views)], None)
     assert isinstance(views, list)
-    (image,) = reduced_tokens(llava.get_model(), pictures, views)
+    images = reduced_tokens(llava.get_model(), pictures, views)
     if case.method == "hired":
         # The recorded ones are from before the border is cut off.
         views = reduce_views(tower, pictures, replace(pruner, border="kept"), [1], None)
@@ -247,7 +250,7 @@ def reduced(case: Case) -> tuple[EncodedImage, list[list[int]]]:
             dominant, _ = pruner.split(len(patches))
             patches = sorted(-1 if p == EACH else p for p in patches[:dominant])
         kept.append(patches)
-    return image, kept
+    return torch.cat([image.embeds for image in images]), kept
 
 
 @torch.no_grad()

@@ -69,6 +69,7 @@ def _by_attention() -> Iterator[Case]:
     yield Case("zipvl", strict, None)
     yield Case("zipvl", {"tau": 0.9, "probes": 3}, None)
     yield Case("prumerge+", {"adaptive": True}, None, merges=True)
+    yield Case("prumerge+", {"training": True}, None, merges=True)
 
 
 def _once() -> Iterator[Case]:

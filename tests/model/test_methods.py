@@ -58,7 +58,7 @@ def totals(sample: SampleTrace) -> list[int]:
 
 def has_budget(case) -> bool:
     """Whether `target_token_num` decides how many tokens there are."""
-    instead = any(case.settings.get(name) for name in ("tau", "ratios", "adaptive"))
+    instead = any(case.settings.get(name) for name in ("tau", "ratios", "adaptive", "training"))
     return hasattr(case.pruner, "target_token_num") and not instead
 
 

@@ -11,7 +11,7 @@ import torch
 from llava import pruning
 from llava.pruning.cost import TowerShape
 from llava.pruning.layout import Segment, TokenLayout
-from llava.pruning.methods.prumerge import PruMerge, adaptive, fixed, outliers
+from llava.pruning.methods.prumerge import PruMerge, adaptive, fixed, outliers, trained
 from llava.pruning.vision import Probe, VisionFeatures
 from tests.closeness import assert_close
 
@@ -34,8 +34,15 @@ def peaks(p: int, *where: int) -> torch.Tensor:
     ],
 )
 def test_outliers_by_hand(largest, expected) -> None:
-    assert outliers(torch.tensor([largest, *range(15)])) == expected
-    assert outliers(torch.full((16,), 0.1)) == 0
+    assert outliers(torch.tensor([[largest, *range(15)]])) == expected
+    assert outliers(torch.full((1, 16), 0.1)) == 0
+
+
+def test_outliers_of_several_images_are_pooled() -> None:
+    """Of 32 values the one image has four outliers, the other one: two each, rounded down."""
+    one, other = peaks(16, 2, 3, 5, 7), peaks(16, 4)
+    assert outliers(one[None]) == 4 and outliers(other[None]) == 1
+    assert outliers(torch.stack([one, other])) == 2
 
 
 @pytest.mark.parametrize(
@@ -49,16 +56,23 @@ def test_outliers_by_hand(largest, expected) -> None:
     ],
 )
 def test_the_adaptive_rule_by_hand(attention, kept) -> None:
-    assert adaptive(attention, plus=True).tolist() == kept
-    assert adaptive(attention, plus=False).tolist() == kept[: max(outliers(attention), 1)]
+    count = max(outliers(attention[None]), 1)
+    assert adaptive(attention, count, plus=True).tolist() == kept
+    assert adaptive(attention, count, plus=False).tolist() == kept[:count]
 
 
 def test_the_typical_counts_of_the_paper() -> None:
     """32 outliers of 576 are 5.5 %; step 6 adds the 96 multiples of 6 below 575."""
-    kept = adaptive(peaks(576, *range(1, 33)), plus=True)
+    kept = adaptive(peaks(576, *range(1, 33)), 32, plus=True)
     assert len(kept) == 32 + 96 - 5  # 6, 12, 18, 24, 30 are outliers already
     assert kept[:3].tolist() == [1, 2, 3] and kept[32:34].tolist() == [0, 36]
     assert kept[-1] == 570
+
+
+def test_the_rule_of_training_by_hand() -> None:
+    """An eighth by attention, and every eighth patch, 12 for the second time."""
+    assert trained(peaks(24, 12, 3, 9), plus=True).tolist() == [12, 3, 9, 4, 12, 20]
+    assert trained(peaks(24, 12, 3, 9), plus=False).tolist() == [12, 3, 9]
 
 
 def test_the_fixed_count_by_hand() -> None:
@@ -115,7 +129,8 @@ def test_all_heads_are_one() -> None:
 def test_the_adaptive_count_is_what_the_image_says() -> None:
     """16 patches, no outlier: 0, 5 and 10 stay, and one token of the 13 others."""
     seen = image([[float(i)] for i in range(16)], [[0.0, 0.0]] * 16)
-    (made,) = PruMerge(adaptive=True, neighbours=0, target_token_num=9).reduce(seen, [[1]])
+    groups = [[], [1]]  # a sample has no image
+    (made,) = PruMerge(adaptive=True, neighbours=0, target_token_num=9).reduce(seen, groups)
     assert made.patch.tolist() == [0, 5, 10, 1]
     assert_close(made.features[:, 0], torch.tensor([0.0, 5, 10, (120 - 15) / 17]))
     (made,) = PruMerge(neighbours=0, target_token_num=9).reduce(seen, [[1]])
@@ -145,6 +160,10 @@ def test_what_adaptive_scoring_costs() -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match=r"adaptive=true .* meets no budget"):
         pruning.build("prumerge+", adaptive=True, budget_mode="strict")
+    with pytest.raises(ValueError, match=r"training=true .* whatever the budget is"):
+        pruning.build("prumerge+", training=True, budget_mode="strict")
+    with pytest.raises(ValueError, match="two rules: set one"):
+        pruning.build("prumerge+", training=True, adaptive=True)
     with pytest.raises(ValueError, match="neighbours must be 0 or more, got -1"):
         pruning.build("prumerge+", neighbours=-1)
     assert pruning.build("prumerge+", budget_mode="strict").tower_layers(23) == (23,)

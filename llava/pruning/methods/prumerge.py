@@ -16,7 +16,11 @@ Which patches are kept:
              Q1), the n highest; with `plus` also patches 0, s, 2 s, ... below p - 1 that are not
              among them, s = floor(floor(p / n) / 3). The count differs from image to image (the
              paper says 5.5 %, with `plus` 25 %); target_token_num is ignored, and the trace tells
-             what came out.
+             what came out. Several images of a sample: quartiles are of all their patches, n is
+             the mean, rounded down; each has its own n highest.
+  training   the rule the reference trains with, without a budget either: the p / 8 highest; with
+             `plus` also patches 4, 12, 20, ..., those among the highest a second time. For each of
+             these the first patch that is not kept is lost, to neighbours and the extra token.
   otherwise  (default) exactly T tokens, the extra one included: K = T - 1 patches. Tables that
              list PruMerge at 192, 128 or 64 use variants of a fixed ratio by others; this is one of
              that kind. Without `plus` the K highest. With it the ceil(K / 4) highest, as one
@@ -26,9 +30,10 @@ Which patches are kept:
 
 Deviations from the reference, in the adaptive rule: n = 0, where it divides by zero, counts as 1;
 s is at least 1, where n > p / 3 makes it 0 and raises (a quarter at most can exceed Q3, so only a
-handful of patches gets there); the outliers are those of each image, where it pools a batch. In
-both: float32 throughout, ties go to the lower index. That the last patch
-is never sampled is the reference's and kept in the adaptive rule.
+handful of patches gets there); outliers are pooled over a sample, where it pools whatever goes
+through the tower together; with `plus` it raises on several images. In all: float32 throughout,
+ties go to the lower index. That the last patch is never sampled is the reference's and kept in the
+adaptive rule.
 The extra token carries the id of the dropped patch with the highest attention; where the adaptive
 rule keeps every patch there is no extra token.
 The reference does not run on tiled pictures; here each view of one is reduced by itself, with a
@@ -64,6 +69,7 @@ class PruMerge(TowerPruner):
     plus: sample patches in space too (PruMerge+); without, PruMerge.
     adaptive: the published rule for how many, see the module; it has no budget, so it refuses
         budget_mode "strict".
+    training: the rule of the reference's training; as `adaptive`.
     neighbours: how many patches each kept one takes in.
 
     Raises ValueError on values that make no sense.
@@ -73,15 +79,23 @@ class PruMerge(TowerPruner):
 
     plus: bool = True
     adaptive: bool = False
+    training: bool = False
     neighbours: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
         demand(self, "neighbours", self.neighbours >= 0, "0 or more")
+        if self.adaptive and self.training:
+            raise ValueError("adaptive=true and training=true are two rules: set one")
         if self.adaptive and self.strict:
             raise ValueError(
                 "adaptive=true lets each image decide how many tokens it keeps and meets no "
                 "budget: leave budget_mode='strict' out, or set adaptive=false"
+            )
+        if self.training and self.strict:
+            raise ValueError(
+                "training=true keeps an eighth of the patches by attention whatever the budget "
+                "is: leave budget_mode='strict' out, or set training=false"
             )
 
     def tower_layers(self, ran: int) -> tuple[int, ...]:
@@ -90,13 +104,16 @@ class PruMerge(TowerPruner):
 
     def reduce(self, features: VisionFeatures, groups: Groups) -> list[Reduced] | None:
         """T tokens a sample; adaptive: waits for the device, to learn how many."""
-        if not self.adaptive:
+        if not (self.adaptive or self.training):
             return super().reduce(features, groups)
-        reduced = []
-        for image in range(len(features.patches)):
-            attention = self._attention(features, image)
-            kept = adaptive(attention, self.plus)
-            reduced.append(self._merged(features, image, attention, kept))
+        reduced: list[Reduced] = []
+        for group in filter(sum, groups):
+            images = range(len(reduced), len(reduced) + sum(group))
+            attention = torch.stack([self._attention(features, image) for image in images])
+            count = max(outliers(attention), 1) if self.adaptive else 0
+            for image, row in zip(images, attention):
+                kept = adaptive(row, count, self.plus) if self.adaptive else trained(row, self.plus)
+                reduced.append(self._merged(features, image, row, kept))
         return reduced
 
     def choose(self, features: VisionFeatures, image: int, count: int) -> Reduced:
@@ -112,16 +129,15 @@ class PruMerge(TowerPruner):
     ) -> Reduced:
         keys = features.probes[features.ran].of_image(image).joined().keys[0, 0, 1:]
         patches = features.patches[image]
-        weights = neighbour_weights(keys, attention, kept, self.neighbours)
+        others = dropped(kept, len(patches))
+        weights = neighbour_weights(keys, attention, kept, others, self.neighbours)
         points = precise(patches)
         merged = points[kept] + weights @ points
         ids = kept
-        if len(kept) < len(patches):
-            left = attention.index_fill(0, kept, 0)
-            merged = torch.cat([merged, (left @ points)[None]])
-            # -1, not 0: an attention that underflows must not make a kept patch the heaviest.
-            heaviest = attention.index_fill(0, kept, -1).argmax()
-            ids = torch.cat([kept, heaviest[None]])
+        if len(others):
+            left = attention[others]
+            merged = torch.cat([merged, (left @ points[others])[None]])
+            ids = torch.cat([kept, others[left.argmax()][None]])
         return Reduced(merged.to(patches.dtype), ids)
 
     def scoring(self, count: int, tower: TowerShape) -> int:
@@ -134,10 +150,11 @@ class PruMerge(TowerPruner):
 
     def start(self, layout: TokenLayout, shape: DecoderShape) -> PrunerRun:
         """Nothing is left to do in the decoder."""
-        return AdaptiveRun(self, layout, shape) if self.adaptive else super().start(layout, shape)
+        budgeted = not (self.adaptive or self.training)
+        return super().start(layout, shape) if budgeted else UnbudgetedRun(self, layout, shape)
 
 
-class AdaptiveRun(PrunerRun):
+class UnbudgetedRun(PrunerRun):
     """A prefill of as many tokens as the images came to: says what choosing them cost."""
 
     def __init__(self, config: PruMerge, layout: TokenLayout, shape: DecoderShape) -> None:
@@ -154,19 +171,30 @@ class AdaptiveRun(PrunerRun):
 
 
 def outliers(attention: Tensor) -> int:
-    """How many of `attention` (p,) exceed Q3 + 1.5 (Q3 - Q1), quartiles interpolated linearly."""
-    low, high = attention.quantile(attention.new_tensor([0.25, 0.75]))
-    return int((attention > high + 1.5 * (high - low)).sum())
+    """How many of an image's patches exceed Q3 + 1.5 (Q3 - Q1), quartiles interpolated linearly.
+
+    attention: (images, p); of several the mean, rounded down.
+    """
+    low, high = attention.flatten().quantile(attention.new_tensor([0.25, 0.75]))
+    return int((attention > high + 1.5 * (high - low)).sum()) // len(attention)
 
 
-def adaptive(attention: Tensor, plus: bool) -> Tensor:
-    """Patches that the published rule keeps: (K,), by attention, then those sampled in space."""
-    p, count = len(attention), max(outliers(attention), 1)
+def adaptive(attention: Tensor, count: int, plus: bool) -> Tensor:
+    """Patches that the published rule keeps with `count` outliers: by attention (p,), then those
+    sampled in space."""
+    p = len(attention)
     best = top(attention, count)
     if not plus:
         return best
     sampled = torch.arange(0, p - 1, max(p // count // 3, 1), device=best.device)
     return torch.cat([best, sampled[~torch.isin(sampled, best)]])
+
+
+def trained(attention: Tensor, plus: bool) -> Tensor:
+    """Patches that the rule of training keeps: by attention (p,), then every eighth."""
+    best = top(attention, max(len(attention) // 8, 1))
+    every = torch.arange(4, len(attention), 8, device=best.device)
+    return torch.cat([best, every]) if plus else best
 
 
 def fixed(attention: Tensor, count: int, plus: bool) -> Tensor:
@@ -179,13 +207,26 @@ def fixed(attention: Tensor, count: int, plus: bool) -> Tensor:
     return torch.cat([ranked[:by_attention], rest[steps]])
 
 
-def neighbour_weights(keys: Tensor, attention: Tensor, kept: Tensor, neighbours: int) -> Tensor:
+def dropped(kept: Tensor, patches: int) -> Tensor:
+    """Patches that are not kept, ascending: (patches - K,), so that for each that is kept twice the
+    first of them is lost, as in the reference."""
+    every = torch.arange(patches, device=kept.device)
+    return every.index_fill(0, kept, -1).sort().values[len(kept) :]
+
+
+def neighbour_weights(
+    keys: Tensor, attention: Tensor, kept: Tensor, others: Tensor, neighbours: int
+) -> Tensor:
     """What each kept patch takes of every patch: (K, p), the attention of its nearest, 0 else.
 
-    keys: (p, d); attention: (p,); kept: (K,). The nearest are by cosine; the patch is not its own.
+    keys: (p, d); attention: (p,); kept: (K,); others: (p - K,). The nearest are by cosine. A patch
+    is not its own; one that is kept twice is near itself, and two neighbours to others.
     """
     unit = F.normalize(precise(keys), dim=-1)
-    similar = (unit[kept] @ unit.T).scatter_(1, kept[:, None], -torch.inf)
+    pool = torch.cat([kept, others]).sort().values
+    itself = torch.searchsorted(pool, kept)
+    similar = (unit[kept] @ unit[pool].T).scatter_(1, itself[:, None], -torch.inf)
     nearest = similar.argsort(dim=1, descending=True, stable=True)
-    nearest = nearest[:, : min(neighbours, len(keys) - 1)]
-    return torch.zeros_like(similar).scatter_(1, nearest, attention[nearest])
+    nearest = pool[nearest[:, : min(neighbours, len(pool) - 1)]]
+    weights = unit.new_zeros(len(kept), len(keys))
+    return weights.scatter_add_(1, nearest, attention[nearest])
