@@ -6,8 +6,9 @@
 
 Without --methods: AutoPrune's preset `balanced`, changed in one respect a row (`study_rows`). With
 it: every method of the package, with its own positions and the other ones. --tokens are visual
-tokens entering a layer of `balanced`; every other row gets the budget at which its prefill costs
-the same FLOPs, scoring and merging included (`study_budget`; --counting computed: what really ran).
+tokens entering a layer of `balanced` where its pre-selection costs nothing (`study_rows.WORK`);
+every row gets the budget at which its prefill costs the same FLOPs, scoring and merging included
+(`study_budget`; --counting computed: what really ran).
 Intervals are of a bootstrap over questions, differences those of pairs (`study_statistics`).
 Budgets are for one picture. A question with several may cost a row more than its budget before the
 first cut: then it is left out of all rows, and the notes below the table say how many are.
@@ -43,7 +44,16 @@ from llava.eval.run.runner import EXIT_INTERRUPTED, EXIT_USAGE
 from llava.pruning.methods.autoprune import AutoPrune
 
 from .study_budget import COMPUTED, PUBLISHED, Meter, tokens_for
-from .study_rows import ABLATIONS, BASE, INDICATORS, SPREAD, Row, ShuffledAutoPrune, methods
+from .study_rows import (
+    ABLATIONS,
+    BASE,
+    INDICATORS,
+    SPREAD,
+    WORK,
+    Row,
+    ShuffledAutoPrune,
+    methods,
+)
 from .study_tables import markdown, matrix, notes, table
 
 PLAN = "study.json"  # in the folder of the runs: the budgets that were found
@@ -51,7 +61,7 @@ _TENTH = 0.1  # of a token, to which a budget of a method that takes any number 
 
 
 class Planned(NamedTuple):
-    """A row at a budget: tokens of the base, and the run that costs the same; None: refused."""
+    """A row at a budget: tokens of `WORK`, and the run that costs the same; None: refused."""
 
     row: Row
     tokens: float
@@ -80,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=flags.number(1),
         default=[64.0],
         metavar="T",
-        help="tokens entering a layer of `balanced`, whose FLOPs all rows get (default: 64)",
+        help="tokens entering a layer, whose FLOPs all rows get (default: 64); see study_rows.WORK",
     )
     parser.add_argument("--counting", choices=(PUBLISHED, COMPUTED), default=PUBLISHED)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="groups or labels of rows")
@@ -163,7 +173,7 @@ def plan(
     adapts = {"adaptation", *INDICATORS}
     if not args.methods and (not args.only or adapts & {n.partition(",")[0] for n in args.only}):
         pairs += _adaptation(budgets)
-    base = budgets.in_decoder(parse_runs([BASE])[0])
+    work = budgets.in_decoder(parse_runs([WORK])[0])
     result, seen = [], []
     for row, run in pairs:
         if args.only and not {row.group, row.label} & {*args.only}:
@@ -172,7 +182,7 @@ def plan(
             continue
         seen.append(run.pruner)
         for tokens in args.tokens:
-            result.append(Planned(row, tokens, budgets.at_work_of(base, tokens, run)))
+            result.append(Planned(row, tokens, budgets.at_work_of(work, tokens, run)))
     if not result:
         raise ValueError(f"--only {' '.join(args.only)}: no such row")
     budgets.save()
@@ -226,15 +236,15 @@ class _Budgets:
         moved = runs_in_decoder([run], self._layers, self._swept.depth_layers)[0]
         return replace(moved, given=moved.given | {*moved.pruner.depths})
 
-    def at_work_of(self, base: PlannedRun, tokens: float, run: PlannedRun) -> PlannedRun | None:
-        """`run` with the budget that costs what `base` costs at so many tokens."""
+    def at_work_of(self, work: PlannedRun, tokens: float, run: PlannedRun) -> PlannedRun | None:
+        """`run` with the budget that costs what `work` costs at so many tokens."""
         method, at, rest = run.name.partition("@")
-        if run.pruner == base.pruner:
+        if run.pruner == work.pruner:
             budget: float | None = tokens
         else:
-            key = f"{run.name} at the FLOPs ({self._counting}) of {base.name} at {tokens:g}"
+            key = f"{run.name} at the FLOPs ({self._counting}) of {work.name} at {tokens:g}"
             if key not in self._known:
-                self._known[key] = self._find(base, tokens, run)
+                self._known[key] = self._find(work, tokens, run)
                 self.save()
             budget = self._known[key]
         if budget is None:
@@ -271,11 +281,11 @@ class _Budgets:
         new.write_text(json.dumps(self._known, indent=1) + "\n", encoding="utf-8")
         os.replace(new, self._path)
 
-    def _find(self, base: PlannedRun, tokens: float, run: PlannedRun) -> float | None:
-        work = f"FLOPs ({self._counting}) of {base.name} at {tokens:g}"
-        if work not in self._known:
-            self._known[work] = self.meter.share(_with(base, tokens))
-        if self._known[work] is None:
+    def _find(self, work: PlannedRun, tokens: float, run: PlannedRun) -> float | None:
+        key = f"FLOPs ({self._counting}) of {work.name} at {tokens:g}"
+        if key not in self._known:
+            self._known[key] = self.meter.share(_with(work, tokens))
+        if self._known[key] is None:
             return None
         step = _TENTH if getattr(run.pruner, "fractional", False) else 1.0
 
@@ -286,7 +296,7 @@ class _Budgets:
                 raise ValueError(f"{run.name}: {error}") from None
 
         try:
-            budget = tokens_for(self._known[work], cost, self.meter.most, step)
+            budget = tokens_for(self._known[key], cost, self.meter.most, step)
         except ValueError as error:
             _say(f"Cannot be run: {error}")
             return None

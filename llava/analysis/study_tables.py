@@ -35,7 +35,7 @@ def table(
     benchmarks: Mapping[str, Benchmark],
     parity: int | None,
 ) -> dict[str, Any]:
-    """The study as JSON. Each row has its group, label, tokens of the base and the answers of its
+    """The study as JSON. Each row has its group, label, tokens of `WORK` and the answers of its
     run, one file for each of the unpruned run's; differences are to the first row of the same
     tokens.
 

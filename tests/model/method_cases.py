@@ -62,6 +62,7 @@ def _by_attention() -> Iterator[Case]:
     yield Case("autoprune", autoprune, None, merges=True)
     yield Case("autoprune", {**autoprune, "recycle_ratio": 0.0}, None)
     yield Case("autoprune", {**autoprune, "preset": "paper"}, None)
+    yield Case("autoprune", {**autoprune, "preset": "balanced"}, None)
     yield Case("autoprune", {**autoprune, "prune_every": 2}, None, merges=True)
     yield Case("autoprune", {**autoprune, "recycle_ratio": 0.0, "prune_every": 4}, None)
     yield Case("zipvl", {"target_token_num": 7}, None)

@@ -55,7 +55,8 @@ DOCUMENTED = {
         "indicator": "static",
         "x0": 8.0,
         "preselect_at": "entry",
-        "preselect_ratio": 2.0,
+        "preselect_ratio": 2.5,
+        "preselect_candidates": 2.0,
         "rank_rows": "last",
         "recycle_ratio": 0.0,
         "positions": "original",
@@ -64,6 +65,7 @@ DOCUMENTED = {
 }
 COMMON = {
     "preselect_at": "layer_0",
+    "preselect_candidates": 1.0,
     "target_token_num": 64,
     "target_fraction": None,
     "budget_per": "sample",

@@ -10,7 +10,7 @@ import torch
 from llava import pruning
 from llava.pruning.images import share_out
 from llava.pruning.layout import NEWLINE, Segment, TokenLayout
-from llava.pruning.methods.autoprune.run import normalised_in_tiles
+from llava.pruning.methods.autoprune.preselection import normalised_in_tiles, novel_first
 from llava.pruning.methods.hired import HiRED, tiles_of_patches
 from llava.pruning.selectors import keep_top
 from llava.pruning.vision import Probe
@@ -131,6 +131,17 @@ def test_scores_normalised_in_tiles():
     layout = tiled([0, 0, 1, NEWLINE], [0, 0], cls=[[1.0, 3, 2, 7], [5.0, 5]])
     found = normalised_in_tiles(layout)[0]
     assert found.tolist() == [0, 0.25, 0.75, 1, 0, 0.5, 0.5, 0, 0]
+
+
+def test_a_newline_is_never_new():
+    """The newline is like nothing else; the second patch, like the first, stays before it."""
+    layout = tiled([0, 0, NEWLINE], cls=[[0.5, 0.4, 0.9]])
+    embeds = torch.zeros(1, layout.n, 2)
+    embeds[0, layout.is_patch[0]] = torch.tensor([1.0, 0.0])
+    embeds[0, layout.is_newline[0]] = torch.tensor([-1.0, 0.0])
+    scores = novel_first(layout, layout.cls, embeds, [3])
+    selection = keep_top(layout, scores, [2])
+    assert layout.select(selection).is_patch.sum() == 2
 
 
 class TestHiRED:

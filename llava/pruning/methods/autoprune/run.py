@@ -24,6 +24,7 @@ from ...layout import TokenLayout
 from ...selection import Selection
 from ...selectors import keep_top
 from .budget import budget, solve_plan
+from .preselection import cls_scores, novel_first
 from .settings import AutoPruneSettings
 
 
@@ -58,6 +59,7 @@ class AutoPruneRun(PrunerRun):
                 "the pre-selection ranks patches by the vision tower's CLS attention, which this "
                 "model does not give; set preselect_ratio to none (--set preselect_ratio=none)"
             )
+        self._flops: list[int] = []  # of a pre-selection that compares patches
         self.plans: list[schedules.Plan | None] = []
         self.measured: list[dict[str, float]] = []
         if config.indicator == "static" and any(self.active):
@@ -67,8 +69,24 @@ class AutoPruneRun(PrunerRun):
         """The pre-selection, where it comes before layer 0."""
         if not self.config.cuts_entry or not any(self.active):
             return None
-        keep = self._preselected(layout)
-        return keep_top(layout, self._cls_scores(layout), keep, targets=self.targets)
+        keep, scores = self._preselected(layout), cls_scores(self.config, layout)
+        if self.config.preselect_candidates > 1:
+            candidates = self._candidates(layout, keep)
+            width = embeds.shape[-1]
+            self._flops = [2 * count * count * width for count in candidates]
+            scores = novel_first(layout, scores, embeds, candidates)
+        return keep_top(layout, scores, keep, targets=self.targets)
+
+    def _candidates(self, layout: TokenLayout, keep: Sequence[int]) -> list[int]:
+        """How many patches of each sample compete; none where all of them stay."""
+        share = self.config.preselect_candidates
+        return [
+            min(int(share * count), n) if active else 0
+            for count, n, active in zip(keep, layout.n_visual, self.active)
+        ]
+
+    def scoring_flops(self) -> list[int]:
+        return self._flops
 
     def rows(self, layer: int, layout: TokenLayout) -> int:
         return max(layout.tail) if any(self.needed_by(layer, layout)) else 0
@@ -142,19 +160,7 @@ class AutoPruneRun(PrunerRun):
             return text_relevance(rows, mask)
         n_text = rows.shape[2] if mask is None else mask.sum(-1).clamp(min=1)
         weight = config.preselect_text * information(config, observation) / n_text
-        return self._cls_scores(layout) + weight[:, None] * text_relevance(rows, mask)
-
-    def _cls_scores(self, layout: TokenLayout) -> Tensor:
-        """CLS attention, 0 where a picture is padding: (batch, n)."""
-        config = self.config
-        assert layout.cls is not None, "a prefill that needs it begins with it"
-        scores = layout.cls
-        if config.tile_scores == "normalised" and layout.tile is not None:
-            scores = normalised_in_tiles(layout)
-        masked = config.letterbox_mask if layout.tile is None else config.border_mask
-        if masked and layout.letterbox is not None:
-            scores = scores.masked_fill(layout.letterbox, 0.0)
-        return scores
+        return cls_scores(config, layout) + weight[:, None] * text_relevance(rows, mask)
 
     def _schedule(self, measured: Sequence[float]) -> None:
         """Solve every sample's schedule for its value of the indicator; 0 where static."""
@@ -212,15 +218,3 @@ def text_rows(observation: Observation, which: str) -> tuple[Tensor, Tensor | No
     if which == "text":
         return rows, mask
     return rows[:, :, -1:], None if mask is None else mask[:, -1:]
-
-
-def normalised_in_tiles(layout: TokenLayout) -> Tensor:
-    """The CLS attention (batch, n) of tiled pictures, divided by its sum over each tile."""
-    assert layout.cls is not None and layout.tile is not None, "of tiled pictures"
-    most = max((max(images) for images in layout.sizes if images), default=1)
-    scores = layout.cls * layout.is_patch
-    # One number for each tile of each image; text and newlines add nothing wherever they go.
-    group = (layout.image.clamp(min=0) * most + layout.tile.clamp(min=0)).long()
-    images = max(map(len, layout.sizes))
-    sums = scores.new_zeros(layout.batch, max(images, 1) * most).scatter_add_(1, group, scores)
-    return scores / sums.gather(1, group).clamp(min=torch.finfo(scores.dtype).tiny)

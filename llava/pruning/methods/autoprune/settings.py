@@ -50,9 +50,12 @@ Two more fields, the same in both presets, are the ablations of the paper's Tabl
 4a  indicator  mutual_information, mean_attention, cosine_similarity (see `indicators`), or static:
                nothing is measured, k = k0 and the inflection is x0 for every sample
 4b  curve      logistic, linear, tanh, exponential (see `schedules`)
-Three more fields, the same in both presets, are of neither the paper nor the code:
+Four more fields, the same in both presets, are of neither the paper nor the code:
 preselect_at  "layer_0": after layer 0, which all tokens run, by CLS and text attention; "entry":
                before it, by CLS attention alone. What layer 0 costs then goes to later layers.
+preselect_candidates  how many times as many patches as pass a pre-selection at the entry compete
+               by CLS attention; of these those pass that are least like one with a higher score
+               (cosine of embeddings), so that no two tokens say the same. 1: the score alone
 tower_scores   "received": the pre-selection ranks by the mean attention that patches receive from
                patches in place of the CLS token's, for towers that have no such token
 prune_every    tokens leave after every n-th layer only, by `schedules` from the first layer of the
@@ -138,7 +141,8 @@ class AutoPruneSettings(CostBudgeted):
             "budget_mode": "strict",
             "positions": "original",
             "preselect_at": "entry",
-            "preselect_ratio": 2.0,
+            "preselect_ratio": 2.5,
+            "preselect_candidates": 2.0,
             "indicator": "static",
             "x0": 8.0,
             "rank_rows": "last",
@@ -171,6 +175,7 @@ class AutoPruneSettings(CostBudgeted):
     preselect_ratio: float | None = 2.5
     preselect_text: float = 0.3
     preselect_at: Literal["layer_0", "entry"] = "layer_0"
+    preselect_candidates: float = 1.0
     letterbox_mask: bool = True
     border_mask: bool = False
     tile_scores: Literal["raw", "normalised"] = "raw"
@@ -189,6 +194,12 @@ class AutoPruneSettings(CostBudgeted):
         demand(self, "log_base", self.log_base > 1, "above 1")
         demand(self, "amplitude", self.amplitude > 0, "above 0")
         demand(self, "recycle_ratio", 0 <= self.recycle_ratio <= 1, "between 0 and 1")
+        demand(self, "preselect_candidates", self.preselect_candidates >= 1, "at least 1")
+        if self.preselect_candidates > 1 and not self.cuts_entry:
+            raise ValueError(
+                f"preselect_candidates {self.preselect_candidates:g} compares embeddings before "
+                "layer 0: it needs preselect_at='entry' and a preselect_ratio"
+            )
         for field in ("cap_ratio", "preselect_ratio"):
             value = getattr(self, field)
             demand(self, field, value is None or value >= 1, "None or at least 1")
