@@ -41,7 +41,7 @@ ABLATIONS = (
     _row("pre-selection", "preselect_candidates=4"),
     _row("pre-selection", "preselect_candidates=1,preselect_at=layer_0"),
     _row("pre-selection", "preselect_candidates=1,preselect_at=layer_0,preselect_ratio=1"),
-    _row("pre-selection", "preselect_candidates=1,preselect_ratio=none,mi_layer=0"),
+    _row("pre-selection", "preselect_ratio=none,mi_layer=0"),
     _row("pre-selection", "preselect_ratio=1.25"),
     _row("pre-selection", "preselect_ratio=2"),
     _row("first cut", "mi_layer=0"),

@@ -109,10 +109,18 @@ def test_scores_are_those_of_the_eager_matrix(name: str, generating: bool) -> No
 
 
 @pytest.mark.usefixtures("first_for_few")
-@pytest.mark.parametrize("method", ["autoprune", "fastervlm", "vispruner"])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("autoprune", AUTOPRUNE),
+        ("autoprune", {"preset": "balanced", "target_token_num": 8, "x0": 2.0}),
+        ("fastervlm", {"target_token_num": 6}),
+        ("vispruner", {"target_token_num": 6}),
+    ],
+    ids=["autoprune", "balanced", "fastervlm", "vispruner"],
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_methods_equal_the_oracle(name: str, method: str) -> None:
-    settings = AUTOPRUNE if method == "autoprune" else {"target_token_num": 6}
+def test_methods_equal_the_oracle(name: str, method: str, settings: dict[str, Any]) -> None:
     entering = check(name, received(method, **settings), samples(name), steps=2)
     assert all(counts[-1] <= 8 for counts in entering)
 

@@ -54,6 +54,7 @@ LIMITS = [
     ({"method": "autoprune", "preset": "paper"}, (1750, 3), (2100, 4)),
     ({"method": "autoprune", "positions": "original", "recycle_ratio": 0.0}, (1800, 3), None),
     ({"method": "autoprune", "prune_every": 4}, (1500, 3), None),
+    ({"method": "autoprune", "preset": "balanced"}, (1500, 0), (1900, 0)),
     ({"method": "zipvl"}, (2000, 40), (2400, 45)),
     ({"method": "sparsevlm"}, (1550, 3), None),
     ({"method": "pdrop"}, (1400, 3), None),

@@ -78,9 +78,9 @@ def test_the_run_keeps_the_new_ones_and_says_what_they_cost() -> None:
     assert run.scoring_flops() == [2 * 12 * 12 * 6, 0, 0]
 
 
-def test_it_needs_a_pre_selection_at_the_entry() -> None:
-    for settings in ({}, {"preselect_at": "entry", "preselect_ratio": None}):
-        with pytest.raises(ValueError, match=r"preselect_candidates 2 .* preselect_at='entry'"):
-            pruning.build("autoprune", preselect_candidates=2, **settings)
+def test_it_compares_what_enters_layer_0() -> None:
+    with pytest.raises(ValueError, match=r"preselect_candidates 2 .* set preselect_at='entry'"):
+        pruning.build("autoprune", preselect_candidates=2)
     with pytest.raises(ValueError, match="preselect_candidates must be at least 1"):
         pruning.build("autoprune", preselect_candidates=0.5)
+    assert not pruning.build("autoprune", preset="balanced", preselect_ratio=None).needs_cls

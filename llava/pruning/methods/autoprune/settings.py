@@ -195,10 +195,10 @@ class AutoPruneSettings(CostBudgeted):
         demand(self, "amplitude", self.amplitude > 0, "above 0")
         demand(self, "recycle_ratio", 0 <= self.recycle_ratio <= 1, "between 0 and 1")
         demand(self, "preselect_candidates", self.preselect_candidates >= 1, "at least 1")
-        if self.preselect_candidates > 1 and not self.cuts_entry:
+        if self.preselect_candidates > 1 and self.cuts_layer_0:
             raise ValueError(
-                f"preselect_candidates {self.preselect_candidates:g} compares embeddings before "
-                "layer 0: it needs preselect_at='entry' and a preselect_ratio"
+                f"preselect_candidates {self.preselect_candidates:g} compares the embeddings that "
+                "enter layer 0: set preselect_at='entry', or preselect_candidates=1"
             )
         for field in ("cap_ratio", "preselect_ratio"):
             value = getattr(self, field)
