@@ -13,9 +13,9 @@ from llava.pruning.layout import TokenLayout
 from llava.pruning.methods.autoprune import AutoPrune, AutoPruneRun
 
 BASE = "autoprune@preset=balanced"
+_BY_ATTENTION = "preselect_ratio=2,preselect_candidates=1"
 #: Whose FLOPs at T tokens all rows get: the preset with a pre-selection that costs nothing. It
 #: stays as it is when the preset changes, so that rows of before still have the same work.
-_BY_ATTENTION = "preselect_ratio=2,preselect_candidates=1"
 WORK = f"{BASE},{_BY_ATTENTION}"
 
 
