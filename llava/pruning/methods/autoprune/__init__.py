@@ -1,4 +1,4 @@
-"""AutoPrune: its `settings`, the `run` of a prefill, and its `budget`."""
+"""AutoPrune: its `settings`, the `run` of a prefill, its `preselection` and its `budget`."""
 
 from __future__ import annotations
 
