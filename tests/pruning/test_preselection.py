@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -76,6 +78,12 @@ def test_the_run_keeps_the_new_ones_and_says_what_they_cost() -> None:
     assert kept(tokens, selection)[0] == sorted(ranked(tokens, embeds, 12, 0, 0)[0][:8])
     assert list(tokens.select(selection).n_visual) == [8, 3, 0]
     assert run.scoring_flops() == [2 * 12 * 12 * 6, 0, 0]
+    # A published budget's pre-selection may pass all 32: then nothing is compared.
+    published = replace(config, budget_mode="published", target_token_num=16)
+    for ratio, flops in ((1.875, [2 * 32 * 32 * 6, 0, 0]), (2.0, [])):
+        run = replace(published, preselect_ratio=ratio).start(tokens, vicuna(8))
+        run.at_entry(tokens, embeds)
+        assert run.scoring_flops() == flops
 
 
 def test_it_compares_what_enters_layer_0() -> None:

@@ -16,8 +16,8 @@ Which patches are kept:
              Q1), the n highest; with `plus` also patches 0, s, 2 s, ... below p - 1 that are not
              among them, s = floor(floor(p / n) / 3). The count differs from image to image (the
              paper says 5.5 %, with `plus` 25 %); target_token_num is ignored, and the trace tells
-             what came out. Several images of a sample: quartiles are of all their patches, n is
-             the mean, rounded down; each has its own n highest.
+             what came out. Several images (or views) of a sample: quartiles are of all their
+             patches, n is the mean, rounded down; each has its own n highest.
   training   the rule the reference trains with, without a budget either: the p / 8 highest; with
              `plus` also patches 4, 12, 20, ..., those among the highest a second time. For each of
              these the first patch that is not kept is lost, to neighbours and the extra token.

@@ -70,19 +70,19 @@ class AutoPruneRun(PrunerRun):
         if not self.config.cuts_entry or not any(self.active):
             return None
         keep, scores = self._preselected(layout), cls_scores(self.config, layout)
-        if self.config.preselect_candidates > 1:
-            candidates = self._candidates(layout, keep)
+        candidates = self._candidates(layout, keep)
+        if any(candidates):
             width = embeds.shape[-1]
             self._flops = [2 * count * count * width for count in candidates]
             scores = novel_first(layout, scores, embeds, candidates)
         return keep_top(layout, scores, keep, targets=self.targets)
 
     def _candidates(self, layout: TokenLayout, keep: Sequence[int]) -> list[int]:
-        """How many patches of each sample compete; none where all of them stay."""
+        """How many patches of each sample compete; none where all stay, or the score alone says."""
         share = self.config.preselect_candidates
         return [
-            min(int(share * count), n) if active else 0
-            for count, n, active in zip(keep, layout.n_visual, self.active)
+            min(int(share * count), n) if share > 1 and count < n else 0
+            for count, n in zip(keep, layout.n_visual)
         ]
 
     def scoring_flops(self) -> list[int]:
